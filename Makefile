@@ -1,0 +1,33 @@
+# make run | test | lint | types | bench | clean      extra arguments: make test ARGS="-k routing"
+# TORCH_INDEX=URL   package index to take torch from
+# SYSTEM_TORCH=1    keep the torch of PYTHON (a CUDA build, say) and install no other
+PYTHON ?= python3
+BIN := .venv/bin
+PINS := ci/constraints/cpu.txt
+KEY := $(shell cat pyproject.toml $(PINS) Makefile | cksum | cut -d ' ' -f 1)$(if $(SYSTEM_TORCH),-system)
+STAMP := .venv/installed-$(KEY)
+
+.PHONY: run test lint types bench clean venv
+run: venv
+	$(BIN)/m2check run $(ARGS)
+test: venv
+	ci/test.sh $(ARGS)
+lint: venv
+	ci/lint.sh $(ARGS)
+types: venv
+	ci/types.sh $(ARGS)
+bench: venv
+	$(BIN)/python -m pytest suites --benchmark-only $(ARGS)
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks
+
+# The stamp bears the hash of what decides the environment: up to date is instant, a changed pin installs again.
+venv: $(STAMP)
+$(STAMP):
+	$(PYTHON) -m venv $(if $(SYSTEM_TORCH),--system-site-packages) .venv
+	rm -f .venv/installed-*
+	grep -v $(if $(SYSTEM_TORCH),'^torch==','^$$') $(PINS) > .venv/pins.txt
+	$(if $(SYSTEM_TORCH),,$(BIN)/pip install -q -c .venv/pins.txt torch $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)))
+	$(BIN)/pip install -q -c .venv/pins.txt 'setuptools>=77'
+	$(BIN)/pip install -q -c .venv/pins.txt --no-build-isolation -e '.[dev,transformers]'
+	touch $@

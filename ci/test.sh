@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# Tests: every suite but the benchmarks; two workers of one thread each, on any machine the same.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export OMP_NUM_THREADS=1
+exec .venv/bin/python -m pytest -n 2 --ignore-glob='*/bench_*.py' "$@"
