@@ -13,13 +13,27 @@ import torch
 from torch import Tensor
 
 from minimax_m2.reference.add_rms_norm import add_rms_norm
+from minimax_m2.reference.add_rms_norm_quant import add_rms_norm_quant
+from minimax_m2.reference.attention import attention
+from minimax_m2.reference.block_dequant import block_dequant
+from minimax_m2.reference.block_quant import block_quant
 from minimax_m2.reference.contract import Contract
+from minimax_m2.reference.embedding import embedding
 from minimax_m2.reference.experts import experts, pack_experts
+from minimax_m2.reference.fp8_linear import fp8_linear, pack_fp8_linear
+from minimax_m2.reference.kv_cache import kv_cache
+from minimax_m2.reference.linear import linear
+from minimax_m2.reference.lm_head import lm_head
+from minimax_m2.reference.moe_align import moe_align
 from minimax_m2.reference.qk_norm_rope import qk_norm_rope, qk_sum_squares
+from minimax_m2.reference.qk_norm_rope_cache import qk_norm_rope_cache
 from minimax_m2.reference.rms_norm import rms_norm
 from minimax_m2.reference.rope import cos_sin_table, rope
+from minimax_m2.reference.router import router
+from minimax_m2.reference.router_gemm import router_gemm
 from minimax_m2.reference.routing import pack_routing, routing, selection_scores, unpack_routing, weights_at
 from minimax_m2.reference.swiglu import swiglu
+from minimax_m2.reference.swiglu_quant import swiglu_quant
 
 U = 2.0**-53  # unit roundoff of float64
 T, H, I, E, K = 5, 64, 32, 8, 3
@@ -193,3 +207,162 @@ def test_experts_dequantise_by_multiplying_with_the_blocks_scale() -> None:
     # Scales are powers of two, so the two readings agree bit for bit.
     scaled = experts(x, pack_experts(2 * w13, 2 * w2, **half), weights, ids)
     assert torch.equal(scaled, experts(x, pack_experts(w13, w2), weights, ids))
+
+
+def test_shards_of_the_embedding_sum_to_the_whole() -> None:
+    weight, ids = drawn(10, H), torch.tensor([0, 9, 4, 5, 4], dtype=torch.int32)
+    halves = embedding(ids, weight[:5]) + embedding(ids, weight[5:], vocab_start=5)
+    assert torch.equal(halves, embedding(ids, weight))
+    assert torch.equal(halves, weight[ids])
+
+
+def test_linear_keeps_a_float64_reading_in_float64() -> None:
+    x, weight = drawn(T, H), drawn(I, H, seed=1)
+    assert torch.equal(linear(x, weight, out_dtype=torch.bfloat16), x @ weight.T)
+    assert linear(x.bfloat16(), weight.bfloat16(), out_dtype=torch.float32).dtype == torch.float32
+
+
+def test_router_gemm_never_rounds_below_float32() -> None:
+    x, weight = drawn(T, H).bfloat16(), drawn(E, H, seed=1).float()
+    assert torch.equal(router_gemm(x, weight), x.float() @ weight.T)
+
+
+def test_router_is_routing_of_router_gemm() -> None:
+    x, weight, bias = drawn(T, H), drawn(E, H, seed=1), drawn(E, seed=2)
+    actual, expected = router(x, weight, bias, top_k=K), routing(router_gemm(x, weight), bias, top_k=K)
+    assert torch.equal(actual[0], expected[0])
+    assert torch.equal(actual[1], expected[1])
+
+
+def test_lm_head_drops_padding_columns_and_unwanted_rows() -> None:
+    x, weight = drawn(T, H), drawn(12, H, seed=1)
+    logits = lm_head(x, weight, rows=torch.tensor([4, 0]), vocab_size=10)
+    assert torch.equal(logits, x[[4, 0]] @ weight[:10].T)
+
+
+@pytest.mark.parametrize("width", [128, 130, 300])  # whole groups, a tail of two, two groups and a tail
+@pytest.mark.parametrize("scale_format", ["float32", "ue8m0"])
+def test_dequantised_blocks_are_within_half_a_step_of_e4m3(width: int, scale_format: str) -> None:
+    x = drawn(T, width)
+    q, scale = block_quant(x, scale_format=scale_format)
+    back = block_dequant(q, scale, block=(1, 128), dtype=torch.float64)
+    widest = scale.repeat_interleave(128, -1)[:, :width]
+    # e4m3 keeps 4 bits: half a step is at most 2^-4 of the value, and 2^-10 of the scale below its normals (2^-6).
+    # Quotient, product and the scale round in float64.
+    assert ((back - x).abs() <= torch.maximum(x.abs() * 2.0**-4, widest * 2.0**-10) * (1 + 8 * U)).all()
+
+
+def test_ue8m0_scales_are_the_next_powers_of_two() -> None:
+    x = torch.tensor([[448.0], [449.0], [224.0], [1.0]], dtype=torch.float64)
+    assert block_quant(x, group=1, scale_format="ue8m0")[1].flatten().tolist() == [1.0, 2.0, 0.5, 2.0**-8]
+
+
+def test_block_quant_of_zeros_is_zero() -> None:
+    q, scale = block_quant(torch.zeros(T, H))
+    assert (q.float() == 0).all()
+    assert (scale > 0).all()
+
+
+def test_block_dequant_refuses_a_grid_that_its_blocks_do_not_make() -> None:
+    with pytest.raises(ValueError, match="needs"):
+        block_dequant(drawn(T, 130), drawn(T, 1), block=(1, 128), dtype=torch.float64)
+
+
+def test_fused_quantisers_quantise_what_their_parts_return() -> None:
+    x, residual, weight = drawn(T, H), drawn(T, H, seed=1), drawn(H, seed=2)
+    y, z = add_rms_norm(x, residual, weight, eps=1e-6)
+    expected = (*block_quant(y, group=16), z)
+    assert all(map(torch.equal, add_rms_norm_quant(x, residual, weight, eps=1e-6, group=16), expected))
+    assert all(map(torch.equal, swiglu_quant(x, group=16), block_quant(swiglu(x), group=16)))
+
+
+def test_swiglu_quant_int8_is_within_half_a_step() -> None:
+    x = drawn(T, 2 * I)
+    q, scale = swiglu_quant(x, group=I, quant="int8")
+    # The quotient and the product round in float64, relative to 127 steps.
+    assert ((q * scale - swiglu(x)).abs() <= (0.5 + 127 * 4 * U) * scale).all()
+
+
+def test_fp8_linear_multiplies_by_the_dequantised_weight() -> None:
+    x, weight, scale = drawn(T, 130), drawn(140, 130, seed=1), drawn(2, 2, seed=2)
+    dense = block_dequant(weight, scale, dtype=torch.float64)
+    assert torch.equal(fp8_linear(x, pack_fp8_linear(weight, scale)), linear(x, dense))
+    assert dense[139, 129] == weight[139, 129] * scale[1, 1]
+
+
+def caches(*, page: int = 4) -> tuple[Tensor, Tensor]:
+    """Make caches of six pages, filled with NaN so that a wrong read shows."""
+    return torch.full((6, page, 2, 32), torch.nan).double(), torch.full((6, page, 2, 32), torch.nan).double()
+
+
+def test_kv_cache_writes_its_slots_and_no_others() -> None:
+    k, v, (k_cache, v_cache) = drawn(3, 2, 32), drawn(3, 2, 32, seed=1), caches()
+    kv_cache(k, v, k_cache, v_cache, torch.tensor([5, -1, 22]), k_scale=2.0)
+    assert torch.equal(k_cache[1, 1], k[0] / 2)
+    assert torch.equal(v_cache[5, 2], v[2])
+    assert k_cache.isnan().all((-1, -2)).sum() == v_cache.isnan().all((-1, -2)).sum() == 6 * 4 - 2
+
+
+def test_e4m3_caches_saturate() -> None:
+    cache = torch.zeros(1, 1, 1, 2).to(torch.float8_e4m3fn)
+    kv_cache(torch.full((1, 1, 2), 1e4), torch.full((1, 1, 2), -1e4), cache, cache, torch.tensor([0]))
+    assert (cache.float() == -448).all()
+
+
+def test_qk_norm_rope_cache_stores_what_qk_norm_rope_returns() -> None:
+    inputs = (drawn(T, 10 * 32), None, drawn(6 * 32, seed=1), drawn(2 * 32, seed=2),
+              cos_sin_table(num_positions=9, rotary_dim=16, theta=1e4), torch.arange(T))  # fmt: skip
+    (k_cache, v_cache), slots = caches(), torch.tensor([3, 9, 1, 20, 4])
+    q, k, v = qk_norm_rope(*inputs, **NORM)
+    assert torch.equal(qk_norm_rope_cache(*inputs, k_cache, v_cache, slots, **NORM), q)
+    assert torch.equal(k_cache.flatten(0, 1)[slots], k)
+    assert torch.equal(v_cache.flatten(0, 1)[slots], v)
+
+
+def test_attention_over_pages_is_dense_causal_attention() -> None:
+    q, k, v = drawn(2, 6, 32), drawn(7, 2, 32, seed=1), drawn(7, 2, 32, seed=2)
+    k_cache, v_cache = caches()
+    table = torch.tensor([[5, 2, 99]], dtype=torch.int32)  # 99: a page that does not exist and must not be read
+    slots = torch.tensor([20, 21, 22, 23, 8, 9, 10])
+    kv_cache(k, v, k_cache, v_cache, slots)
+    lens, starts = torch.tensor([7]), torch.tensor([0, 2])
+    y = attention(q, k_cache, v_cache, table, lens, starts, scale=0.25, max_query_len=2, max_seq_len=7)
+    visible = torch.tensor([[True] * 6 + [False], [True] * 7])
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        q.transpose(0, 1), *(x.transpose(0, 1).repeat_interleave(3, 0) for x in (k, v)), attn_mask=visible, scale=0.25
+    ).transpose(0, 1)
+    # A score errs by D * U of its magnitude m, twice; a probability by e^(2 D U m); P @ v by S terms; both sides.
+    m = 0.25 * (q.abs().amax() * k.abs().amax() * 32)
+    assert ((y - expected).abs() <= 2 * (2 * 32 * m + 2 * 7 + 10) * U * v.abs().amax()).all()
+
+
+def test_attention_rows_without_keys_are_zero() -> None:
+    k_cache, v_cache = torch.ones(6, 4, 2, 32), torch.ones(6, 4, 2, 32)
+    lens, starts = torch.tensor([1, 0]), torch.tensor([0, 3, 4], dtype=torch.int32)
+    y = attention(
+        torch.ones(6, 6, 32), k_cache, v_cache, torch.zeros(2, 1, dtype=torch.int32), lens, starts,
+        scale=1.0, max_query_len=3, max_seq_len=4,
+    )  # fmt: skip
+    # Of three queries over one key only the last sees it; the second sequence is empty; rows 4 and 5 are padding.
+    assert y.abs().amax((-1, -2)).tolist() == [0, 0, 1, 0, 0, 0]
+
+
+@pytest.mark.parametrize("block", [1, 4, 16])
+def test_moe_align_gives_every_slot_one_place_in_a_block_of_its_expert(block: int) -> None:
+    ids = torch.tensor([[0, 7], [7, -1], [3, 7], [2, 5]], dtype=torch.int32)
+    expert_map = torch.tensor([0, -1, 1, 2, -1, -1, -1, 3], dtype=torch.int32)  # expert 5 lives elsewhere
+    slots, experts_of, num_padded, counts = moe_align(ids, num_experts=E, block=block, expert_map=expert_map)
+    used = slots[: int(num_padded)]
+    real = used < ids.numel()
+    owner = experts_of.repeat_interleave(block)[: int(num_padded)]
+    assert sorted(used[real].tolist()) == [0, 1, 2, 4, 5, 6]
+    assert torch.equal(expert_map[ids.flatten()[used[real]].long()], owner[real])
+    assert (slots[int(num_padded) :] == ids.numel()).all()
+    assert (experts_of[int(num_padded) // block :] == -1).all()
+    assert counts.tolist() == [1, 1, 1, 3, 0, 0, 0, 0]
+    assert int(num_padded) == sum(-(-c // block) * block for c in counts.tolist())
+
+
+def test_moe_align_of_no_tokens_is_empty() -> None:
+    slots, experts_of, num_padded, counts = moe_align(torch.empty(0, K, dtype=torch.int32), num_experts=E, block=16)
+    assert (len(slots), len(experts_of), int(num_padded), int(counts.sum())) == (0, 0, 0, 0)
