@@ -328,8 +328,9 @@ def test_attention_over_pages_is_dense_causal_attention() -> None:
     lens, starts = torch.tensor([7]), torch.tensor([0, 2])
     y = attention(q, k_cache, v_cache, table, lens, starts, scale=0.25, max_query_len=2, max_seq_len=7)
     visible = torch.tensor([[True] * 6 + [False], [True] * 7])
+    wide_k, wide_v = (x.transpose(0, 1).repeat_interleave(3, 0) for x in (k, v))
     expected = torch.nn.functional.scaled_dot_product_attention(
-        q.transpose(0, 1), *(x.transpose(0, 1).repeat_interleave(3, 0) for x in (k, v)), attn_mask=visible, scale=0.25
+        q.transpose(0, 1), wide_k, wide_v, attn_mask=visible, scale=0.25
     ).transpose(0, 1)
     # A score errs by D * U of its magnitude m, twice; a probability by e^(2 D U m); P @ v by S terms; both sides.
     m = 0.25 * (q.abs().amax() * k.abs().amax() * 32)
