@@ -1,4 +1,4 @@
-"""Imports follow the arrows `suites -> harness -> {reference, kernels}`, and sources keep four promises more.
+"""Imports follow the arrows `suites -> harness -> {reference, kernels}`, and sources keep a few promises more.
 
 Each rule is a function of a root that returns the places which break it; its twin proves that it can.
 """
@@ -98,6 +98,16 @@ def wrong_arrows(root: Path) -> list[str]:
     return found
 
 
+def relative_imports(root: Path) -> list[str]:
+    """Imports are absolute: pytest --pyargs loads a module under a shorter name, where `.` is a second copy of us."""
+    return [
+        f"{name}:{node.lineno} imports by dots; write minimax_m2.{name.split('/')[0]}"
+        for name, _, tree in modules(root)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.level
+    ]
+
+
 def reference_libraries(root: Path) -> list[str]:
     """reference/ imports the standard library and torch; weights.py reads safetensors too."""
     found = []
@@ -183,7 +193,15 @@ def reruns(root: Path) -> list[str]:
     ]
 
 
-RULES = [wrong_arrows, reference_libraries, eager_vendors, new_torch_names, constant_tolerances, reruns]
+RULES = [
+    wrong_arrows,
+    relative_imports,
+    reference_libraries,
+    eager_vendors,
+    new_torch_names,
+    constant_tolerances,
+    reruns,
+]
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
@@ -204,6 +222,7 @@ def plant(root: Path, name: str, source: str) -> None:
         (wrong_arrows, "harness/case.py", "from minimax_m2.reference import gate"),
         (wrong_arrows, "harness/providers/ours.py", "name = f'minimax_m2.kernels.{device}.{op}'"),
         (wrong_arrows, "harness/ops/gate.py", "from ..case import Case"),
+        (relative_imports, "harness/ops/gate.py", "from minimax_m2.harness.case import Case"),
         (wrong_arrows, "harness/cli.py", "'''Runs minimax_m2.kernels too.'''\nimport minimax_m2"),
         (reference_libraries, "reference/weights.py", "import safetensors.torch, json, torch"),
         (eager_vendors, "harness/providers/vllm.py", "def load(): import vllm"),
@@ -231,6 +250,7 @@ def test_a_clean_source_passes(tmp_path: Path, rule: Callable[[Path], list[str]]
         (wrong_arrows, "harness/case.py", "from minimax_m2.suites import test_gate"),
         (wrong_arrows, "suites/test_gate.py", "from suites.test_case import draw"),
         (wrong_arrows, "suites/test_gate.py", "import reference.gate"),
+        (relative_imports, "harness/ops/gate.py", "from ..case import Case"),
         (reference_libraries, "reference/gate.py", "import numpy"),
         (reference_libraries, "reference/gate.py", "from safetensors import safe_open"),
         (eager_vendors, "harness/providers/vllm.py", "try:\n    import vllm\nexcept ImportError:\n    pass"),
