@@ -24,7 +24,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.copy(ROOT / name, folder / name)
     for room in ROOMS:
         shutil.copytree(ROOT / room, folder / room, ignore=shutil.ignore_patterns("__pycache__"))
-    build = ["wheel", "-q", "--no-deps", "--no-build-isolation", "-w", folder / "out", folder]
+    build: list[str | Path] = ["wheel", "-q", "--no-deps", "--no-build-isolation", "-w", folder / "out", folder]
     subprocess.run([sys.executable, "-m", "pip", *build], check=True)
     return next((folder / "out").glob("*.whl"))
 
