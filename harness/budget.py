@@ -1,0 +1,234 @@
+"""The error budget: a value in float64 that carries how far a correct kernel may stray from it.
+
+``Budgeted`` goes through a reference's formula in place of a tensor. Beside the value it carries
+
+    var      variance of the error that is independent from element to element
+    shared   errors that many elements have in common (rstd of a row, scale of a group): ``sum_s coef_s * eps_s``
+    bound    worst case of the error, deterministic
+    limited  the part of ``var`` that a contraction over R effective terms made, over ``sqrt(R)``: elements of a row
+             are linear in the same R errors, so ``(sum limited)^2`` is what their correlations add up to
+    jump     the largest single step a re-quantised code can make (Bernstein's atom), 0 where nothing is quantised
+    allowed  for a freshly quantised value only: lowest and highest code that a correct kernel may produce
+
+Errors are propagated to first order. A rounding to a format with precision p is modelled as uniform noise of half
+a spacing, variance ``half_ulp^2 / 3``. Every primitive adds the rounding of the arithmetic it runs in. A primitive
+without a rule raises. The rules stand in ``harness/budget_rules.py`` and ``harness/budget_composites.py``.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from minimax_m2.harness.formats import FORMATS, Format, half_ulp, representable
+
+RULES: dict[str, Callable[..., Any]] = {}
+
+
+class Arithmetic(NamedTuple):
+    """What the kernel computes in between its named rounding sites.
+
+    format    format of every elementary operation
+    exp_ulps  accuracy of ``exp`` in ulp of that format (vLLM's and SGLang's CPU kernels: 20)
+    """
+
+    format: Format = FORMATS["float32"]
+    exp_ulps: float = 1.0
+
+    @property
+    def unit(self) -> float:
+        """Unit roundoff: half a spacing at 1."""
+        return 2.0**-self.format.precision
+
+
+class Shared(NamedTuple):
+    """One family of errors that several elements have in common: element i errs by ``coef[i] * eps[label[i]]``."""
+
+    source: int
+    coef: Tensor
+    label: Tensor
+
+
+_sources = itertools.count()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Budgeted:
+    """A float64 value with its propagated error; see the module's docstring for the fields."""
+
+    value: Tensor
+    var: Tensor
+    bound: Tensor
+    arithmetic: Arithmetic
+    shared: tuple[Shared, ...] = ()
+    limited: Tensor | None = None
+    jump: Tensor | None = None
+    allowed: tuple[Tensor, Tensor] | None = field(default=None)
+
+    @classmethod
+    def exact(cls, value: Tensor, arithmetic: Arithmetic | None = None) -> Budgeted:
+        """Wrap an input: the kernel reads the very same number."""
+        value = value.to(torch.float64)
+        zero = torch.zeros_like(value)
+        return cls(value, zero, zero, arithmetic or Arithmetic())
+
+    @property
+    def sigma(self) -> Tensor:
+        """Standard deviation of the error of each element, shared components included."""
+        total = self.var
+        for part in self.shared:
+            total = total + part.coef.square()
+        return total.sqrt()
+
+    @property
+    def is_exact(self) -> Tensor:
+        """Elements whose error is known to be nil."""
+        return self.bound == 0
+
+    # -- shape ---------------------------------------------------------------------------------------------------
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.value.shape
+
+    @property
+    def ndim(self) -> int:
+        return self.value.ndim
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.value.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.value.device
+
+    def size(self, dim: int | None = None) -> Any:
+        return self.value.size() if dim is None else self.value.size(dim)
+
+    def numel(self) -> int:
+        return self.value.numel()
+
+    def moved(self, move: Callable[[Tensor], Tensor]) -> Budgeted:
+        """Apply a pure data movement (view, index, transpose) to the value and to every part of its error."""
+        return Budgeted(
+            value=move(self.value),
+            var=move(self.var),
+            bound=move(self.bound),
+            arithmetic=self.arithmetic,
+            shared=tuple(Shared(s.source, move(s.coef), move(s.label)) for s in self.shared),
+            limited=None if self.limited is None else move(self.limited),
+            jump=None if self.jump is None else move(self.jump),
+            allowed=None if self.allowed is None else (move(self.allowed[0]), move(self.allowed[1])),
+        )
+
+    def __getitem__(self, index: Any) -> Budgeted:
+        return self.moved(lambda t: t[index])
+
+    # -- operators -----------------------------------------------------------------------------------------------
+
+    def __add__(self, other: Any) -> Budgeted:
+        return RULES["add"](self, other)
+
+    def __radd__(self, other: Any) -> Budgeted:
+        return RULES["add"](other, self)
+
+    def __sub__(self, other: Any) -> Budgeted:
+        return RULES["sub"](self, other)
+
+    def __rsub__(self, other: Any) -> Budgeted:
+        return RULES["sub"](other, self)
+
+    def __mul__(self, other: Any) -> Budgeted:
+        return RULES["mul"](self, other)
+
+    def __rmul__(self, other: Any) -> Budgeted:
+        return RULES["mul"](other, self)
+
+    def __truediv__(self, other: Any) -> Budgeted:
+        return RULES["div"](self, other)
+
+    def __rtruediv__(self, other: Any) -> Budgeted:
+        return RULES["div"](other, self)
+
+    def __matmul__(self, other: Any) -> Budgeted:
+        return RULES["matmul"](self, other)
+
+    def __rmatmul__(self, other: Any) -> Budgeted:
+        return RULES["matmul"](other, self)
+
+    def __neg__(self) -> Budgeted:
+        return replace(
+            self, value=-self.value, shared=tuple(s._replace(coef=-s.coef) for s in self.shared), allowed=None
+        )
+
+    @property
+    def mT(self) -> Budgeted:
+        return self.moved(lambda t: t.mT)
+
+    @property
+    def T(self) -> Budgeted:
+        return self.moved(lambda t: t.T)
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        if name.startswith("__") or name not in RULES:
+            raise AttributeError(f"no budget rule for {name!r}; write the reference with {', '.join(sorted(RULES))}")
+        return lambda *args, **kwargs: RULES[name](self, *args, **kwargs)
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name = func.__name__.strip("_")
+        # Tensor.__rsub__(t, b) means b - t: torch names the reflected operators by a leading r.
+        if name in ("rsub", "rdiv", "rtruediv", "rmatmul", "radd", "rmul"):
+            name, args = name[1:], args[::-1]
+        name = {"truediv": "div", "true_divide": "div", "get": "device"}.get(name, name)
+        if name not in RULES:
+            raise TypeError(f"no budget rule for {name!r}; write the reference with {', '.join(sorted(RULES))}")
+        return RULES[name](*args, **(kwargs or {}))
+
+
+def rule(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register a function as the budget rule of the named torch functions."""
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        RULES.update(dict.fromkeys(names, function))
+        return function
+
+    return register
+
+
+def new_shared(std: Tensor, label_of: Tensor, like: Tensor) -> Shared:
+    """A fresh family of shared errors: ``std`` and ``label_of`` broadcast to the shape of ``like``."""
+    return Shared(next(_sources), std.expand(like.shape), label_of.expand(like.shape))
+
+
+def element_labels(value: Tensor) -> Tensor:
+    """A different label for every element of ``value``."""
+    return torch.arange(value.numel(), device=value.device).view(value.shape)
+
+
+def with_roundoff(x: Budgeted, *, ulps: float = 0.5, exact: Tensor | None = None) -> Budgeted:
+    """Add the rounding of one elementary operation whose result is ``x``: ``ulps`` spacings of the arithmetic.
+
+    ``exact`` marks elements computed from exact operands: there a representable result is not rounded at all.
+    Results below the smallest normal number may be flushed to zero.
+    """
+    fmt = x.arithmetic.format
+    error = half_ulp(x.value, fmt) * (2.0 * ulps)
+    tiny = x.value.abs() < 2.0**fmt.emin
+    error = torch.where(tiny, x.value.abs().clamp_min(error), error)
+    if exact is not None:
+        error = torch.where(exact & representable(x.value, fmt) & ~tiny, 0.0, error)
+        error = torch.where(exact & (x.value == 0), 0.0, error)
+    return replace(x, var=x.var + error.square() / 3, bound=x.bound + error, allowed=None)
+
+
+import minimax_m2.harness.budget_composites  # noqa: E402
+import minimax_m2.harness.budget_rules  # noqa: E402, F401

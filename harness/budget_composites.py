@@ -1,0 +1,293 @@
+"""Budget rules of reductions, products and normalisations: exact to first order, correlations included."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minimax_m2.harness.budget import Budgeted, Shared, new_shared, rule, with_roundoff
+from minimax_m2.harness.budget_rules import largest, lift, merged
+from minimax_m2.harness.formats import Format, half_ulp
+from minimax_m2.reference.block_quant import power_of_two_above
+
+
+def _along_rows(x: Tensor) -> Tensor:
+    """A label for every row: all dimensions but the last."""
+    rows = torch.arange(x[..., :1].numel(), device=x.device).view(x[..., :1].shape)
+    return rows.expand(x.shape)
+
+
+def _one_per_row(label: Tensor) -> bool:
+    return label.shape[-1] == 0 or bool((label == label[..., :1]).all())
+
+
+def accumulated(total: Tensor, squares: Tensor, terms: int, unit: float) -> Tensor:
+    """Variance of adding ``terms`` products in a format of unit roundoff ``unit``, in any order.
+
+    Terms of random sign leave partial sums of ``squares * k / terms`` and terms of one sign ``total * k / terms``;
+    each of the ``terms`` additions rounds one of them. Kernels that add in lanes do better: for float32 results the
+    budget is an upper estimate, up to 4 times in variance for 16 lanes.
+    """
+    return unit**2 / 3 * terms * (squares + total.square() / 3)
+
+
+@rule("sum")
+def _sum(x: Budgeted, dim: int | None = None, keepdim: bool = False) -> Budgeted:
+    if dim is None:
+        return _sum(x.moved(lambda t: t.reshape(1, -1)), dim=-1).moved(lambda t: t[0])
+    moved = x.moved(lambda t: t.movedim(dim, -1))
+    out = _row_sum(moved)
+    return out.moved(lambda t: t.unsqueeze(-1).movedim(-1, dim)) if keepdim else out
+
+
+def _row_sum(x: Budgeted) -> Budgeted:
+    terms, unit = x.value.shape[-1], x.arithmetic.unit
+    total, squares, magnitude = x.value.sum(-1), x.value.square().sum(-1), x.value.abs().sum(-1)
+    var, shared = x.var.sum(-1), []
+    for part in x.shared:
+        if _one_per_row(part.label):
+            shared.append(part._replace(coef=part.coef.sum(-1), label=part.label[..., 0]))
+        else:
+            var = var + _incoherent(part.coef.unsqueeze(-2), part.label, None)[..., 0]
+    bound = x.bound.sum(-1)
+    if terms > 1:
+        # Equal terms round alike, so their roundings add up instead of averaging out.
+        alike = (x.value.amax(-1) - x.value.amin(-1)).abs() <= 1e-6 * magnitude / terms
+        worst = (terms - 1) * unit * magnitude
+        var = var + torch.where(alike, worst.square() / 3, accumulated(total, squares, terms, unit))
+        bound = bound + worst
+    jump = None if x.jump is None else x.jump.amax(-1)
+    return Budgeted(total, var, bound, x.arithmetic, tuple(shared), None, jump)
+
+
+def _incoherent(rows: Tensor, label: Tensor, weight: Tensor | None) -> Tensor:
+    """Variance of ``sum_k rows_k weight_k eps[label_k]`` where the labels of a row fall into consecutive groups."""
+    _, sizes = torch.unique_consecutive(label.reshape(-1, label.shape[-1])[0], return_counts=True)
+    pieces = rows.split(sizes.tolist(), -1)
+    if weight is None:
+        return torch.stack([p.sum(-1).square() for p in pieces]).sum(0)
+    weights = weight.split(sizes.tolist(), -2)
+    return torch.stack([(p @ w).square() for p, w in zip(pieces, weights, strict=True)]).sum(0)
+
+
+@rule("mean")
+def _mean(x: Budgeted, dim: int | None = None, keepdim: bool = False) -> Budgeted:
+    count = x.value.numel() if dim is None else x.value.shape[dim]
+    return _sum(x, dim, keepdim) / count
+
+
+@rule("amax")
+def _amax(x: Budgeted, dim: int = -1, keepdim: bool = False) -> Budgeted:
+    # The error of a maximum is that of the element which attains it; a rival can at most add its own bound.
+    index = x.value.argmax(dim, keepdim=True)
+    out = x.moved(lambda t: t.gather(dim, index) if keepdim else t.gather(dim, index).squeeze(dim))
+    return replace(out, bound=x.bound.amax(dim, keepdim), allowed=None)
+
+
+@rule("matmul", "mm", "bmm")
+def _matmul(a: Any, b: Any) -> Budgeted:
+    like = a if isinstance(a, Budgeted) else b
+    x, y = lift(a, like), lift(b, like)
+    terms, unit = x.value.shape[-1], like.arithmetic.unit
+    value, growth = x.value @ y.value, unit**2 * terms / 3
+    var = (x.var + growth * x.value.square()) @ y.value.square() + growth / 3 * value.square()
+    bound = (x.bound + terms * unit * x.value.abs()) @ y.value.abs()
+    carried, shared = x.var, []
+    if bool(y.bound.any()):
+        var = var + x.value.square() @ y.var
+        bound = bound + (x.value.abs() + x.bound) @ y.bound
+    for part in x.shared:
+        if _one_per_row(part.label):
+            shared.append(_expand_last(part, part.coef @ y.value))
+        else:
+            var = var + _incoherent(part.coef, part.label, y.value)
+    for part in y.shared:
+        if _one_per_row(part.label.mT):
+            label = part.label[..., :1, :].expand(value.shape)
+            shared.append(Shared(part.source, x.value @ part.coef, label))
+        else:
+            var = var + _incoherent(part.coef.mT, part.label.mT, x.value.mT).mT
+    limited = None
+    if bool(carried.any()):
+        limited = (carried * _participation(carried).rsqrt()) @ y.value.square()
+    jump = None
+    if x.jump is not None:
+        jump = x.jump.amax(-1, keepdim=True) * y.value.abs().amax(-2, keepdim=True)
+    out = Budgeted(value, var, bound, like.arithmetic, merged(shared), limited, jump)
+    return out
+
+
+def _expand_last(part: Shared, coef: Tensor) -> Shared:
+    return Shared(part.source, coef, part.label[..., :1].expand(coef.shape))
+
+
+def _participation(var: Tensor) -> Tensor:
+    """Effective number of independent error terms in each row, ``(sum v)^2 / sum v^2``: ``[..., 1]``, at least 1."""
+    total = var.sum(-1, keepdim=True)
+    return (total.square() / var.square().sum(-1, keepdim=True)).nan_to_num(1.0).clamp_min(1.0)
+
+
+@rule("index_add")
+def _index_add(x: Any, dim: int, index: Tensor, source: Any, *, alpha: float = 1.0) -> Budgeted:
+    """Add rows into a buffer. Row-wise shared errors stay row-wise; several of them fold into their root sum square."""
+    if dim != 0:
+        raise TypeError(f"index_add has a budget rule along dim 0 only, got dim={dim}")
+    like = x if isinstance(x, Budgeted) else source
+    into, rows = lift(x, like), lift(source, like)
+
+    def add(base: Tensor, part: Tensor) -> Tensor:
+        return base.index_add(0, index, part)
+
+    zero = torch.zeros_like(into.value)
+    label = _along_rows(into.value)
+    power, var = zero, rows.var
+    for part in (*into.shared,):
+        power = power + part.coef.square()
+    for part in rows.shared:
+        if _one_per_row(part.label):
+            power = add(power, part.coef.square())
+        else:
+            var = var + part.coef.square()
+    fold = (new_shared(power.sqrt(), label, zero),) if bool(power.any()) else ()
+    limited = zero if into.limited is None else into.limited.square()
+    if rows.limited is not None:
+        limited = add(limited, rows.limited.square())
+    out = Budgeted(
+        value=add(into.value, rows.value),
+        var=add(into.var, var),
+        bound=add(into.bound, rows.bound),
+        arithmetic=like.arithmetic,
+        shared=fold,
+        limited=limited.sqrt() if rows.limited is not None or into.limited is not None else None,
+        jump=largest(into.jump, None if rows.jump is None else add(zero, rows.jump)),
+    )
+    touched = torch.zeros(into.shape[0], dtype=torch.bool, device=into.device).index_fill(0, index, True)
+    # The first addition into a zeroed buffer is exact.
+    exact = (into.value == 0) | ~touched.view(-1, *[1] * (into.ndim - 1))
+    rounded = with_roundoff(out)
+    return replace(
+        out, var=torch.where(exact, out.var, rounded.var), bound=torch.where(exact, out.bound, rounded.bound)
+    )
+
+
+# -- normalisations --------------------------------------------------------------------------------------------------
+
+
+def _jacobian(x: Budgeted, value: Tensor, gain: Tensor, own: Tensor, others: Tensor, bound: Tensor) -> Budgeted:
+    """``dy_i = gain_i (dx_i - own_i sum_j others_j dx_j)``, applied exactly to independent and shared errors."""
+    mixed = (others.square() * x.var).sum(-1, keepdim=True)
+    var = gain.square() * ((1 - 2 * own * others).clamp_min(0) * x.var + own.square() * mixed)
+    shared = []
+    for part in x.shared:
+        if _one_per_row(part.label):
+            coef = gain * (part.coef - own * (others * part.coef).sum(-1, keepdim=True))
+            shared.append(part._replace(coef=coef))
+        else:
+            var = var + gain.square() * part.coef.square()
+    jump = None if x.jump is None else x.jump * gain.abs()
+    return Budgeted(value, var, bound, x.arithmetic, tuple(shared), None, jump)
+
+
+def _with_row_error(x: Budgeted, relative: Tensor | float) -> Budgeted:
+    """Add one relative error a row: the divisor of a normalisation."""
+    coef = x.value * relative
+    if not bool(coef.any()):
+        return x
+    part = new_shared(coef, _along_rows(x.value), x.value)
+    return replace(x, shared=(*x.shared, part), bound=x.bound + 2 * coef.abs())
+
+
+@rule("renormalise")
+def _renormalise(w: Budgeted, *, eps: float = 0.0) -> Budgeted:
+    terms = w.value.shape[-1]
+    total = w.value.sum(-1, keepdim=True) + eps
+    value = w.value / total
+    room = total - w.bound.sum(-1, keepdim=True)
+    if terms == 1 and eps == 0.0:
+        # A number over itself is 1, unless it may have been flushed to zero.
+        return replace(Budgeted.exact(value, w.arithmetic), bound=torch.where(room > 0, 0.0, torch.inf))
+    bound = torch.where(room > 0, (w.bound + value * w.bound.sum(-1, keepdim=True)) / room, torch.inf)
+    ones = torch.ones_like(value)
+    out = _jacobian(w, value, 1 / total, value, ones, bound)
+    # The sum rounds terms - 1 times; multiplying by a reciprocal rounds once more than dividing.
+    out = _with_row_error(out, w.arithmetic.unit * (terms / 3) ** 0.5)
+    return with_roundoff(out, ulps=1.0)
+
+
+@rule("rms_normalise")
+def _rms_normalise(x: Budgeted, *, eps: float) -> Budgeted:
+    width = x.value.shape[-1]
+    mean = x.value.square().mean(-1, keepdim=True)
+    rstd = torch.rsqrt(mean + eps)
+    y = x.value * rstd
+    worst = (x.value.abs() * x.bound).sum(-1, keepdim=True) * (2 / width)
+    room = mean + eps - worst
+    bound = torch.where(room > 0, x.bound * rstd + y.abs() * worst / room, torch.inf)
+    out = _jacobian(x, y, rstd, y, y / width, bound)
+    # The mean adds `width` terms of one sign; half of its relative error reaches rstd, rsqrt adds up to 2 ulp.
+    unit = x.arithmetic.unit
+    same = x.value.square()
+    alike = (same.amax(-1, keepdim=True) - same.amin(-1, keepdim=True)) <= 1e-6 * mean
+    random = accumulated(mean * width, same.sum(-1, keepdim=True), width, unit).sqrt() / (mean * width + 1e-300)
+    relative = torch.where(alike, width * unit / 3**0.5, random)
+    out = _with_row_error(out, (0.25 * relative.square() + (4 * unit) ** 2 / 3).sqrt())
+    worst_row = (0.5 * width + 4) * unit
+    return with_roundoff(replace(out, bound=out.bound + y.abs() * worst_row), ulps=0.5)
+
+
+@rule("softmax")
+def _softmax(x: Budgeted) -> Budgeted:
+    peak = x.value.amax(-1, keepdim=True)
+    p = torch.softmax(x.value, -1)
+    p = torch.where(peak == -torch.inf, 0.0, p)
+    unit, distance = x.arithmetic.unit, (peak - x.value).nan_to_num(0.0, posinf=0.0)
+    # exp's argument is a difference that rounds, and exp itself errs by exp_ulps.
+    own = (unit * distance).square() / 3 + (2 * unit * x.arithmetic.exp_ulps) ** 2 / 3
+    noisy = replace(x, var=x.var + torch.where(p > 0, own, 0.0), allowed=None)
+    terms = x.value.shape[-1]
+    relative = 2 * (x.bound.amax(-1, keepdim=True) + unit * (terms + 2 * x.arithmetic.exp_ulps + distance))
+    out = _jacobian(noisy, p, p, torch.ones_like(p), p, p * torch.expm1(relative))
+    return with_roundoff(_with_row_error(out, unit * (terms / 3) ** 0.5), ulps=1.0)
+
+
+# -- quantisers ------------------------------------------------------------------------------------------------------
+
+
+def quantised(x: Budgeted, fmt: Format) -> Budgeted:
+    """Round to a code inside the value: a prior error rarely moves a value, and then by a whole step.
+
+    A step of size ``ulp`` is taken with probability ``E|err| / ulp``, so its variance is ``ulp * E|err|``; for a
+    Gaussian error ``E|err| = sigma * sqrt(2 / pi)``, for a uniform one ``sigma * sqrt(3) / 2``: the larger is used,
+    which overstates the variance by at most 9 %. Errors that elements share flip their codes independently.
+    """
+    code = _to_code(x.value, fmt)
+    sigma = x.sigma
+    step = 2 * half_ulp(x.value.abs() + x.bound, fmt)
+    reach = torch.minimum(x.bound, 8 * sigma)
+    return Budgeted(
+        value=code,
+        var=step * sigma * (3**0.5 / 2),
+        bound=torch.where(reach > 0, x.bound + step, 0.0),
+        arithmetic=x.arithmetic,
+        shared=(),
+        jump=torch.where(sigma > 0, step, 0.0),
+        allowed=(_to_code(x.value - reach, fmt), _to_code(x.value + reach, fmt)),
+    )
+
+
+@rule("power_of_two_above")
+def _power_of_two_above(x: Budgeted) -> Budgeted:
+    """Exact unless the argument may lie on either side of a power of two: then either neighbour is right."""
+    low, high = power_of_two_above(x.value - x.bound), power_of_two_above(x.value + x.bound)
+    span = high - low
+    value = power_of_two_above(x.value)
+    return Budgeted(value, span.square(), span, x.arithmetic, jump=span, allowed=(low, high))
+
+
+def _to_code(v: Tensor, fmt: Format) -> Tensor:
+    if fmt.dtype is torch.int8:
+        return v.round().clamp(-fmt.largest, fmt.largest)
+    return v.clamp(-fmt.largest, fmt.largest).to(fmt.dtype).to(torch.float64)

@@ -1,0 +1,183 @@
+"""Judge one tensor against its budget: every element, then what elements do together.
+
+All tests of one case share a false-alarm rate ``ALPHA``; each gets an equal part of it. Per element the limit is
+``min(tau * sigma, bound)``, with ``tau`` from the number of elements. From 32 elements up four aggregates are tested
+too, because a small systematic error hides in every element but not in their sum:
+
+    mean     mean of z^2 over all elements
+    row      largest mean of z^2 in a row of at least 32 columns
+    column   largest mean of z^2 in a column of at least 32 rows
+    gain     projection of z on the reference: a wrong scale
+
+Their limits are chi-square and normal quantiles at the effective number of degrees of freedom, which shared errors,
+contractions over few terms and rare steps lower.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from minimax_m2.harness.budget import Budgeted
+from minimax_m2.harness.quantiles import bernstein, chi_square_mean, two_sided_normal
+
+ALPHA = 1e-8
+AGGREGATE_FROM = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Mismatch:
+    """The element that strays furthest, as a share of its limit."""
+
+    index: tuple[int, ...]
+    actual: float
+    expected: float
+    limit: float
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Tests of one output: statistic over limit by name, so 1 is the edge of the budget."""
+
+    output: str
+    tests: dict[str, float]
+    worst: Mismatch | None
+    elements: int
+    unspecified: int = 0
+    mean_z2: float = float("nan")
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def utilisation(self) -> float:
+        return max(self.tests.values(), default=0.0)
+
+    @property
+    def passed(self) -> bool:
+        return self.utilisation <= 1.0
+
+
+def exactly(output: str, actual: Tensor, expected: Tensor) -> Comparison:
+    """Require equality, as for integers and copies; NaN equals NaN."""
+    differs = (actual != expected) & ~((actual != actual) & (expected != expected))
+    return _by_element(output, differs.double() * 2.0, actual, expected.double(), torch.zeros(expected.shape))
+
+
+def within_codes(output: str, actual: Tensor, expected: Budgeted) -> Comparison:
+    """Require a code between the lowest and the highest that a correct quantiser may produce."""
+    if expected.allowed is None:
+        raise ValueError(f"{output}: the reference's value did not come from a quantiser; compare it with `compare`")
+    got = actual.to(torch.float64)
+    low, high = expected.allowed
+    outside = ~((got >= low) & (got <= high))
+    return _by_element(output, outside.double() * 2.0, got, expected.value, (high - low) / 2)
+
+
+def compare(output: str, actual: Tensor, expected: Budgeted, alpha: float = ALPHA) -> Comparison:
+    """Hold ``actual`` against ``expected`` and its budget."""
+    got = actual.to(torch.float64)
+    specified = torch.isfinite(expected.value) & torch.isfinite(expected.bound)
+    same = (got == expected.value) | (got.isnan() & expected.value.isnan())
+    count = max(1, expected.value.numel())
+    each = alpha / (5 * count)
+    tau = two_sided_normal(each)
+    reach = bernstein(expected.sigma, expected.jump, tau, each)
+    limit = torch.minimum(reach, expected.bound)
+    error = (got - expected.value).abs()
+    share = torch.where(limit > 0, error / limit, torch.where(error > 0, torch.inf, 0.0))
+    # A value that the budget cannot place (overflow, division by what may be 0) judges nothing; NaN for NaN does.
+    open_end = torch.isfinite(expected.value) & ~torch.isfinite(expected.bound)
+    share = torch.where(same | open_end, 0.0, share)
+    share = torch.where((got.isnan() & ~expected.value.isnan() & ~open_end), torch.inf, share).nan_to_num(
+        torch.inf, posinf=torch.inf
+    )
+    found = _by_element(output, share, got, expected.value, limit)
+    tests, mean_z2 = dict(found.tests), float("nan")
+    noisy = specified & (expected.sigma > 0)
+    if int(noisy.sum()) >= AGGREGATE_FROM and bool(torch.isfinite(got[noisy]).all()):
+        aggregates, mean_z2 = _aggregates(got, expected, noisy, alpha / 5)
+        tests.update(aggregates)
+    return Comparison(output, tests, found.worst, found.elements, int(open_end.sum()), mean_z2)
+
+
+def _by_element(output: str, share: Tensor, actual: Tensor, expected: Tensor, limit: Tensor) -> Comparison:
+    if share.numel() == 0:
+        return Comparison(output, {}, None, 0)
+    flat = int(share.flatten().argmax())
+    index = tuple(int(i) for i in torch.unravel_index(torch.tensor(flat), share.shape))
+    worst = Mismatch(index, float(actual[index]), float(expected[index]), float(limit[index]))
+    return Comparison(output, {"element": float(share.flatten()[flat])}, worst, share.numel())
+
+
+def _aggregates(got: Tensor, expected: Budgeted, noisy: Tensor, alpha: float) -> tuple[dict[str, float], float]:
+    width = got.shape[-1] if got.ndim else 1
+    mask = noisy.reshape(-1, width)
+    sigma = torch.where(mask, expected.sigma.reshape(-1, width), 1.0)
+    z = torch.where(mask, (got - expected.value).reshape(-1, width) / sigma, 0.0)
+    reference = torch.where(mask, expected.value.reshape(-1, width) / sigma, 0.0)
+    shares = [
+        (torch.where(mask, s.coef.reshape(-1, width) / sigma, 0.0), s.label.reshape(-1, width))
+        for s in expected.shared
+    ]
+    limited = torch.zeros_like(z)
+    if expected.limited is not None:
+        limited = torch.where(mask, expected.limited.reshape(-1, width) / sigma.square(), 0.0)
+    kurtosis = torch.zeros_like(z)
+    if expected.jump is not None:
+        kurtosis = torch.where(mask, (expected.jump.reshape(-1, width) / sigma).square(), 0.0)
+    own = (mask.double() - sum((coef.square() for coef, _ in shares), start=torch.zeros_like(z))).clamp_min(0)
+    alike = _alike(expected.value.reshape(-1, width))
+    rows, columns = torch.arange(z.shape[0])[:, None].expand(z.shape), torch.arange(width)[None, :].expand(z.shape)
+    tests = {}
+
+    def mean_square(name: str, group: Tensor, groups: int, part: float) -> float:
+        count = _by_group(mask.double(), group, groups)
+        spread = _coherence(own * (1 + kurtosis / 2), alike, group, groups)
+        # Errors behind a contraction are alike along a row only.
+        spread = spread + _coherence(limited, rows, group, groups)
+        for coef, label in shares:
+            spread = spread + _coherence(coef.square(), label, group, groups)
+        enough = count >= AGGREGATE_FROM
+        statistic = _by_group(z.square(), group, groups)[enough] / count[enough]
+        if statistic.numel():
+            dof = (count.square() / spread)[enough]
+            tests[name] = float((statistic / chi_square_mean(dof, part / groups)).max())
+        return float(statistic.mean()) if statistic.numel() else float("nan")
+
+    everything = torch.zeros_like(rows)
+    mean_z2 = mean_square("mean", everything, 1, alpha)
+    if z.shape[0] > 1:
+        mean_square("row", rows, z.shape[0], alpha)
+        mean_square("column", columns, width, alpha)
+    norm = reference.square().sum().sqrt()
+    if float(norm) > 0:
+        direction = reference / norm
+        # Errors behind a contraction over R terms line up with the output they perturb: up to 3 width / R.
+        inflated = (own * (1 + 4 * width * limited.square())).sqrt()
+        variance = _coherence(inflated * direction.abs(), alike, everything, 1)[0]
+        for coef, label in shares:
+            variance = variance + _coherence(coef * direction, label, everything, 1)[0]
+        steps = (kurtosis.sqrt() * direction.abs()).amax() if expected.jump is not None else None
+        reach = bernstein(variance.sqrt(), steps, two_sided_normal(alpha), alpha)
+        tests["gain"] = float((z * direction).sum().abs() / reach)
+    return tests, mean_z2
+
+
+def _alike(value: Tensor) -> Tensor:
+    """Label elements whose significands agree: the same number rounds to the same error, whatever its exponent."""
+    significand = (torch.frexp(value.abs()).mantissa * 2.0**40).round().to(torch.int64)
+    return significand.flatten().unique(return_inverse=True)[1].view(value.shape)
+
+
+def _by_group(values: Tensor, group: Tensor, groups: int) -> Tensor:
+    return torch.zeros(groups, dtype=torch.float64).index_add(0, group.flatten(), values.flatten())
+
+
+def _coherence(values: Tensor, label: Tensor, group: Tensor, groups: int) -> Tensor:
+    """Per group, the sum over labels of the squared sum of ``values``: what elements with one error add up to."""
+    pair = group.flatten() * (int(label.max()) + 1) + label.flatten()
+    keys, inverse = pair.unique(return_inverse=True)
+    sums = torch.zeros(len(keys), dtype=torch.float64).index_add(0, inverse, values.flatten())
+    owner = torch.div(keys, int(label.max()) + 1, rounding_mode="floor")
+    return torch.zeros(groups, dtype=torch.float64).index_add(0, owner, sums.square())

@@ -1,0 +1,168 @@
+"""What a correct provider may return for one case: judged outputs, and the corruptions a judge must notice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from minimax_m2.harness.bits import Bits
+from minimax_m2.harness.budget import Arithmetic, Budgeted
+from minimax_m2.harness.case import Case
+from minimax_m2.harness.compare import Comparison, compare, exactly, within_codes
+from minimax_m2.harness.formats import FORMATS
+from minimax_m2.harness.op import Op, Pack
+from minimax_m2.reference.contract import Contract
+
+Outputs = tuple[Tensor, ...]
+
+
+class Expectation(Protocol):
+    """Knows what is right for one case under one contract."""
+
+    shapes: dict[str, tuple[int, ...]]
+    dtypes: dict[str, torch.dtype]
+    op: Op
+
+    def judge(self, outputs: Outputs) -> list[Comparison]:
+        """Compare outputs of the expected shapes and dtypes."""
+        ...
+
+    def perfect(self) -> Outputs:
+        """A correct answer: the reference's, rounded once."""
+        ...
+
+    def corruptions(self) -> Iterator[tuple[str, Outputs]]:
+        """Wrong answers that the judge must reject."""
+        ...
+
+
+@dataclass
+class Tensors:
+    """The expectation of an op whose outputs are tensors to compare one by one."""
+
+    op: Op
+    expected: dict[str, Budgeted | Tensor]
+    dtypes: dict[str, torch.dtype]
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(value.shape) for name, value in self.expected.items()}
+
+    def judge(self, outputs: Outputs) -> list[Comparison]:
+        found = []
+        for (name, value), actual in zip(self.expected.items(), outputs, strict=True):
+            if isinstance(value, Tensor):
+                found.append(exactly(name, actual, value))
+            elif value.allowed is not None:
+                found.append(within_codes(name, actual, value))
+            else:
+                found.append(compare(name, actual, value))
+        return found
+
+    def perfect(self) -> Outputs:
+        values = [v.value if isinstance(v, Budgeted) else v for v in self.expected.values()]
+        return tuple(v.to(self.dtypes[name]) for name, v in zip(self.expected, values, strict=True))
+
+
+    def corruptions(self) -> Iterator[tuple[str, Outputs]]:
+        return corruptions(self.perfect(), tuple(self.dtypes))
+
+
+def expectation(op: Op, case: Case, contract: Mapping[str, Any]) -> Expectation:
+    """Run the reference on budgeted inputs under a full contract."""
+    arguments = op.inputs(case, Bits(case))
+    dtypes = {name: _dtype(case, kind) for name, kind in op.outputs.items()}
+    arithmetic = Arithmetic(FORMATS[str(contract["arithmetic"])], float(contract["exp_ulps"]))
+    oracle = {name: _oracle_input(op, name, value, arithmetic) for name, value in arguments.items()}
+    if op.expect is not None:
+        return op.expect(op, case, oracle, Contract(contract), dtypes)
+    values = call_reference(op, oracle, Contract(contract))
+    return Tensors(op, dict(zip(op.outputs, values, strict=True)), dtypes)
+
+
+def call_reference(op: Op, arguments: dict[str, Any], contract: Contract) -> tuple[Any, ...]:
+    """Call the reference; written inputs follow the returned values."""
+    keywords = dict(arguments)
+    keywords.pop("out_dtype", None)
+    positional = [keywords.pop(name) for name in op.positional() if name in keywords]
+    returned = op.reference(*positional, **keywords, contract=contract)
+    values = () if returned is None else tuple(returned) if isinstance(returned, tuple) else (returned,)
+    return (*values, *(arguments[name] for name in op.mutates))
+
+
+def _dtype(case: Case, kind: str) -> torch.dtype:
+    return getattr(torch, case.word(kind) if kind in case else kind)
+
+
+def _oracle_input(op: Op, name: str, value: Any, arithmetic: Arithmetic) -> Any:
+    if isinstance(value, Pack):
+        arguments = {k: _oracle_input(op, k, v, arithmetic) for k, v in value.arguments.items()}
+        return getattr(op.module, value.function)(**arguments)
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        return value
+    wide = value.to(torch.float64)
+    return Budgeted.exact(wide, arithmetic) if name in op.budgeted else wide
+
+
+def corruptions(perfect: Outputs, names: tuple[str, ...]) -> Iterator[tuple[str, Outputs]]:
+    """Canonical wrong answers, each made from a correct one: ``(output:kind, outputs)``. Inapplicable ones are left out.
+
+    zeros  every element 0                 rows  rows moved by one
+    row    the middle row 0                tile  a tile copied over its neighbour
+    gain   times 1.01 (floating outputs of at least 32 elements)
+    code   one element moved by one code (quantised and integer outputs)
+    """
+    for position, (name, right) in enumerate(zip(names, perfect, strict=True)):
+        for kind, wrong in corrupted(right):
+            if noticeable(wrong, right):
+                yield f"{name}:{kind}", (*perfect[:position], wrong, *perfect[position + 1 :])
+
+
+def corrupted(right: Tensor) -> Iterator[tuple[str, Tensor]]:
+    if right.numel() == 0:
+        return
+    yield "zeros", torch.zeros_like(right)
+    if right.ndim > 1 and right.shape[0] > 1:
+        # float8 has no roll, so move the bytes of its rows.
+        order = torch.arange(right.shape[0]).roll(1)
+        yield "rows", right[order]
+        cleared = right.clone()
+        cleared[right.shape[0] // 2] = 0
+        yield "row", cleared
+    quantised = right.dtype.is_floating_point is False or right.element_size() == 1
+    if quantised:
+        moved = right.clone().flatten()
+        middle = moved.numel() // 2
+        moved[middle] = _next_code(moved[middle])
+        yield "code", moved.view(right.shape)
+    elif right.numel() >= 32:
+        yield "gain", (right.double() * 1.01).to(right.dtype)
+    if right.ndim > 1 and right.shape[-1] >= 2:
+        wide = min(64, right.shape[-1] // 2)
+        tiled = right.clone()
+        tiled[..., :wide] = right[..., wide : 2 * wide]
+        yield "tile", tiled
+
+
+def _next_code(value: Tensor) -> Tensor:
+    if value.dtype == torch.float8_e4m3fn:
+        code = value.view(torch.uint8)
+        return (code ^ 1).view(torch.float8_e4m3fn)
+    return value + 1 if int(value) < torch.iinfo(value.dtype).max else value - 1
+
+
+def noticeable(wrong: Tensor, right: Tensor) -> bool:
+    """Whether a corruption is an error at all: a row that moved by more than 1/256 of its size, or another integer.
+
+    Rows that differ in their last bits only may be exchanged without anybody being wrong.
+    """
+    if not right.dtype.is_floating_point or right.element_size() == 1:
+        return bool((wrong.double() != right.double()).any())
+    rows = right.double().nan_to_num(posinf=0, neginf=0).reshape(right.shape[0], -1)
+    change = (wrong.double().nan_to_num(posinf=0, neginf=0).reshape(rows.shape) - rows).norm(dim=-1)
+    # Below the smallest normal number a kernel may flush to zero.
+    return bool(((change > rows.norm(dim=-1) / 256) & (change > 2.0**-120)).any())

@@ -1,0 +1,181 @@
+"""Judge one call: build the case, ask the reference for its budget, run the provider, compare."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minimax_m2.harness.bits import Bits
+from minimax_m2.harness.case import Case
+from minimax_m2.harness.expectation import Expectation, Outputs, expectation
+from minimax_m2.harness.op import Op, Pack, find_op
+from minimax_m2.harness.provider import Provider
+from minimax_m2.harness.verdict import Outcome, Verdict, describe
+
+
+@lru_cache(maxsize=64)
+def _expected(case: Case, contract: str) -> tuple[Expectation, tuple[str, ...]]:
+    op = find_op(case.op)
+    found = expectation(op, case, json.loads(contract))
+    unnoticed = tuple(kind for kind, wrong in found.corruptions() if all(c.passed for c in found.judge(wrong)))
+    return found, unnoticed
+
+
+def expected(op: Op, case: Case, declared: Mapping[str, Any]) -> tuple[Expectation, tuple[str, ...]]:
+    """The expectation of a case under a provider's contract, and the corruptions that it fails to notice."""
+    return _expected(case, json.dumps(op.full_contract(case, declared), sort_keys=True))
+
+
+def judge(case: Case, provider: Provider, variant: str = "") -> Verdict:
+    """Run a provider on a case and say what happened. Where it offers ``<op>_out`` too, both are judged."""
+    op = find_op(case.op)
+    refusal = provider.refuses(op, case)
+
+    def verdict(outcome: Outcome, *evidence: str, **more: Any) -> Verdict:
+        return Verdict(
+            outcome=outcome, op=op.name, case=case, provider=provider.name, device=provider.device, variant=variant,
+            evidence=evidence, **more,
+        )  # fmt: skip
+
+    if refusal is not None:
+        return verdict(Outcome.UNSUPPORTED, refusal)
+    right, unnoticed = expected(op, case, provider.contract.get(op.name, {}))
+    if unnoticed:
+        return verdict(Outcome.VACUOUS, f"the budget would let these corruptions pass: {', '.join(unnoticed)}")
+    comparisons = []
+    for name, call in calls(op, case, provider, right):
+        try:
+            with provider.enter(variant):
+                outputs, written = call()
+        except Exception as error:
+            return verdict(Outcome.RAISED, f"{name} raised {type(error).__name__}: {error}")
+        if written:
+            return verdict(Outcome.WROTE_INPUT, f"{name} wrote to its input {written}")
+        malformed = _malformed(right, outputs)
+        if malformed is not None:
+            return verdict(malformed[0], f"{name}: {malformed[1]}")
+        on_host = tuple(o.detach().cpu() for o in outputs)
+        found = right.judge(on_host)
+        comparisons += found
+        failed = [c for c in found if not c.passed]
+        if failed:
+            outcome = Outcome.NOT_A_NUMBER if _new_nan(right, on_host) else Outcome.WRONG
+            return verdict(
+                outcome, *(f"{name}: {describe(c)}" for c in failed), comparisons=tuple(comparisons),
+                utilisation=max(c.utilisation for c in found),
+            )  # fmt: skip
+    utilisation = max((c.utilisation for c in comparisons), default=0.0)
+    return verdict(Outcome.PASS, comparisons=tuple(comparisons), utilisation=utilisation)
+
+
+def calls(
+    op: Op, case: Case, provider: Provider, right: Expectation
+) -> Iterator[tuple[str, Callable[[], tuple[Outputs, str]]]]:
+    """The ways to call an op: ``<op>``, and ``<op>_out`` with poisoned outputs where the provider has it."""
+    function, out_variant = provider.functions(op.name), provider.functions(f"{op.name}_out")
+    if function is None:
+        raise ValueError(f"provider {provider.name!r} does not offer {op.name}")
+
+    def plain() -> tuple[Outputs, str]:
+        arguments = build(op, case, provider)
+        before = snapshot(op, arguments)
+        returned = call(op, function, arguments)
+        return _outputs(op, returned, arguments), changed(op, arguments, before)
+
+    def into() -> tuple[Outputs, str]:
+        arguments = build(op, case, provider)
+        before = snapshot(op, arguments)
+        names = [name for name in right.dtypes if name not in op.mutates]
+        outputs = [poisoned(right.shapes[name], right.dtypes[name], provider.device) for name in names]
+        call(op, out_variant or function, arguments, outputs)
+        return (*outputs, *(arguments[name] for name in op.mutates)), changed(op, arguments, before)
+
+    yield op.name, plain
+    if out_variant is not None:
+        yield f"{op.name}_out", into
+
+
+def build(op: Op, case: Case, provider: Provider) -> dict[str, Any]:
+    """Fresh arguments on the provider's device, packed by the provider where an op packs."""
+    return {name: _placed(value, provider) for name, value in op.inputs(case, Bits(case)).items()}
+
+
+def _placed(value: Any, provider: Provider) -> Any:
+    if isinstance(value, Pack):
+        pack = provider.functions(value.function)
+        if pack is None:
+            raise ValueError(f"provider {provider.name!r} offers the op but not {value.function}; define both")
+        return pack(**{k: _placed(v, provider) for k, v in value.arguments.items()})
+    if isinstance(value, Tensor) and provider.device != "cpu":
+        return _moved(value, provider.device)
+    return value
+
+
+def _moved(value: Tensor, device: str) -> Tensor:
+    """Copy to a device with strides and gaps kept."""
+    whole = torch.as_strided(value, (value.untyped_storage().nbytes() // value.element_size(),), (1,), 0)
+    return torch.as_strided(whole.to(device), value.shape, value.stride(), value.storage_offset())
+
+
+def call(op: Op, function: Callable[..., Any], arguments: dict[str, Any], outputs: list[Tensor] | None = None) -> Any:
+    """Call with the op's positional arguments, then outputs of an ``_out`` variant, then keywords."""
+    keywords = dict(arguments)
+    positional = [keywords.pop(name) for name in op.positional() if name in keywords]
+    return function(*positional, *(outputs or ()), **keywords)
+
+
+def _outputs(op: Op, returned: Any, arguments: dict[str, Any]) -> Outputs:
+    values = () if returned is None else tuple(returned) if isinstance(returned, tuple | list) else (returned,)
+    return (*values, *(arguments[name] for name in op.mutates))
+
+
+def poisoned(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> Tensor:
+    """Memory that nobody has written yet: NaN, or the largest integer."""
+    if dtype.is_floating_point:
+        return torch.full(shape, torch.nan, device=device).to(dtype)
+    return torch.full(shape, torch.iinfo(dtype).max, dtype=dtype, device=device)
+
+
+def snapshot(op: Op, arguments: dict[str, Any]) -> dict[str, Tensor]:
+    """The bytes of every input that must not change, gaps between rows included."""
+    return {
+        name: _bytes(value).clone()
+        for name, value in arguments.items()
+        if isinstance(value, Tensor) and name not in op.mutates
+    }
+
+
+def changed(op: Op, arguments: dict[str, Any], before: dict[str, Tensor]) -> str:
+    """Name of the first input whose bytes changed, or an empty string."""
+    return next((name for name, old in before.items() if not torch.equal(_bytes(arguments[name]), old)), "")
+
+
+def _bytes(value: Tensor) -> Tensor:
+    storage = value.untyped_storage()
+    return torch.empty(0, dtype=torch.uint8, device=value.device).set_(storage, 0, (storage.nbytes(),))
+
+
+def _malformed(right: Expectation, outputs: Outputs) -> tuple[Outcome, str] | None:
+    if len(outputs) != len(right.dtypes):
+        return Outcome.WRONG_SHAPE, f"returned {len(outputs)} values, expected {len(right.dtypes)}"
+    for (name, dtype), output in zip(right.dtypes.items(), outputs, strict=True):
+        if not isinstance(output, Tensor):
+            return Outcome.WRONG_DTYPE, f"{name} is a {type(output).__name__}, expected a tensor"
+        if tuple(output.shape) != right.shapes[name]:
+            return Outcome.WRONG_SHAPE, f"{name} has shape {list(output.shape)}, expected {list(right.shapes[name])}"
+        if output.dtype != dtype:
+            return Outcome.WRONG_DTYPE, f"{name} has dtype {output.dtype}, expected {dtype}"
+    return None
+
+
+def _new_nan(right: Expectation, outputs: Outputs) -> bool:
+    perfect = right.perfect()
+    return any(
+        bool((got.double().isnan() & ~want.double().isnan()).any())
+        for got, want in zip(outputs, perfect, strict=True)
+    )

@@ -1,0 +1,133 @@
+"""An op: one step or fusion of the model, declared once in ``harness/ops/<op>.py``."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from minimax_m2.harness.bits import Bits
+from minimax_m2.harness.case import Case, Field
+
+
+class Pack(NamedTuple):
+    """An argument that each provider lays out for itself: ``function(**arguments)`` of the provider makes it."""
+
+    function: str
+    arguments: dict[str, Any]
+
+
+class Cost(NamedTuple):
+    """What a call must at least do: bytes moved once, floating-point operations (a multiply-add is two)."""
+
+    bytes: int
+    flops: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Op:
+    """The declaration of one op.
+
+    name      the op's name: of its reference function, of its files, of a provider's function
+    outputs   output names and their dtype: a dtype name, or the case field that holds one
+    factors   what a case may be: a field's values, the simplest first (Hypothesis shrinks towards it)
+    settle    makes drawn fields consistent (``K <= E``); returns None to refuse a draw
+    inputs    builds the arguments, by the reference's parameter names, in the dtypes the provider sees
+    contract  where a kernel rounds unless its provider says otherwise
+    choices   what a provider may say instead, by contract field; each value stands for an engine that does so
+    shapes    the named cases that are timed: ``decode`` and ``prefill``
+    cost      least bytes and flops of a case
+    parts     the ops a fusion is made of
+    stem      the file's name, where it is not the op's (``qk_sum_squares`` lives in ``qk_norm_rope``)
+    budgeted  inputs whose errors are propagated; the other floating inputs are exact and plain
+    mutates   inputs the op writes; they count as outputs, in this order, after the returned ones
+    expect    builds the expectation, where comparing tensors is not enough (routing is discrete)
+    """
+
+    name: str
+    outputs: Mapping[str, str]
+    factors: Mapping[str, tuple[Field, ...]]
+    inputs: Callable[[Case, Bits], dict[str, Any]]
+    contract: Callable[[Case], dict[str, Any]]
+    choices: Mapping[str, tuple[Any, ...]]
+    shapes: Mapping[str, Mapping[str, Field]]
+    cost: Callable[[Case], Cost]
+    settle: Callable[[dict[str, Field]], dict[str, Field] | None] = lambda fields: fields
+    parts: tuple[str, ...] = ()
+    stem: str = ""
+    budgeted: tuple[str, ...] = ()
+    mutates: tuple[str, ...] = ()
+    expect: Callable[..., Any] | None = field(default=None)
+
+    @property
+    def reference(self) -> Callable[..., Any]:
+        """The reference function, whose signature is the op's."""
+        return getattr(self.module, self.name)
+
+    @property
+    def module(self) -> ModuleType:
+        return importlib.import_module(f"minimax_m2.reference.{self.stem or self.name}")
+
+    def case(self, **fields: Field) -> Case:
+        """A case of this op; every factor left out takes its simplest value, ``seed`` 0."""
+        unknown = sorted(set(fields) - set(self.factors) - {"seed"})
+        if unknown:
+            known = ", ".join((*self.factors, "seed"))
+            raise ValueError(f"op {self.name} has no case field {unknown[0]!r}; it has {known}")
+        drawn: dict[str, Field] = {name: values[0] for name, values in self.factors.items()} | {"seed": 0} | fields
+        settled = self.settle(drawn)
+        if settled is None:
+            raise ValueError(f"op {self.name} refuses the case {drawn}")
+        return Case({"op": self.name, **settled})
+
+    def shape(self, name: str) -> Case:
+        """A named case to time."""
+        return self.case(**self.shapes[name])
+
+    def positional(self) -> tuple[str, ...]:
+        """Names of the arguments passed by position."""
+        kinds = inspect.signature(self.reference).parameters.values()
+        return tuple(p.name for p in kinds if p.kind is p.POSITIONAL_OR_KEYWORD)
+
+    def full_contract(self, case: Case, declared: Mapping[str, Any]) -> dict[str, Any]:
+        """The default contract of a case with what a provider declares; unknown fields and values are refused."""
+        fields = self.contract(case) | {"arithmetic": "float32", "exp_ulps": 1.0}
+        for name, value in declared.items():
+            if name not in fields:
+                raise ValueError(
+                    f"contract field {self.name}.{name}={value!r} is unknown; {self.name} has {', '.join(fields)}"
+                )
+            legal = {**self.choices, **GENERAL_CHOICES}.get(name, (fields[name],))
+            if name != "exp_ulps" and value not in (*legal, fields[name]):
+                raise ValueError(
+                    f"contract field {self.name}.{name}={value!r} is not one that an engine has; use one of {legal}"
+                )
+        return fields | dict(declared)
+
+
+GENERAL_CHOICES: dict[str, tuple[Any, ...]] = {"arithmetic": ("float32", "float64")}
+
+
+@lru_cache(maxsize=1)
+def all_ops() -> dict[str, Op]:
+    """Every declared op by name, found by file: a file of ``harness/ops`` holds ``OP``, or ``OPS`` for a stem of many."""
+    package = importlib.import_module("minimax_m2.harness.ops")
+    found: dict[str, Op] = {}
+    for info in sorted(pkgutil.iter_modules(package.__path__), key=lambda i: i.name):
+        module = importlib.import_module(f"{package.__name__}.{info.name}")
+        declared = getattr(module, "OPS", None) or (module.OP,)
+        found.update({op.name: op for op in declared})
+    return found
+
+
+def find_op(name: str) -> Op:
+    """One op by name; KeyError lists the known ones."""
+    ops = all_ops()
+    if name not in ops:
+        raise KeyError(f"unknown op {name!r}; known: {', '.join(ops)}")
+    return ops[name]

@@ -1,0 +1,1 @@
+"""One declaration an op; the file's name is the op's."""

@@ -1,0 +1,127 @@
+"""Routing: drawn logits around every tie and tile edge, judged as a discrete choice."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minimax_m2.harness.bits import Bits, strided
+from minimax_m2.harness.case import Case, Field
+from minimax_m2.harness.op import Cost, Op
+from minimax_m2.harness.ties import Choice
+from minimax_m2.reference.contract import Contract
+from minimax_m2.reference.routing import selection_scores, weights_at
+
+FACTORS: dict[str, tuple[Field, ...]] = {
+    # Around one row, a pair of rows, a cache line of rows and the 64-token tile.
+    "T": (1, 0, 2, 3, 8, 17, 64, 65),
+    # Around a vector register (16), M2 (256), past it, and widths that are no multiple of any register.
+    "E": (8, 1, 3, 16, 17, 48, 64, 255, 256, 257, 384, 1024),
+    "K": (2, 1, 4, 8, 32),
+    "regime": ("normal", "near_tie", "exact_tie", "equal", "underflow", "large"),
+    "bias": ("small", "none", "zero", "large", "below"),
+    "dtype": ("float32", "bfloat16", "float16"),
+    "ids": ("int32", "int64"),
+    "scoring": ("sigmoid", "softmax"),
+    "renormalize": (1, 0),
+    "eps": (0, 1),  # 1: the 1e-20 that FlashInfer and the NPU operator add
+    "scale": (1, 2),
+    "valid": (0, 1),  # 1: the last third of the rows is padding
+    "gap": (0, 8),
+}
+
+
+def settle(fields: dict[str, Field]) -> dict[str, Field]:
+    return fields | {"K": min(int(fields["K"]), int(fields["E"]))}
+
+
+def logits_of(case: Case, bits: Bits) -> Tensor:
+    """float64 logits ``[T, E]``; every regime keeps the scores of chosen experts above float32's smallest normal."""
+    T, E, regime = case.number("T"), case.number("E"), case.word("regime")
+    normal = bits.bell("logits", (T, E)) * 2
+    if regime == "normal":
+        return normal
+    if regime == "large":
+        return normal * 8
+    if regime == "equal":
+        return normal[:, :1].expand(T, E).clone() if E else normal
+    if regime == "exact_tie":
+        # Few distinct values, so that the boundary of the chosen set falls inside a tie.
+        return bits.integers("tie", (T, E), -2, 2).double()
+    if regime == "near_tie":
+        # Neighbours one unit in the last place apart, in the format of the logits.
+        step = {"float32": 2.0**-23, "bfloat16": 2.0**-7, "float16": 2.0**-10}[case.word("dtype")]
+        return 1.0 + step * bits.integers("tie", (T, E), 0, 3).double()
+    if regime == "underflow":
+        # Sigmoids of 1e-35 and below: normal numbers among the chosen, subnormal ones among the rest.
+        return torch.where(bits.integers("deep", (T, E), 0, 3) == 0, -100.0, -80.0 + normal)
+    raise ValueError(f"regime={regime!r} of routing is unknown")
+
+
+def bias_of(case: Case, bits: Bits) -> Tensor | None:
+    kind, E = case.word("bias"), case.number("E")
+    values = bits.bell("bias", (E,))
+    return {
+        "none": None,
+        "zero": torch.zeros(E),
+        "small": values / 8,
+        "large": values * 12,
+        # Every biased score is below -1: an arg max that starts at -1 or 0 finds nothing.
+        "below": values / 8 - 8,
+    }[kind]
+
+
+def inputs(case: Case, bits: Bits) -> dict[str, Any]:
+    T, K = case.number("T"), case.number("K")
+    logits = logits_of(case, bits).to(getattr(torch, case.word("dtype")))
+    bias = bias_of(case, bits)
+    return {
+        "logits": strided(logits, case.number("gap")),
+        "bias": None if bias is None else bias.to(torch.float32),
+        "top_k": K,
+        "renormalize": bool(case.number("renormalize")),
+        "scoring": case.word("scoring"),
+        "scale": float(case.number("scale")),
+        "eps": 1e-20 if case.number("eps") else 0.0,
+        "indices_dtype": getattr(torch, case.word("ids")),
+        "num_valid": torch.tensor(T - T // 3, dtype=torch.int32) if case.number("valid") else None,
+    }
+
+
+def expect(op: Op, case: Case, arguments: dict[str, Any], contract: Contract, dtypes: dict[str, torch.dtype]) -> Choice:
+    scores, selection = selection_scores(
+        arguments["logits"], arguments["bias"], scoring=arguments["scoring"], contract=contract
+    )
+    keywords = {name: arguments[name] for name in ("renormalize", "scale", "eps")}
+    valid = arguments["num_valid"]
+    return Choice(
+        op=op,
+        dtypes=dtypes,
+        selection=selection,
+        weigh=lambda ids: weights_at(scores, ids, **keywords, contract=contract),
+        top_k=arguments["top_k"],
+        valid=case.number("T") if valid is None else int(valid),
+    )
+
+
+def cost(case: Case) -> Cost:
+    T, E, K = (case.number(name) for name in ("T", "E", "K"))
+    logit, index = (torch.empty(0, dtype=getattr(torch, case.word(n))).element_size() for n in ("dtype", "ids"))
+    return Cost(bytes=T * E * logit + 4 * E + T * K * (4 + index), flops=T * E * 2)
+
+
+OP = Op(
+    name="routing",
+    outputs={"weights": "float32", "ids": "ids"},
+    factors=FACTORS,
+    settle=settle,
+    inputs=inputs,
+    contract=lambda case: {"logits": None, "scores": "float32", "selection": "float32", "weights": "float32"},
+    choices={"logits": ("float32", "bfloat16"), "scores": ("bfloat16",), "selection": ("bfloat16",)},
+    shapes={"decode": {"T": 4, "E": 256, "K": 8}, "prefill": {"T": 1024, "E": 256, "K": 8}},
+    cost=cost,
+    budgeted=("logits",),
+    expect=expect,
+)
