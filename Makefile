@@ -22,12 +22,18 @@ clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks
 
 # The stamp bears the hash of what decides the environment: up to date is instant, a changed pin installs again.
+# SYSTEM_TORCH lends torch by path, since PYTHON may be a virtual environment itself; what is pinned stands first.
 venv: $(STAMP)
 $(STAMP):
-	$(PYTHON) -m venv $(if $(SYSTEM_TORCH),--system-site-packages) .venv
+	$(PYTHON) -m venv .venv
 	rm -f .venv/installed-*
 	grep -v $(if $(SYSTEM_TORCH),'^torch==','^$$') $(PINS) > .venv/pins.txt
-	$(if $(SYSTEM_TORCH),,$(BIN)/pip install -q -c .venv/pins.txt torch $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)))
+ifdef SYSTEM_TORCH
+	site=$$(echo .venv/lib/python3*/site-packages) && \
+	$(PYTHON) -c 'import torch; print(torch.__path__[0] + "/..")' > $$site/system_torch.pth
+else
+	$(BIN)/pip install -q -c .venv/pins.txt torch $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+endif
 	$(BIN)/pip install -q -c .venv/pins.txt 'setuptools>=77'
 	$(BIN)/pip install -q -c .venv/pins.txt --no-build-isolation -e '.[dev,transformers]'
 	touch $@

@@ -2,4 +2,4 @@
 # Style: ruff with the rules of pyproject.toml.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-exec .venv/bin/ruff check . "$@"
+exec .venv/bin/python -m ruff check . "$@"
