@@ -152,6 +152,12 @@ def compiler() -> str:
     return found
 
 
+def kernel_command(source: Path, name: str, target: Path) -> list[str]:
+    """Give the command that compiles one kernel source for the ISA ``name`` into the object ``target``."""
+    chosen = [f"-DMINIMAX_M2_ISA={name}", f'-DMINIMAX_M2_VECTOR_HEADER="vector_{name}.h"', f"-I{SOURCE_DIR}"]
+    return [compiler(), *COMMON_FLAGS, *ISA_FLAGS[name], *chosen, "-c", str(source), "-o", str(target)]
+
+
 @functools.cache
 def compiler_version(path: str) -> str:
     return subprocess.run([path, "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[0]
@@ -179,13 +185,7 @@ def _compile(op: str, folder: Path, progress: Progress) -> None:
         # hold is taken from the first, which every processor can run.
         jobs = [(source, name) for name in isa.COMPILED for source in kernel_sources(op)]
         objects = [scratch / f"{source.stem}.{name}.o" for source, name in jobs]
-        commands = [
-            [
-                *(compiler(), *COMMON_FLAGS, *ISA_FLAGS[name], f"-DMINIMAX_M2_ISA={name}"),
-                *(f'-DMINIMAX_M2_VECTOR_HEADER="vector_{name}.h"', "-c", str(source), "-o", str(target)),
-            ]
-            for (source, name), target in zip(jobs, objects, strict=True)
-        ]
+        commands = [kernel_command(source, name, target) for (source, name), target in zip(jobs, objects, strict=True)]
         binding = scratch / f"{op}_binding.o"
         source = SOURCE_DIR / f"{op}_binding.cpp"
         commands.insert(0, [compiler(), *COMMON_FLAGS, *BINDING_FLAGS, "-c", str(source), "-o", str(binding)])
