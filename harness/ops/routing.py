@@ -38,7 +38,7 @@ def settle(fields: dict[str, Field]) -> dict[str, Field]:
 
 
 def logits_of(case: Case, bits: Bits) -> Tensor:
-    """float64 logits ``[T, E]``; every regime keeps the scores of chosen experts above float32's smallest normal."""
+    """float64 logits ``[T, E]``; every regime keeps the scores above float32's smallest normal number."""
     T, E, regime = case.number("T"), case.number("E"), case.word("regime")
     normal = bits.bell("logits", (T, E)) * 2
     if regime == "normal":
@@ -55,8 +55,8 @@ def logits_of(case: Case, bits: Bits) -> Tensor:
         step = {"float32": 2.0**-23, "bfloat16": 2.0**-7, "float16": 2.0**-10}[case.word("dtype")]
         return 1.0 + step * bits.integers("tie", (T, E), 0, 3).double()
     if regime == "underflow":
-        # Sigmoids of 1e-35 and below: normal numbers among the chosen, subnormal ones among the rest.
-        return torch.where(bits.integers("deep", (T, E), 0, 3) == 0, -100.0, -80.0 + normal)
+        # Sigmoids of 1e-35 down to 4e-38, just above float32's smallest normal number: their sum may not vanish.
+        return torch.where(bits.integers("deep", (T, E), 0, 3) == 0, -86.0, -78.0 + normal)
     raise ValueError(f"regime={regime!r} of routing is unknown")
 
 
