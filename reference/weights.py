@@ -8,7 +8,7 @@ weights kept as they are stored.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from minimax_m2.reference.block_dequant import block_dequant
 from minimax_m2.reference.config import MiniMaxM2Config
 
 BLOCK = 128
@@ -47,10 +48,7 @@ class BlockQuantized(NamedTuple):
 
     def dequantized(self, dtype: torch.dtype) -> Tensor:
         """Multiply each 128 x 128 block by its scale; exact in float64, one rounding from float32 otherwise."""
-        work = torch.float64 if dtype == torch.float64 else torch.float32
-        rows, columns = self.weight.shape[-2:]
-        scale = self.scale.to(work).repeat_interleave(BLOCK, -2).repeat_interleave(BLOCK, -1)
-        return (self.weight.to(work) * scale[..., :rows, :columns]).to(dtype)
+        return block_dequant(self.weight, self.scale, block=(BLOCK, BLOCK), dtype=dtype)
 
 
 Weight = Tensor | BlockQuantized
@@ -72,6 +70,16 @@ class LayerWeights:
     w2: Weight  # [E, H, I]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelWeights:
+    """All of a model, or of one rank's share of it."""
+
+    embed_tokens: Tensor  # [V, H]
+    layers: Sequence[LayerWeights]
+    norm: Tensor  # [H]
+    lm_head: Tensor  # [V, H]
+
+
 class Checkpoint:
     """A checked checkpoint on disk; every method reads from the files anew and keeps nothing."""
 
@@ -91,6 +99,19 @@ class Checkpoint:
         problems += self._check_scales()
         if problems:
             raise CheckpointError(self.path, problems)
+
+    def load(
+        self, dtype: torch.dtype, *, keep_quantized: bool = False, progress: Progress | None = None
+    ) -> ModelWeights:
+        """Read everything, layer by layer; ``progress`` hears of each."""
+        layers, total = [], self.config.num_hidden_layers
+        for index in range(total):
+            layers.append(self.layer(index, dtype, keep_quantized=keep_quantized))
+            if progress is not None:
+                progress(index + 1, total, "layers loaded")
+        return ModelWeights(
+            embed_tokens=self.embed_tokens(dtype), layers=layers, norm=self.norm(dtype), lm_head=self.lm_head(dtype)
+        )
 
     def embed_tokens(self, dtype: torch.dtype) -> Tensor:
         """Return the embedding ``[V, H]``."""

@@ -1,0 +1,155 @@
+"""One decoder layer, made of the steps that a table of ops offers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from minimax_m2.reference.communicator import Communicator
+from minimax_m2.reference.config import MiniMaxM2Config
+from minimax_m2.reference.paging import Batch
+from minimax_m2.reference.table import OpTable
+from minimax_m2.reference.weights import BLOCK, BlockQuantized, LayerWeights, Weight
+
+Tap = Callable[[str, int, Tensor], None]
+"""Called as ``tap(step, layer, output)``; it may keep the tensor but must not change it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pass:
+    """What all layers of one forward pass share."""
+
+    config: MiniMaxM2Config
+    batch: Batch
+    cos_sin: Tensor  # [P, R]
+    communicator: Communicator
+    tap: Tap | None = None
+
+    def note(self, step: str, layer: int, output: Tensor) -> None:
+        """Show a step's output to the tap, if there is one."""
+        if self.tap is not None:
+            self.tap(step, layer, output)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecoderLayer:
+    """A layer's weights, packed for the ops of its table.
+
+    Head counts come from the weights, so a tensor-parallel rank's share needs no other configuration.
+    """
+
+    index: int
+    ops: OpTable
+    weights: LayerWeights
+    qkv_proj: Callable[[Tensor], Tensor]
+    o_proj: Callable[[Tensor], Tensor]
+    packed_experts: Any
+
+    @classmethod
+    def pack(cls, weights: LayerWeights, *, index: int, ops: OpTable) -> DecoderLayer:
+        """Pack projections and experts with the table's own packing."""
+        return cls(
+            index=index,
+            ops=ops,
+            weights=weights,
+            qkv_proj=_projection(weights.qkv_proj, ops),
+            o_proj=_projection(weights.o_proj, ops),
+            packed_experts=_pack_experts(weights.w13, weights.w2, ops),
+        )
+
+    def __call__(
+        self, hidden: Tensor, residual: Tensor | None, k_cache: Tensor, v_cache: Tensor, shared: Pass
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Run the layer; ``k_cache!`` and ``v_cache!`` take the new keys and values.
+
+        hidden   [T, H], what the previous layer has still to add to the stream; the embedding for the first
+        residual [T, H], the stream before that; None for the first layer
+        returns  hidden and residual for the next layer, and the stream at this layer's entry, each [T, H]
+
+        Taps, in order: entry, input_norm, qkv, query, attention, o_proj, middle (the stream between the halves),
+        post_attention_norm, routing_weights, routing_ids, experts.
+        """
+        ops, weights, eps = self.ops, self.weights, shared.config.rms_norm_eps
+        if residual is None:
+            x, entry = ops.rms_norm(hidden, weights.input_layernorm, eps=eps), hidden
+        else:
+            x, entry = ops.add_rms_norm(hidden, residual, weights.input_layernorm, eps=eps)
+        shared.note("entry", self.index, entry)
+        shared.note("input_norm", self.index, x)
+        x, middle = ops.add_rms_norm(
+            self._attention(x, k_cache, v_cache, shared), entry, weights.post_attention_layernorm, eps=eps
+        )
+        shared.note("middle", self.index, middle)
+        shared.note("post_attention_norm", self.index, x)
+        return self._experts(x, shared), middle, entry
+
+    def _attention(self, x: Tensor, k_cache: Tensor, v_cache: Tensor, shared: Pass) -> Tensor:
+        ops, weights, config, batch = self.ops, self.weights, shared.config, shared.batch
+        heads = {
+            "num_heads": weights.q_norm.shape[0] // config.head_dim,
+            "num_kv_heads": weights.k_norm.shape[0] // config.head_dim,
+            "head_dim": config.head_dim,
+        }
+        qkv = self.qkv_proj(x)  # [T, (Hq + 2 Hk) D]
+        shared.note("qkv", self.index, qkv)
+        alone = shared.communicator.size == 1
+        query = ops.qk_norm_rope_cache(
+            qkv,
+            None if alone else shared.communicator.all_reduce(ops.qk_sum_squares(qkv, **heads)),
+            weights.q_norm,
+            weights.k_norm,
+            shared.cos_sin,
+            batch.positions,
+            k_cache,
+            v_cache,
+            batch.slots,
+            **heads,
+            rotary_dim=config.rotary_dim,
+            q_width=config.q_width,
+            k_width=config.kv_width,
+            eps=config.rms_norm_eps,
+        )
+        shared.note("query", self.index, query)
+        y = ops.attention(
+            query,
+            k_cache,
+            v_cache,
+            batch.block_table,
+            batch.seq_lens,
+            batch.query_start,
+            scale=config.head_dim**-0.5,
+            max_query_len=batch.max_query_len,
+            max_seq_len=batch.max_seq_len,
+        )
+        shared.note("attention", self.index, y)
+        y = shared.communicator.all_reduce(self.o_proj(y.flatten(1)))
+        shared.note("o_proj", self.index, y)
+        return y
+
+    def _experts(self, x: Tensor, shared: Pass) -> Tensor:
+        weights, ids = self.ops.router(
+            x, self.weights.gate, self.weights.e_score_correction_bias, top_k=shared.config.num_experts_per_tok
+        )
+        shared.note("routing_weights", self.index, weights)
+        shared.note("routing_ids", self.index, ids)
+        y = shared.communicator.all_reduce(self.ops.experts(x, self.packed_experts, weights, ids))
+        shared.note("experts", self.index, y)
+        return y
+
+
+def _projection(weight: Weight, ops: OpTable) -> Callable[[Tensor], Tensor]:
+    if isinstance(weight, BlockQuantized):
+        packed = ops.pack_fp8_linear(weight.weight, weight.scale, block=(BLOCK, BLOCK))
+        return lambda x: ops.fp8_linear(x, packed)
+    return lambda x: ops.linear(x, weight)
+
+
+def _pack_experts(w13: Weight, w2: Weight, ops: OpTable) -> Any:
+    if isinstance(w13, BlockQuantized) and isinstance(w2, BlockQuantized):
+        return ops.pack_experts(w13.weight, w2.weight, w13_scale=w13.scale, w2_scale=w2.scale, block=(BLOCK, BLOCK))
+    if isinstance(w13, BlockQuantized) or isinstance(w2, BlockQuantized):
+        raise ValueError("one of w13 and w2 is quantised and the other not; load with keep_quantized=False")
+    return ops.pack_experts(w13, w2)

@@ -1,0 +1,209 @@
+"""MiniMax-M2, whole: embedding, decoder layers, final norm, head, over a paged cache and any table of ops."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import overload
+
+import torch
+from torch import Tensor
+
+from minimax_m2.reference.communicator import Communicator, Single
+from minimax_m2.reference.config import MiniMaxM2Config
+from minimax_m2.reference.generation import greedy
+from minimax_m2.reference.layer import DecoderLayer, Pass, Tap
+from minimax_m2.reference.paging import Batch, PagedCache
+from minimax_m2.reference.rope import cos_sin_table
+from minimax_m2.reference.table import OpTable, op_table
+from minimax_m2.reference.weights import Checkpoint, ModelWeights, Progress
+
+
+class MiniMaxM2:
+    """The one model: ``ops`` says who computes it, ``dtype`` in what.
+
+    In float64 everything is float64. In bfloat16, float16 or float32 activations and weights have that dtype, the
+    router, its logits and the routing weights float32.
+
+    ops         a table, or anything ``op_table`` fills one from; None is the reference
+    layer_ops   tables for single layers, by index, where they differ from ``ops``
+    rope_dtype  dtype of the table of cosines and sines, which is made in float64: None is float64 for a float64
+                model and float32 otherwise; engines that cast it to the model's dtype say so in their contract
+    """
+
+    def __init__(
+        self,
+        config: MiniMaxM2Config,
+        weights: ModelWeights,
+        *,
+        ops: object = None,
+        layer_ops: Mapping[int, object] | None = None,
+        rope_dtype: torch.dtype | None = None,
+        communicator: Communicator | None = None,
+    ) -> None:
+        if len(weights.layers) != config.num_hidden_layers:
+            raise ValueError(f"{len(weights.layers)} layers are given; num_hidden_layers={config.num_hidden_layers}")
+        unknown = sorted(set(layer_ops or {}) - set(range(config.num_hidden_layers)))
+        if unknown:
+            raise ValueError(f"layer_ops names layer {unknown[0]}; layers are 0..{config.num_hidden_layers - 1}")
+        self.config = config
+        self.dtype = weights.norm.dtype
+        self.device = weights.norm.device
+        self.ops = _table(ops)
+        self.communicator: Communicator = communicator or Single()
+        self._embed_tokens, self._norm, self._lm_head = weights.embed_tokens, weights.norm, weights.lm_head
+        self._layers = [
+            DecoderLayer.pack(layer, index=index, ops=_table((layer_ops or {}).get(index, self.ops)))
+            for index, layer in enumerate(weights.layers)
+        ]
+        self._num_kv_heads = weights.layers[0].k_norm.shape[0] // config.head_dim
+        self._rope_dtype = rope_dtype or (torch.float64 if self.dtype == torch.float64 else torch.float32)
+        self._cos_sin = torch.empty(0, config.rotary_dim, dtype=self._rope_dtype, device=self.device)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        *,
+        dtype: torch.dtype = torch.float64,
+        ops: object = None,
+        layer_ops: Mapping[int, object] | None = None,
+        rope_dtype: torch.dtype | None = None,
+        keep_quantized: bool = False,
+        progress: Progress | None = None,
+    ) -> MiniMaxM2:
+        """Load a folder with ``config.json`` and safetensors in Hugging Face names.
+
+        ``keep_quantized`` hands FP8 weights to the table's ``fp8_linear`` and ``experts`` as they are stored.
+        Raises ValueError as MiniMaxM2Config and Checkpoint do.
+        """
+        checkpoint = Checkpoint(path)
+        weights = checkpoint.load(dtype, keep_quantized=keep_quantized, progress=progress)
+        return cls(checkpoint.config, weights, ops=ops, layer_ops=layer_ops, rope_dtype=rope_dtype)
+
+    @overload
+    def __call__(self, ids: Tensor, *, capture: None = None, tap: Tap | None = None) -> Tensor: ...
+    @overload
+    def __call__(
+        self, ids: Tensor, *, capture: Collection[int], tap: Tap | None = None
+    ) -> tuple[Tensor, dict[int, Tensor]]: ...
+    def __call__(
+        self, ids: Tensor, *, capture: Collection[int] | None = None, tap: Tap | None = None
+    ) -> Tensor | tuple[Tensor, dict[int, Tensor]]:
+        """Compute the logits of every token of one sequence ``[T]`` or of equally long ones ``[B, T]``.
+
+        returns  logits [T, V] or [B, T, V], float32 (float64 stays); with ``capture=(2, 31, 59)`` also
+                 ``{layer: [T, H] or [B, T, H]}``, the residual stream at the entry of each such layer, as EAGLE3's
+                 draft takes it; key 0 is the embedding, key num_hidden_layers the stream before the final norm.
+        """
+        if ids.dim() not in (1, 2):
+            raise ValueError(f"ids has shape {list(ids.shape)}; expected [T] or [B, T]")
+        rows = ids if ids.dim() == 2 else ids[None]
+        cache = self.new_cache(tokens=[rows.shape[1]] * rows.shape[0])
+        batch = cache.append(dict.fromkeys(range(rows.shape[0]), rows.shape[1]))
+        logits, states = self.step(rows.flatten(), batch, cache, rows=None, capture=capture or (), tap=tap)
+        logits = logits.reshape(*ids.shape, logits.shape[-1])
+        if capture is None:
+            return logits
+        return logits, {key: state.reshape(*ids.shape, state.shape[-1]) for key, state in states.items()}
+
+    def new_cache(self, *, tokens: Sequence[int], page_size: int = 16) -> PagedCache:
+        """Allocate a cache that holds sequences of the lengths ``tokens``, without a page to spare."""
+        return PagedCache.empty(
+            self.config,
+            num_pages=sum(-(-count // page_size) for count in tokens),
+            page_size=page_size,
+            num_kv_heads=self._num_kv_heads,
+            dtype=self.dtype,
+            device=self.device,
+        )
+
+    def prefill(self, chunks: Mapping[int, Tensor], cache: PagedCache, *, tap: Tap | None = None) -> Tensor:
+        """Append ``chunks[sequence]``, ids ``[n]``, to each sequence of the cache.
+
+        Lengths may differ and a sequence may come in several chunks, beside others that decode.
+        returns  [n sequences that brought a token, V]: logits of each one's last token, in the order of ``chunks``
+        """
+        batch = cache.append({sequence: len(ids) for sequence, ids in chunks.items()})
+        none = torch.empty(0, dtype=torch.int64, device=self.device)
+        return self.step(torch.cat([none, *chunks.values()]), batch, cache, rows=batch.last_rows, tap=tap)[0]
+
+    def decode(self, ids: Tensor, cache: PagedCache, *, sequences: Sequence[int], tap: Tap | None = None) -> Tensor:
+        """Append one token to each of ``sequences``: ids ``[B]`` -> logits ``[B, V]``."""
+        if ids.shape != (len(sequences),) or len(set(sequences)) != len(sequences):
+            raise ValueError(f"ids {list(ids.shape)} for sequences {list(sequences)}; give one id to each, once")
+        return self.prefill(dict(zip(sequences, ids.split(1), strict=True)), cache, tap=tap)
+
+    def generate(
+        self,
+        prompts: Sequence[Tensor],
+        *,
+        max_new_tokens: int,
+        eos_token_ids: Collection[int] = (),
+        page_size: int = 16,
+    ) -> list[list[int]]:
+        """Continue each prompt, ids ``[n]``, by the likeliest token until an end token or ``max_new_tokens``."""
+        return greedy(self, prompts, max_new_tokens=max_new_tokens, eos_token_ids=eos_token_ids, page_size=page_size)
+
+    def step(
+        self,
+        ids: Tensor,
+        batch: Batch,
+        cache: PagedCache,
+        *,
+        rows: Tensor | None,
+        capture: Collection[int] = (),
+        tap: Tap | None = None,
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """Run the T tokens of ``batch`` through the model; the cache takes their keys and values.
+
+        ids [T]; rows [N] picks the tokens whose logits are wanted, None all; returns logits [N, V] and the states
+        of ``capture``. Taps beside the layers' own: embedding (layer -1); final_norm and logits (num_hidden_layers).
+        """
+        config = self.config
+        self._refuse(ids, batch, capture)
+        shared = Pass(
+            config=config,
+            batch=batch,
+            cos_sin=self._cos_sin_until(batch.max_seq_len),
+            communicator=self.communicator,
+            tap=tap,
+        )
+        hidden, residual = self.ops.embedding(ids, self._embed_tokens), None
+        shared.note("embedding", -1, hidden)
+        states: dict[int, Tensor] = {}
+        for layer, k_cache, v_cache in zip(self._layers, cache.k, cache.v, strict=True):
+            hidden, residual, entry = layer(hidden, residual, k_cache, v_cache, shared)
+            if layer.index in capture:
+                states[layer.index] = entry
+        x, last = self.ops.add_rms_norm(hidden, residual, self._norm, eps=config.rms_norm_eps)
+        if config.num_hidden_layers in capture:
+            states[config.num_hidden_layers] = last
+        shared.note("final_norm", config.num_hidden_layers, x)
+        logits = self.ops.lm_head(x, self._lm_head, rows=rows, vocab_size=config.vocab_size)
+        shared.note("logits", config.num_hidden_layers, logits)
+        return logits, states
+
+    def _refuse(self, ids: Tensor, batch: Batch, capture: Collection[int]) -> None:
+        config = self.config
+        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < config.vocab_size:
+            raise ValueError(f"ids span {int(ids.min())}..{int(ids.max())}; expected 0..{config.vocab_size - 1}")
+        if batch.max_seq_len > config.max_position_embeddings:
+            raise ValueError(
+                f"a sequence has {batch.max_seq_len} tokens; max_position_embeddings={config.max_position_embeddings}"
+            )
+        outside = [key for key in capture if not 0 <= key <= config.num_hidden_layers]
+        if outside:
+            raise ValueError(f"capture={outside[0]} is outside 0..{config.num_hidden_layers}, the entries of layers")
+
+    def _cos_sin_until(self, positions: int) -> Tensor:
+        if positions > len(self._cos_sin):
+            table = cos_sin_table(
+                num_positions=positions, rotary_dim=self.config.rotary_dim, theta=self.config.rope_theta
+            )
+            self._cos_sin = table.to(self._rope_dtype).to(self.device)
+        return self._cos_sin
+
+
+def _table(ops: object) -> OpTable:
+    return ops if isinstance(ops, OpTable) else op_table(ops)
