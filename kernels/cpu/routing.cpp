@@ -54,14 +54,17 @@ inline bool score_experts(const RoutingArgs& args, const T* logits, Scratch& s) 
       const Mask real = first_lanes(lanes(e));
       top = max(top, blend(real, load(logits + e, lanes(e)), set1(-INFINITE)));
     }
-    const Float shift = set1(reduce_max(top));
-    Float sum = zero();
+    // A row of -inf scores 0 everywhere: no shift, and a divisor of 1 in place of the empty sum.
+    const float highest = reduce_max(top);
+    const Float shift = set1(highest == -INFINITE ? 0.0f : highest);
+    // Four partial sums: short chains round less, and independent ones overlap.
+    Float sum[4] = {zero(), zero(), zero(), zero()};
     for (int e = 0; e < num_experts; e += N) {
       const Float term = exp(load(logits + e, lanes(e)) - shift);
-      sum = sum + blend(first_lanes(lanes(e)), term, zero());
+      sum[e / N % 4] = sum[e / N % 4] + blend(first_lanes(lanes(e)), term, zero());
       store(s.score + e, term);
     }
-    const Float total = set1(reduce_add(sum));
+    const Float total = set1(highest == -INFINITE ? 1.0f : reduce_add((sum[0] + sum[1]) + (sum[2] + sum[3])));
     for (int e = 0; e < num_experts; e += N) store(s.score + e, load(s.score + e) / total);
   } else {
     int e = 0;
@@ -121,11 +124,12 @@ inline bool route_token(const RoutingArgs& args, int64_t token, Scratch& s) {
     ids[s.rank[i]] = static_cast<Index>(s.candidate_id[i]);
     chosen[s.rank[i]] = s.score[s.candidate_id[i]];
   }
-  float sum = 0.0f;
-  for (int k = 0; k < args.top_k; ++k) sum += chosen[k];
-  const float divisor = args.renormalize ? sum + args.eps : 1.0f;
+  // In double: near-equal weights would all round the float32 sum the same way, an error shared by the whole batch.
+  double divisor = args.renormalize ? args.eps : 1.0;
+  for (int k = 0; args.renormalize && k < args.top_k; ++k) divisor += chosen[k];
+  const double factor = args.scale / divisor;
   float* weights = args.weights + token * args.top_k;
-  for (int k = 0; k < args.top_k; ++k) weights[k] = chosen[k] / divisor * args.scale;
+  for (int k = 0; k < args.top_k; ++k) weights[k] = static_cast<float>(chosen[k] * factor);
   return true;
 }
 

@@ -17,8 +17,8 @@ struct RoutingArgs {
   int top_k;
   bool softmax;
   bool renormalize;
-  float scale;
-  float eps;
+  double scale;
+  double eps;
 };
 
 struct PackArgs {

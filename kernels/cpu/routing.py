@@ -34,8 +34,9 @@ def routing(
     num_valid  int32 scalar tensor or None: rows from there on get id -1 and weight 0
     returns    weights [T, K] float32, ids [T, K] indices_dtype, by descending score + bias, ties to the lower id
 
-    A sum of 0 with eps=0 gives NaN weights, as plain torch does. All arithmetic is float32: a weight's relative error is
-    below (6 + K/2) * 2^-23; softmax adds |logit - max| * 2^-24 for the rounded difference. Threads change no bit.
+    A sum of 0 with eps=0 gives NaN weights, as plain torch does. Scores are float32, sum and quotient float64: a
+    weight's relative error is below 6 * 2^-23 under sigmoid; softmax adds |logit - max| * 2^-24 for the rounded
+    difference and its float32 sum. The number of threads changes no bit.
 
     Raises ValueError or TypeError for shapes, dtypes, strides and sizes outside the above, and ValueError for a row
     in which some score + bias is NaN.

@@ -32,8 +32,8 @@ void routing(const Tensor& logits, std::optional<Tensor> bias, int64_t top_k, bo
                          .top_k = static_cast<int>(top_k),
                          .softmax = softmax,
                          .renormalize = renormalize,
-                         .scale = static_cast<float>(scale),
-                         .eps = static_cast<float>(eps)};
+                         .scale = scale,
+                         .eps = eps};
   const int64_t bad = launch(routing_table, args);
   if (bad >= 0) {
     reject("logits row " + std::to_string(bad) +

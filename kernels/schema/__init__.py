@@ -48,8 +48,8 @@ def expect_shape(name: str, x: Tensor, shape: Sequence[int | None], symbols: str
 
 
 def expect_rows(name: str, x: Tensor) -> None:
-    """Raise ValueError unless the last dimension is contiguous; the stride of rows is free."""
-    if x.shape[-1] > 1 and x.stride(-1) != 1:
+    """Raise ValueError unless the last dimension is contiguous; the stride of rows is free, and an empty tensor's."""
+    if x.stride(-1) != 1 and x.shape[-1] > 1 and x.numel() > 0:
         raise ValueError(f"{name} has stride {x.stride(-1)} in its last dimension, expected 1; call .contiguous()")
 
 

@@ -64,6 +64,14 @@ def test_experts_masked_by_minus_infinity_are_still_ranked(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", isa.available())
+def test_softmax_of_a_masked_row_scores_zero(name: str) -> None:
+    with isa.forced(name):
+        weights, ids = routing(torch.full((1, 20), -torch.inf), None, top_k=3, scoring="softmax", renormalize=False)
+    assert weights.tolist() == [[0.0, 0.0, 0.0]]
+    assert ids.tolist() == [[0, 1, 2]]
+
+
+@pytest.mark.parametrize("name", isa.available())
 def test_the_number_of_threads_changes_no_bit(name: str) -> None:
     logits, bias = logits_and_bias(100, 256)
     before = torch.get_num_threads()
