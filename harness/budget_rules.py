@@ -23,9 +23,9 @@ def _movement(name: str) -> None:
 
 
 for _name in (
-    "reshape view transpose permute unsqueeze squeeze flatten contiguous clone narrow select "
-    "gather index_select flip roll movedim"
-).split():
+    *("reshape", "view", "transpose", "permute", "unsqueeze", "squeeze", "flatten", "contiguous", "clone"),
+    *("narrow", "select", "gather", "index_select", "flip", "roll", "movedim"),
+):
     _movement(_name)
 
 

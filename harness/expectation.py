@@ -23,9 +23,18 @@ Outputs = tuple[Tensor, ...]
 class Expectation(Protocol):
     """Knows what is right for one case under one contract."""
 
-    shapes: dict[str, tuple[int, ...]]
-    dtypes: dict[str, torch.dtype]
     op: Op
+    dtypes: dict[str, torch.dtype]
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each output."""
+        ...
+
+    @property
+    def kinds(self) -> frozenset[str]:
+        """Kinds of corruption that some case of this op must let apply."""
+        ...
 
     def judge(self, outputs: Outputs) -> list[Comparison]:
         """Compare outputs of the expected shapes and dtypes."""
@@ -68,6 +77,15 @@ class Tensors:
         return tuple(v.to(self.dtypes[name]) for name, v in zip(self.expected, values, strict=True))
 
 
+    @property
+    def kinds(self) -> frozenset[str]:
+        found = {"zeros"}
+        for value, dtype in zip(self.expected.values(), self.dtypes.values(), strict=True):
+            found |= {"code"} if is_quantised(dtype) else {"gain"}
+            if value.ndim > 1:
+                found |= {"rows", "row", "tile"}
+        return frozenset(found)
+
     def corruptions(self) -> Iterator[tuple[str, Outputs]]:
         return corruptions(self.perfect(), tuple(self.dtypes))
 
@@ -109,7 +127,7 @@ def _oracle_input(op: Op, name: str, value: Any, arithmetic: Arithmetic) -> Any:
 
 
 def corruptions(perfect: Outputs, names: tuple[str, ...]) -> Iterator[tuple[str, Outputs]]:
-    """Canonical wrong answers, each made from a correct one: ``(output:kind, outputs)``. Inapplicable ones are left out.
+    """Canonical wrong answers made from a correct one: ``(output:kind, outputs)``. Inapplicable ones are left out.
 
     zeros  every element 0                 rows  rows moved by one
     row    the middle row 0                tile  a tile copied over its neighbour
@@ -133,8 +151,7 @@ def corrupted(right: Tensor) -> Iterator[tuple[str, Tensor]]:
         cleared = right.clone()
         cleared[right.shape[0] // 2] = 0
         yield "row", cleared
-    quantised = right.dtype.is_floating_point is False or right.element_size() == 1
-    if quantised:
+    if is_quantised(right.dtype):
         moved = right.clone().flatten()
         middle = moved.numel() // 2
         moved[middle] = _next_code(moved[middle])
@@ -155,12 +172,17 @@ def _next_code(value: Tensor) -> Tensor:
     return value + 1 if int(value) < torch.iinfo(value.dtype).max else value - 1
 
 
+def is_quantised(dtype: torch.dtype) -> bool:
+    """Integers and 8-bit floats: outputs without a tolerance, whose neighbour is another answer."""
+    return not dtype.is_floating_point or dtype.itemsize == 1
+
+
 def noticeable(wrong: Tensor, right: Tensor) -> bool:
     """Whether a corruption is an error at all: a row that moved by more than 1/256 of its size, or another integer.
 
     Rows that differ in their last bits only may be exchanged without anybody being wrong.
     """
-    if not right.dtype.is_floating_point or right.element_size() == 1:
+    if is_quantised(right.dtype):
         return bool((wrong.double() != right.double()).any())
     rows = right.double().nan_to_num(posinf=0, neginf=0).reshape(right.shape[0], -1)
     change = (wrong.double().nan_to_num(posinf=0, neginf=0).reshape(rows.shape) - rows).norm(dim=-1)

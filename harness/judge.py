@@ -73,6 +73,20 @@ def judge(case: Case, provider: Provider, variant: str = "") -> Verdict:
     return verdict(Outcome.PASS, comparisons=tuple(comparisons), utilisation=utilisation)
 
 
+def repeat(case: Case, provider: Provider, variant: str = "") -> bool:
+    """Whether two calls on equal inputs give equal bits."""
+    op = find_op(case.op)
+    function = provider.functions(op.name)
+    if function is None:
+        raise ValueError(f"provider {provider.name!r} does not offer {op.name}")
+    results = []
+    for _ in range(2):
+        arguments = build(op, case, provider)
+        with provider.enter(variant):
+            results.append(_outputs(op, call(op, function, arguments), arguments))
+    return all(torch.equal(_bytes(a.contiguous()), _bytes(b.contiguous())) for a, b in zip(*results, strict=True))
+
+
 def calls(
     op: Op, case: Case, provider: Provider, right: Expectation
 ) -> Iterator[tuple[str, Callable[[], tuple[Outputs, str]]]]:

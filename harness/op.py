@@ -115,7 +115,7 @@ GENERAL_CHOICES: dict[str, tuple[Any, ...]] = {"arithmetic": ("float32", "float6
 
 @lru_cache(maxsize=1)
 def all_ops() -> dict[str, Op]:
-    """Every declared op by name, found by file: a file of ``harness/ops`` holds ``OP``, or ``OPS`` for a stem of many."""
+    """Every declared op by name: a file of ``harness/ops`` holds ``OP``, or ``OPS`` where a stem has several."""
     package = importlib.import_module("minimax_m2.harness.ops")
     found: dict[str, Op] = {}
     for info in sorted(pkgutil.iter_modules(package.__path__), key=lambda i: i.name):

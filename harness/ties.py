@@ -21,8 +21,8 @@ from minimax_m2.harness.quantiles import two_sided_normal
 
 
 def judge_ids(ids: Tensor, selection: Budgeted, *, valid: int, alpha: float = ALPHA) -> Comparison:
-    """Judge the chosen experts ``ids [T, K]`` by the budgeted selection scores ``[T, E]``; rows from ``valid`` are -1."""
-    T, K = ids.shape
+    """Judge the chosen experts ``ids [T, K]`` by budgeted selection scores ``[T, E]``; rows from ``valid`` are -1."""
+    K = ids.shape[1]
     E = selection.shape[-1]
     chosen = ids.long()
     notes = _malformed(chosen, valid, E)
@@ -85,6 +85,10 @@ class Choice:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return dict.fromkeys(self.dtypes, (self.selection.shape[0], self.top_k))
 
+    @property
+    def kinds(self) -> frozenset[str]:
+        return frozenset({"zeros", "rows", "row", "tile", "gain", "twice", "other", "behind"})
+
     def judge(self, outputs: Outputs) -> list[Comparison]:
         weights, ids = outputs
         found = judge_ids(ids, self.selection, valid=self.valid)
@@ -95,7 +99,8 @@ class Choice:
             row = judged.worst.index[0]
             judged.notes.append(
                 f"token {row}, ids {ids[row].tolist()}: actual weight {judged.worst.actual:.9g}, expected "
-                f"{judged.worst.expected:.9g} for expert {int(ids[judged.worst.index])}, budget {judged.worst.limit:.3g}, "
+                f"{judged.worst.expected:.9g} for expert {int(ids[judged.worst.index])}, "
+                f"budget {judged.worst.limit:.3g}, "
                 + ", ".join(f"{name} {share:.3g} x its limit" for name, share in judged.tests.items() if share > 1)
             )
         return [found, judged]
@@ -107,7 +112,7 @@ class Choice:
         return weights.to(kinds[0]), ids.to(kinds[1])
 
     def corruptions(self) -> Iterator[tuple[str, Outputs]]:
-        """Canonical corruptions of the weights; of the ids, one expert exchanged for the worst, and one chosen twice."""
+        """Canonical corruptions of the weights; of the ids, an expert exchanged for the worst, and one chosen twice."""
         weights, ids = self.perfect()
         for kind, wrong in corrupted(weights):
             if noticeable(wrong, weights):

@@ -1,0 +1,67 @@
+"""What holds for every op, provider and device: one parametrised function a property.
+
+``pytest --pyargs minimax_m2.harness.conformance --provider FILE -m cpu`` runs it on anybody's kernels.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import event, given, target
+from hypothesis import strategies as st
+
+from minimax_m2.harness.case import Case
+from minimax_m2.harness.judge import expected, judge, repeat
+from minimax_m2.harness.matrix import Cell
+from minimax_m2.harness.op import find_op
+from minimax_m2.harness.provider import Provider
+from minimax_m2.harness.sampling import cases, sampled
+from minimax_m2.harness.verdict import Outcome
+
+SAMPLE = 60
+
+
+def check(case: Case, provider: Provider, cell: Cell) -> float:
+    """Judge one case; a verdict other than a pass is an AssertionError that says all there is to say."""
+    verdict = judge(case, provider, cell.variant)
+    if verdict.outcome is Outcome.UNSUPPORTED:
+        event(f"unsupported: {verdict.evidence[0]}")
+        return 0.0
+    if not verdict.passed:
+        raise AssertionError(verdict.explain(provider.source))
+    return verdict.utilisation
+
+
+def test_sampled_cases_are_right(cell: Cell, provider: Provider) -> None:
+    for case in sampled(find_op(cell.op), SAMPLE):
+        check(case, provider, cell)
+
+
+@given(data=st.data())
+def test_drawn_cases_are_right(cell: Cell, provider: Provider, data: st.DataObject) -> None:
+    case = data.draw(cases(find_op(cell.op)), label="case")
+    target(min(check(case, provider, cell), 1.0), label=f"utilisation of {cell.op}")
+
+
+def test_no_tokens_give_empty_outputs(cell: Cell, provider: Provider) -> None:
+    op = find_op(cell.op)
+    if "T" not in op.factors:
+        pytest.skip(f"{cell.op} has no token dimension")
+    for case in sampled(op, 8):
+        check(op.case(**{k: v for k, v in case.items() if k != "op"} | {"T": 0}), provider, cell)
+
+
+def test_a_second_call_gives_the_same_bits(cell: Cell, provider: Provider) -> None:
+    for case in sampled(find_op(cell.op), 12):
+        assert repeat(case, provider, cell.variant), f"{cell.id} gives other bits when called again: {case.json}"
+
+
+def test_every_corruption_is_noticed_and_applies_somewhere(op_name: str) -> None:
+    op, applied = find_op(op_name), Counter[str]()
+    for case in sampled(op, SAMPLE):
+        right, unnoticed = expected(op, case, {})
+        assert not unnoticed, f"VACUOUS {case.json}: {unnoticed}"
+        applied.update(kind.split(":")[1] for kind, _ in right.corruptions())
+    missing = set(right.kinds) - set(applied)
+    assert not missing, f"VACUOUS {op_name}: no sampled case lets the corruption {sorted(missing)} apply"

@@ -1,0 +1,37 @@
+"""Which devices are here. Absence is said with its reason, never passed over."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+
+DEVICES = ("cpu", "gpu", "npu")
+
+
+@cache
+def absence(device: str) -> str | None:
+    """Why a device cannot be used, or None where it answers a checked addition.
+
+    Raises ValueError for an unknown device.
+    """
+    if device == "cpu":
+        return None
+    if device == "gpu":
+        if not torch.cuda.is_available():
+            return "torch sees no CUDA device"
+        return _cannot_add("cuda")
+    if device == "npu":
+        if not hasattr(torch, "npu"):
+            return "torch_npu is not imported and no NPU is present"
+        return _cannot_add("npu")
+    raise ValueError(f"device={device!r} is unknown; use one of {', '.join(DEVICES)}")
+
+
+def _cannot_add(device: str) -> str | None:
+    """Importing a device library proves nothing; an addition does."""
+    try:
+        total = (torch.ones(8, device=device) + torch.arange(8, device=device)).sum().item()
+    except RuntimeError as error:
+        return f"an addition on {device} failed: {str(error).splitlines()[0]}"
+    return None if total == 36 else f"an addition on {device} gave {total}, expected 36"

@@ -1,0 +1,84 @@
+"""Cells: op x provider x device x variant; which must execute, which did, and which are not here."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from minimax_m2.harness.op import all_ops
+from minimax_m2.harness.provider import Provider
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Cell:
+    """One square of the matrix."""
+
+    op: str
+    provider: str
+    device: str
+    variant: str = ""
+
+    @property
+    def id(self) -> str:
+        return "-".join(part for part in (self.op, self.provider, self.device, self.variant) if part)
+
+    @classmethod
+    def parse(cls, text: str) -> Cell:
+        """Read an ``id`` back."""
+        return cls(*text.split("-"))
+
+
+def cells(providers: Iterable[Provider], ops: Iterable[str] = ()) -> list[Cell]:
+    """Every cell that these providers fill, by op."""
+    wanted = list(ops) or list(all_ops())
+    return [
+        Cell(op, provider.name, provider.device, variant)
+        for op in wanted
+        for provider in providers
+        if provider.offers(op)
+        for variant in provider.variants
+    ]
+
+
+def expected_dir() -> Path | None:
+    """``suites/expected`` of the checkout this package runs from, or None for an installed wheel."""
+    folder = Path(__file__).resolve().parent.parent / "suites" / "expected"
+    return folder if folder.is_dir() else None
+
+
+def machine_kind(device: str) -> str:
+    """What decides which cells a machine must run: the best instruction set of a CPU."""
+    if device != "cpu":
+        raise ValueError(f"device={device!r} has no machine kinds yet; use 'cpu'")
+    from minimax_m2.harness.providers.ours import ours
+
+    return ours("cpu").variants[-1]
+
+
+def must_execute(folder: Path, device: str, kind: str) -> set[Cell]:
+    """The cells that ``<folder>/<op>.toml`` names for a machine of this kind.
+
+    Raises ValueError for a file that is no op's, or that says nothing about this kind of machine.
+    """
+    found: set[Cell] = set()
+    ops = all_ops()
+    for path in sorted(folder.glob("*.toml")):
+        if path.stem not in ops and path.stem not in {op.stem for op in ops.values()}:
+            raise ValueError(f"{path.name} names no op; known: {', '.join(ops)}")
+        declared = tomllib.loads(path.read_text())
+        kinds = declared.get(device, {})
+        if kind not in kinds:
+            if device in declared.get("absent", {}):
+                continue
+            raise ValueError(f"{path.name} has no table [{device}.{kind}]; add it, or [absent] {device} = 'reason'")
+        names = [op.name for op in ops.values() if (op.stem or op.name) == path.stem]
+        for provider, variants in kinds[kind].items():
+            found |= {Cell(name, provider, device, variant) for name in names for variant in variants}
+    return found
+
+
+def lost(expected: set[Cell], executed: set[Cell]) -> list[Cell]:
+    """Cells that had to run and did not."""
+    return sorted(expected - executed)

@@ -1,0 +1,86 @@
+"""Our kernels of one device: ``minimax_m2.kernels.<device>.<op>``, found by name, compiled on first use."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+from minimax_m2.harness.op import all_ops
+from minimax_m2.harness.provider import Provider
+
+
+def ours(device: str = "cpu") -> Provider:
+    """The kernels of ``device``; on a CPU one variant an instruction set that this machine runs."""
+    if device == "cpu":
+        isa = importlib.import_module("minimax_m2.kernels.cpu.isa")
+        variants, enter = tuple(isa.available()), isa.forced
+    else:
+        variants, enter = ("",), _no_variant
+    return Provider(
+        name="ours",
+        device=device,
+        functions=lambda name: function_of(device, name),
+        contract=Contracts(device),
+        variants=variants,
+        enter=enter,
+    )
+
+
+def _no_variant(variant: str) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
+@cache
+def stems(device: str) -> frozenset[str]:
+    """File stems of a device's kernels."""
+    package = importlib.import_module(f"minimax_m2.kernels.{device}")
+    return frozenset(info.name for info in pkgutil.iter_modules(package.__path__))
+
+
+def stem_of(name: str) -> str:
+    """The file that holds a function: ``routing`` for ``routing_out`` and ``pack_routing``."""
+    ops = all_ops()
+    base = name.removesuffix("_out")
+    if base in ops:
+        return ops[base].stem or base
+    return base.removeprefix("un").removeprefix("pack_")
+
+
+def function_of(device: str, name: str) -> Callable[..., Any] | None:
+    """One function of our kernels, or None where the op is not yet built for the device."""
+    stem = stem_of(name)
+    if stem not in stems(device):
+        return None
+    return getattr(_module(device, stem), name, None)
+
+
+def _module(device: str, stem: str) -> ModuleType:
+    return importlib.import_module(f"minimax_m2.kernels.{device}.{stem}")
+
+
+class Contracts(Mapping[str, Mapping[str, Any]]):
+    """The contract each kernel module declares: ``contract`` for the op of its name, or by op in a stem of many."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+
+    def __getitem__(self, op: str) -> Mapping[str, Any]:
+        stem = stem_of(op)
+        declared = getattr(_module(self.device, stem), "contract", {}) if stem in stems(self.device) else {}
+        nested = declared.get(op)
+        return nested if isinstance(nested, Mapping) else {} if _by_op(declared) else declared
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(op for op in all_ops() if stem_of(op) in stems(self.device))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+def _by_op(declared: Mapping[str, Any]) -> bool:
+    return any(isinstance(value, Mapping) for value in declared.values())

@@ -1,0 +1,69 @@
+"""The reference as an implementation: plain torch in float32, rounded once at the end.
+
+It is the control of the harness (a correct kernel by construction, so an alarm is the harness's fault) and the
+baseline that speeds are given against.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minimax_m2.harness.op import Op, all_ops
+from minimax_m2.harness.provider import Provider
+
+
+def plain(device: str = "cpu") -> Provider:
+    """Plain torch on ``device``."""
+    return Provider(name="plain", device=device, functions=function_of)
+
+
+def function_of(name: str) -> Callable[..., Any] | None:
+    """An op's reference at float32, or a packing function of a reference."""
+    ops = all_ops()
+    if name in ops:
+        return _at_float32(ops[name])
+    owner = next((op for op in ops.values() if name.startswith("pack_") and hasattr(op.module, name)), None)
+    return None if owner is None else getattr(owner.module, name)
+
+
+def _at_float32(op: Op) -> Callable[..., Any]:
+    parameters = list(inspect.signature(op.reference).parameters)
+
+    def call(*positional: Any, **keywords: Any) -> Any:
+        given = dict(zip(parameters, positional, strict=False)) | keywords
+        out_dtype = given.pop("out_dtype", None)
+        first = next((v for v in given.values() if isinstance(v, Tensor) and v.is_floating_point()), None)
+        kind = out_dtype or (torch.float32 if first is None else first.dtype)
+        wide = {name: v if name in op.mutates else _wide(v) for name, v in given.items()}
+        arguments = [wide.pop(name) for name in op.positional() if name in wide]
+        returned = op.reference(*arguments, **wide)
+        if returned is None:
+            return None
+        values = returned if isinstance(returned, tuple) else (returned,)
+        names = [name for name in op.outputs if name not in op.mutates]
+        cast = tuple(_narrow(v, op.outputs[n], kind) for n, v in zip(names, values, strict=True))
+        return cast if isinstance(returned, tuple) else cast[0]
+
+    call.__name__ = op.name
+    return call
+
+
+def _wide(value: Any) -> Any:
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return value.to(torch.float32)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(_wide(v) for v in value))
+    return value
+
+
+def _narrow(value: Tensor, declared: str, kind: torch.dtype) -> Tensor:
+    """Outputs declared by dtype name keep it; those that follow a case field take the dtype of the first input."""
+    if not value.is_floating_point():
+        return value
+    named = getattr(torch, declared, None)
+    return value.to(named if isinstance(named, torch.dtype) else kind)

@@ -1,0 +1,142 @@
+"""The pytest plugin: cells as parameters, device markers, expected cells, and a summary that hides nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis.database import DirectoryBasedExampleDatabase
+
+from minimax_m2.harness.devices import DEVICES, absence
+from minimax_m2.harness.matrix import Cell, cells, expected_dir, lost, machine_kind, must_execute
+from minimax_m2.harness.op import all_ops
+from minimax_m2.harness.provider import Provider, from_file
+
+PROFILES = {"dev": 20, "ci": 30, "nightly": 2000}
+EXECUTED = pytest.StashKey[set[str]]()
+FILES = pytest.StashKey[set[str]]()
+PROVIDERS = pytest.StashKey[list[Provider]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("minimax-m2")
+    group.addoption("--provider", action="append", default=[], metavar="FILE", help="judge this .py file (repeatable)")
+    group.addoption("--op", action="append", default=[], metavar="OP", help="only this op (repeatable)")
+    group.addoption("--expected", action="store_true", help="fail unless every cell of suites/expected was executed")
+    for device in DEVICES[1:]:
+        group.addoption(f"--{device}-require", choices=("device",), help=f"fail where no {device} is present")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for device in DEVICES:
+        config.addinivalue_line("markers", f"{device}: runs on a {device}; markers come from cells")
+    config.addinivalue_line("markers", "nightly: too large for every change; leaves a record")
+    # Hypothesis' own `ci` profile forgets failures; these keep their examples.
+    for name, examples in PROFILES.items():
+        settings.register_profile(
+            name,
+            max_examples=examples,
+            deadline=None,
+            database=DirectoryBasedExampleDatabase(".hypothesis/examples"),
+            print_blob=True,
+            suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+        )
+    settings.load_profile(config.getoption("hypothesis_profile", None) or "dev")
+    config.stash[EXECUTED], config.stash[FILES] = set(), set()
+    for device in DEVICES[1:]:
+        if config.getoption(f"{device}_require") and (reason := absence(device)):
+            raise pytest.UsageError(f"--{device}-require=device, but {reason}")
+
+
+def providers(config: pytest.Config) -> list[Provider]:
+    """Ours on every device that is present and the plain control, or the files that were asked for."""
+    if PROVIDERS not in config.stash:
+        files = [from_file(path) for path in config.getoption("provider")]
+        config.stash[PROVIDERS] = files or default_providers()
+    return config.stash[PROVIDERS]
+
+
+def default_providers() -> list[Provider]:
+    """Ours on every device that is present, and plain torch as the control."""
+    from minimax_m2.harness.providers.ours import ours
+    from minimax_m2.harness.providers.plain import plain
+
+    return [*(ours(device) for device in DEVICES if absence(device) is None), plain()]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    chosen = metafunc.config.getoption("op")
+    if "cell" in metafunc.fixturenames:
+        known = {(p.name, p.device): p for p in providers(metafunc.config)}
+        found = cells(known.values(), chosen)
+        metafunc.parametrize(
+            ("cell", "provider"),
+            [
+                pytest.param(c, known[c.provider, c.device], id=c.id, marks=getattr(pytest.mark, c.device))
+                for c in found
+            ],
+        )
+    elif "op_name" in metafunc.fixturenames:
+        metafunc.parametrize("op_name", [pytest.param(n, marks=pytest.mark.cpu) for n in chosen or all_ops()])
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    outcome: Any = yield
+    cell = getattr(item, "callspec", None) and item.callspec.params.get("cell")  # type: ignore[attr-defined]
+    if isinstance(cell, Cell):
+        outcome.get_result().user_properties.append(("cell", cell.id))
+
+
+@pytest.hookimpl
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.when == "call" and report.outcome != "skipped":
+        _config.stash[EXECUTED].update(value for name, value in report.user_properties if name == "cell")
+        _config.stash[FILES].add(Path(report.nodeid.split("::")[0]).name)
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    # Reports carry no config, so the session that collects them is kept here.
+    global _config
+    _config = session.config
+
+
+_config: pytest.Config
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    if hasattr(session.config, "workerinput") or not session.config.getoption("expected"):
+        return
+    if missing(session.config):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def missing(config: pytest.Config) -> list[str]:
+    """What had to run and did not: cells, and ops none of whose own tests ran."""
+    folder = expected_dir()
+    if folder is None:
+        return ["suites/expected is not here: run from a checkout"]
+    needed = must_execute(folder, "cpu", machine_kind("cpu"))
+    executed = {Cell.parse(text) for text in config.stash[EXECUTED]}
+    stems = {op.stem or op.name for op in all_ops().values()}
+    files = config.stash[FILES]
+    silent = [f"suites/test_{s}.py: no test executed" for s in sorted(stems) if f"test_{s}.py" not in files]
+    unlisted = [f"suites/expected/{s}.toml is missing" for s in sorted(stems) if not (folder / f"{s}.toml").is_file()]
+    return [*(f"cell {cell.id}: not executed" for cell in lost(needed, executed)), *silent, *unlisted]
+
+
+def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pytest.Config) -> None:
+    executed = config.stash[EXECUTED]
+    if executed:
+        terminalreporter.section("cells", sep="-")
+    for device in DEVICES:
+        count = sum(1 for text in executed if Cell.parse(text).device == device)
+        reason = absence(device)
+        said = f"{count} cells executed" if reason is None else f"not here ({reason})"
+        terminalreporter.line(f"{device.upper()}: {said}")
+    if config.getoption("expected"):
+        for line in missing(config):
+            terminalreporter.line(f"LOST {line}", red=True)
