@@ -194,6 +194,13 @@ class Budgeted:
         return RULES[name](*args, **(kwargs or {}))
 
 
+def as_budgeted(x: object) -> Budgeted:
+    """Assert that a reference kept its budget; a plain tensor means that it left the formula somewhere."""
+    if not isinstance(x, Budgeted):
+        raise TypeError(f"the reference returned a {type(x).__name__} where a Budgeted value was due")
+    return x
+
+
 def rule(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register a function as the budget rule of the named torch functions."""
 

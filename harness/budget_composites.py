@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -10,8 +11,9 @@ from torch import Tensor
 
 from minimax_m2.harness.budget import Budgeted, Shared, new_shared, rule, with_roundoff
 from minimax_m2.harness.budget_rules import largest, lift, merged
-from minimax_m2.harness.formats import Format, half_ulp
+from minimax_m2.harness.formats import FORMATS, Format, half_ulp
 from minimax_m2.reference.block_quant import power_of_two_above
+from minimax_m2.reference.swiglu_quant import rounded_int8
 
 
 def _along_rows(x: Tensor) -> Tensor:
@@ -256,26 +258,33 @@ def _softmax(x: Budgeted) -> Budgeted:
 # -- quantisers ------------------------------------------------------------------------------------------------------
 
 
-def quantised(x: Budgeted, fmt: Format) -> Budgeted:
+def quantised(x: Budgeted, fmt: Format, to_code: Callable[[Tensor], Tensor]) -> Budgeted:
     """Round to a code inside the value: a prior error rarely moves a value, and then by a whole step.
 
-    A step of size ``ulp`` is taken with probability ``E|err| / ulp``, so its variance is ``ulp * E|err|``; for a
-    Gaussian error ``E|err| = sigma * sqrt(2 / pi)``, for a uniform one ``sigma * sqrt(3) / 2``: the larger is used,
-    which overstates the variance by at most 9 %. Errors that elements share flip their codes independently.
+    A value at distance ``d`` from the nearest tie moves with probability ``P(err > d)``, taken for a Gaussian error
+    (a uniform one of the same variance moves at most 9 % more often on average), so the variance of the step is
+    ``step^2 P``. Errors that elements share are seen as flipping their codes independently.
     """
-    code = _to_code(x.value, fmt)
-    sigma = x.sigma
-    step = 2 * half_ulp(x.value.abs() + x.bound, fmt)
+    code, sigma = to_code(x.value), x.sigma
     reach = torch.minimum(x.bound, 8 * sigma)
+    low, high = to_code(x.value - reach), to_code(x.value + reach)
+    room = torch.maximum(high - code, code - low)
+    step = 2 * half_ulp(x.value, fmt)
+    to_tie = (step / 2 - (x.value - code).abs()).clamp_min(0)
+    probability = torch.special.ndtr(-to_tie / sigma.clamp_min(1e-300)) * (room > 0)
     return Budgeted(
         value=code,
-        var=step * sigma * (3**0.5 / 2),
-        bound=torch.where(reach > 0, x.bound + step, 0.0),
+        var=step.square() * probability,
+        bound=room,
         arithmetic=x.arithmetic,
-        shared=(),
-        jump=torch.where(sigma > 0, step, 0.0),
-        allowed=(_to_code(x.value - reach, fmt), _to_code(x.value + reach, fmt)),
+        jump=torch.where(room > 0, step, 0.0),
+        allowed=(low, high),
     )
+
+
+@rule("rounded_int8")
+def _rounded_int8(x: Budgeted, ties: str | None = None) -> Budgeted:
+    return quantised(x, FORMATS["int8"], lambda v: rounded_int8(v, ties))
 
 
 @rule("power_of_two_above")
@@ -285,9 +294,3 @@ def _power_of_two_above(x: Budgeted) -> Budgeted:
     span = high - low
     value = power_of_two_above(x.value)
     return Budgeted(value, span.square(), span, x.arithmetic, jump=span, allowed=(low, high))
-
-
-def _to_code(v: Tensor, fmt: Format) -> Tensor:
-    if fmt.dtype is torch.int8:
-        return v.round().clamp(-fmt.largest, fmt.largest)
-    return v.clamp(-fmt.largest, fmt.largest).to(fmt.dtype).to(torch.float64)

@@ -171,7 +171,7 @@ def changed(op: Op, arguments: dict[str, Any], before: dict[str, Tensor]) -> str
 
 def _bytes(value: Tensor) -> Tensor:
     storage = value.untyped_storage()
-    return torch.empty(0, dtype=torch.uint8, device=value.device).set_(storage, 0, (storage.nbytes(),))
+    return torch.empty(0, dtype=torch.uint8, device=value.device).set_(storage, 0, (storage.nbytes(),), (1,))
 
 
 def _malformed(right: Expectation, outputs: Outputs) -> tuple[Outcome, str] | None:

@@ -94,7 +94,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 @pytest.hookimpl
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     if report.when == "call" and report.outcome != "skipped":
-        _config.stash[EXECUTED].update(value for name, value in report.user_properties if name == "cell")
+        _config.stash[EXECUTED].update(str(value) for name, value in report.user_properties if name == "cell")
         _config.stash[FILES].add(Path(report.nodeid.split("::")[0]).name)
 
 

@@ -66,10 +66,10 @@ def describe(found: Comparison) -> str:
     worst: Mismatch | None = found.worst
     if "element" in failed and worst is not None:
         error = abs(worst.actual - worst.expected)
-        share = f"{failed['element']:.3g} x budget" if worst.limit > 0 else "must be equal"
+        times = f"{failed['element']:.3g} x budget" if worst.limit > 0 else "must be equal"
         return (
             f"{found.output} at {list(worst.index)}: actual {worst.actual:.9g}, expected {worst.expected:.9g}, "
-            f"error {error:.3g}, budget {worst.limit:.3g}, {share}"
+            f"error {error:.3g}, budget {worst.limit:.3g}, {times}"
         )
     name, share = max(failed.items(), key=lambda item: item[1])
     what = {

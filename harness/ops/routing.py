@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from minimax_m2.harness.bits import Bits, strided
+from minimax_m2.harness.budget import as_budgeted
 from minimax_m2.harness.case import Case, Field
 from minimax_m2.harness.op import Cost, Op
 from minimax_m2.harness.ties import Choice
@@ -99,8 +100,8 @@ def expect(op: Op, case: Case, arguments: dict[str, Any], contract: Contract, dt
     return Choice(
         op=op,
         dtypes=dtypes,
-        selection=selection,
-        weigh=lambda ids: weights_at(scores, ids, **keywords, contract=contract),
+        selection=as_budgeted(selection),
+        weigh=lambda ids: as_budgeted(weights_at(scores, ids, **keywords, contract=contract)),
         top_k=arguments["top_k"],
         valid=case.number("T") if valid is None else int(valid),
     )
@@ -118,7 +119,7 @@ OP = Op(
     factors=FACTORS,
     settle=settle,
     inputs=inputs,
-    contract=lambda case: {"logits": None, "scores": "float32", "selection": "float32", "weights": "float32"},
+    contract=lambda case: {"logits": None, "scores": None, "selection": None, "weights": "float32"},
     choices={"logits": ("float32", "bfloat16"), "scores": ("bfloat16",), "selection": ("bfloat16",)},
     shapes={"decode": {"T": 4, "E": 256, "K": 8}, "prefill": {"T": 1024, "E": 256, "K": 8}},
     cost=cost,
