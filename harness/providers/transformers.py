@@ -7,6 +7,7 @@ and eager experts, the only path that takes float64.
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import sys
 import tempfile
@@ -35,7 +36,12 @@ class TransformersModel:
     """The model of ``config`` and ``weights`` as transformers computes it: ``model(ids)`` like the reference's."""
 
     def __init__(
-        self, config: MiniMaxM2Config, weights: ModelWeights, *, dtype: torch.dtype = torch.float64, lifted: bool = False
+        self,
+        config: MiniMaxM2Config,
+        weights: ModelWeights,
+        *,
+        dtype: torch.dtype = torch.float64,
+        lifted: bool = False,
     ) -> None:
         """Build it in ``dtype``; raises OracleRefused if this transformers ignores ``rotary_dim``."""
         module = lifted_module() if lifted else stock_module()
@@ -111,29 +117,21 @@ def _config(config: MiniMaxM2Config) -> Any:
     # transformers truncates head_dim * factor, which loses a channel for widths such as 30 of 44; half a channel more
     # brings every even width through.
     partial = 1.0 if config.rotary_dim == config.head_dim else (config.rotary_dim + 0.5) / config.head_dim
-    return TheirConfig(
-        vocab_size=config.vocab_size,
-        hidden_size=config.hidden_size,
-        intermediate_size=config.intermediate_size,
-        num_hidden_layers=config.num_hidden_layers,
-        num_attention_heads=config.num_attention_heads,
-        num_key_value_heads=config.num_key_value_heads,
-        head_dim=config.head_dim,
-        rms_norm_eps=config.rms_norm_eps,
-        num_local_experts=config.num_local_experts,
-        num_experts_per_tok=config.num_experts_per_tok,
-        max_position_embeddings=config.max_position_embeddings,
-        rope_parameters={
+    options: dict[str, Any] = dataclasses.asdict(config)
+    for ours in ("use_routing_bias", "num_mtp_modules", "quantization_config", "rope_theta"):
+        del options[ours]
+    options |= {
+        "rope_parameters": {
             "rope_type": "default",
             "rope_theta": config.rope_theta,
             "partial_rotary_factor": partial,
-            "rotary_dim": config.rotary_dim,
         },
-        bos_token_id=None,
-        eos_token_id=None,
-        experts_implementation="eager",
-        attn_implementation="eager",
-    )
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "experts_implementation": "eager",
+        "attn_implementation": "eager",
+    }
+    return TheirConfig(**options)
 
 
 def _copy(weights: ModelWeights, model: Any, config: MiniMaxM2Config) -> None:

@@ -154,10 +154,14 @@ FINER: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("coarse", FINER)
 def test_a_coarse_step_is_the_composition_of_overridden_finer_ones(coarse: str) -> None:
-    calls = []
+    calls: list[str] = []
 
     def watched(op: Any) -> Any:
-        return lambda *arguments, **keywords: (calls.append(op.__name__), op(*arguments, **keywords))[1]
+        def call(*arguments: Any, **keywords: Any) -> Any:
+            calls.append(op.__name__)
+            return op(*arguments, **keywords)
+
+        return call
 
     table = op_table({name: watched(op) for name, op in FINER[coarse].items()}, name="watched")
     ids = ids_of(6)
