@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Tests: suites and conformance, no benchmarks; two workers of one thread each, on any machine the same.
+# Tests: every suite but the benchmarks; two workers of one thread each, on any machine the same.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export OMP_NUM_THREADS=1
