@@ -3,7 +3,8 @@
 // No step depends on the previous winner, so nothing serialises the way k rounds of arg-max would.
 #include "routing.h"
 
-#include <atomic>
+#include <omp.h>
+
 #include <type_traits>
 
 #include "vector.h"
@@ -133,21 +134,33 @@ inline bool route_token(const RoutingArgs& args, int64_t token, Scratch& s) {
   return true;
 }
 
+// Routes tokens begin..end; returns the first bad one, or end.
+template <class T, class Index>
+inline int64_t route_tokens(const RoutingArgs& args, int64_t begin, int64_t end) {
+  Scratch scratch;
+  int64_t first_bad = end;
+  for (int64_t token = begin; token < end; ++token) {
+    if (!route_token<T, Index>(args, token, scratch) && first_bad == end) first_bad = token;
+  }
+  return first_bad;
+}
+
 template <class T, class Index>
 inline int64_t route(const RoutingArgs& args) {
-  std::atomic<int64_t> first_bad{args.num_tokens};
-#pragma omp parallel if (args.num_tokens * args.num_experts >= SERIAL_LOGITS)
-  {
-    Scratch scratch;
-#pragma omp for schedule(static)
-    for (int64_t token = 0; token < args.num_tokens; ++token) {
-      if (route_token<T, Index>(args, token, scratch)) continue;
-      int64_t seen = first_bad.load();
-      while (token < seen && !first_bad.compare_exchange_weak(seen, token)) {
-      }
+  const int64_t count = args.num_tokens;
+  int64_t first_bad = count;
+  if (count * args.num_experts < SERIAL_LOGITS) {
+    first_bad = route_tokens<T, Index>(args, 0, count);
+  } else {
+#pragma omp parallel reduction(min : first_bad)
+    {
+      const int64_t threads = omp_get_num_threads(), thread = omp_get_thread_num();
+      const int64_t begin = count * thread / threads, end = count * (thread + 1) / threads;
+      const int64_t bad = route_tokens<T, Index>(args, begin, end);
+      first_bad = bad < end ? bad : count;
     }
   }
-  return first_bad < args.num_tokens ? first_bad.load() : -1;
+  return first_bad < count ? first_bad : -1;
 }
 
 }  // namespace
