@@ -1,0 +1,137 @@
+// Products of rows with rows: y[t, n] = sum_k x[t, k] * w[n, k], the form of every dense layer whose weight is stored one
+// row per output. A register block of R x C sums runs over k in whole vectors, so neither operand is repacked.
+//
+// Each sum takes its terms lane by lane in one fixed order and ends in one fixed tree. The order does not depend on R,
+// C, blocks or threads: a result has the same bits for one row as for a thousand.
+#pragma once
+#include <algorithm>
+#include <cstdint>
+#include <type_traits>
+
+#include "vector.h"
+
+namespace minimax_m2::MINIMAX_M2_ISA {
+namespace {
+
+// Rows of x in one register block: as many sums as the registers hold beside their operands.
+[[maybe_unused]] constexpr int BLOCK_ROWS = Float::N == 16 ? 6 : 2;
+// Enough sums for one row of x to hide the latency of an addition.
+constexpr int block_columns(int rows) { return rows == 1 && Float::N == 16 ? 8 : 4; }
+
+inline Pairs load_pairs(const BFloat16* p, int n) {
+  BFloat16 buffer[2 * Float::N] = {};
+  std::memcpy(buffer, p, static_cast<size_t>(n) * sizeof(BFloat16));
+  return load_pairs(buffer);
+}
+
+template <int R, int C>
+inline void clear(Float (&sum)[R][C]) {
+  for (int r = 0; r < R; ++r)
+    for (int c = 0; c < C; ++c) sum[r][c] = zero();
+}
+
+// sum[r][c] += x[r][k] * w[c][k] for begin <= k < end, one lane per term; the lanes are added by the caller.
+template <int R, int C, class X, class W>
+inline void add_products(Float (&sum)[R][C], const X* const (&x)[R], const W* const (&w)[C], int64_t begin,
+                         int64_t end) {
+  constexpr bool paired = std::is_same_v<X, BFloat16> && std::is_same_v<W, BFloat16>;
+  const auto step = [&](auto&& left, auto&& right, auto&& multiply_add) {
+    decltype(right(0)) b[C];
+#pragma GCC unroll 8
+    for (int c = 0; c < C; ++c) b[c] = right(c);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const auto a = left(r);
+#pragma GCC unroll 8
+      for (int c = 0; c < C; ++c) sum[r][c] = multiply_add(a, b[c], sum[r][c]);
+    }
+  };
+  int64_t k = begin;
+  if constexpr (paired) {
+    const auto pairwise = [](Pairs a, Pairs b, Float s) { return dot(s, a, b); };
+    for (; k + 2 * Float::N <= end; k += 2 * Float::N)
+      step([&](int r) { return load_pairs(x[r] + k); }, [&](int c) { return load_pairs(w[c] + k); }, pairwise);
+    const int rest = static_cast<int>(end - k);
+    if (rest > 0)
+      step([&](int r) { return load_pairs(x[r] + k, rest); }, [&](int c) { return load_pairs(w[c] + k, rest); },
+           pairwise);
+  } else {
+    const auto fused = [](Float a, Float b, Float s) { return fma(a, b, s); };
+    for (; k + Float::N <= end; k += Float::N)
+      step([&](int r) { return load(x[r] + k); }, [&](int c) { return load(w[c] + k); }, fused);
+    const int rest = static_cast<int>(end - k);
+    if (rest > 0)
+      step([&](int r) { return load(x[r] + k, rest); }, [&](int c) { return load(w[c] + k, rest); }, fused);
+  }
+}
+
+// Calls body(std::integral_constant<int, R>) for the number of rows in a block.
+template <class Body>
+inline void with_rows(int rows, Body&& body) {
+  const auto call = [&]<int R>() {
+    if constexpr (R <= BLOCK_ROWS) body(std::integral_constant<int, R>{});
+  };
+  switch (rows) {
+    case 1: return call.template operator()<1>();
+    case 2: return call.template operator()<2>();
+    case 3: return call.template operator()<3>();
+    case 4: return call.template operator()<4>();
+    case 5: return call.template operator()<5>();
+    default: return call.template operator()<6>();
+  }
+}
+
+// One register block: emit(r, c, sum) for the rows x[0..R) and columns w[0..columns), columns <= C.
+template <int R, int C, class X, class W, class Emit>
+inline void multiply_block(const X* const (&x)[R], const W* w, int64_t w_stride, int columns, int64_t depth,
+                           Emit&& emit) {
+  const W* column[C];
+  // A column past the end repeats the last one and is not emitted.
+  for (int c = 0; c < C; ++c) column[c] = w + std::min(c, columns - 1) * w_stride;
+  Float sum[R][C];
+  clear(sum);
+  add_products(sum, x, column, 0, depth);
+  for (int r = 0; r < R; ++r)
+    for (int c = 0; c < std::min(C, columns); ++c) emit(r, c, reduce_add(sum[r][c]));
+}
+
+// The bytes of weight that stay in a core's second-level cache while the rows of x stream past, and those rows.
+[[maybe_unused]] constexpr int64_t BLOCK_BYTES = 192 * 1024;
+[[maybe_unused]] constexpr int64_t STREAMED_ROWS = 120;
+// Below this many products a fork-join (about 1 us) costs more than it saves.
+[[maybe_unused]] constexpr int64_t SERIAL_PRODUCTS = 1 << 16;
+
+// emit(t, n, sum) once for every t < num_rows and n < num_columns; row(t) points at row t of x.
+// Threads take whole blocks of outputs, never parts of a sum.
+template <class W, class Row, class Emit>
+inline void multiply_rows(Row&& row, int64_t num_rows, const W* w, int64_t w_stride, int64_t num_columns,
+                          int64_t depth, Emit&& emit) {
+  using X = std::remove_cv_t<std::remove_pointer_t<decltype(row(int64_t{0}))>>;
+  const int64_t row_bytes = std::max<int64_t>(1, depth * static_cast<int64_t>(sizeof(W)));
+  const int64_t width = std::clamp<int64_t>(BLOCK_BYTES / row_bytes / 8 * 8, 8, 256);
+  const int64_t blocks = (num_columns + width - 1) / width, slabs = (num_rows + STREAMED_ROWS - 1) / STREAMED_ROWS;
+#pragma omp parallel for schedule(static) collapse(2) if (num_rows * num_columns * depth >= SERIAL_PRODUCTS)
+  for (int64_t block = 0; block < blocks; ++block) {
+    for (int64_t slab = 0; slab < slabs; ++slab) {
+      const int64_t n_end = std::min(num_columns, (block + 1) * width);
+      const int64_t t_end = std::min(num_rows, (slab + 1) * STREAMED_ROWS);
+      for (int64_t t = slab * STREAMED_ROWS; t < t_end;) {
+        // Strips of nearly equal height: six and one would leave one row alone with the whole weight.
+        const int64_t left = t_end - t, strips = (left + BLOCK_ROWS - 1) / BLOCK_ROWS;
+        const int rows = static_cast<int>((left + strips - 1) / strips);
+        with_rows(rows, [&](auto count) {
+          constexpr int R = decltype(count)::value, C = block_columns(R);
+          const X* x[R];
+          for (int r = 0; r < R; ++r) x[r] = row(t + r);
+          for (int64_t n = block * width; n < n_end; n += C)
+            multiply_block<R, C>(x, w + n * w_stride, w_stride, static_cast<int>(std::min<int64_t>(C, n_end - n)),
+                                 depth, [&](int r, int c, float sum) { emit(t + r, n + c, sum); });
+        });
+        t += rows;
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace minimax_m2::MINIMAX_M2_ISA
