@@ -5,4 +5,4 @@ cd "$(dirname "$0")/.."
 export OMP_NUM_THREADS=1
 # A choice of tests executes a part of the cells; the whole must execute all that suites/expected names.
 (($#)) || set -- --expected
-exec .venv/bin/python -m pytest -n 2 --ignore-glob='*/bench_*.py' "$@"
+exec .venv/bin/python -m pytest -n 2 --hypothesis-profile=ci --ignore-glob='*/bench_*.py' "$@"

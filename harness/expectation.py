@@ -73,7 +73,7 @@ class Tensors:
         return found
 
     def perfect(self) -> Outputs:
-        values = [v.value if isinstance(v, Budgeted) else v for v in self.expected.values()]
+        values = [specified(v) if isinstance(v, Budgeted) else v for v in self.expected.values()]
         return tuple(v.to(self.dtypes[name]) for name, v in zip(self.expected, values, strict=True))
 
 
@@ -88,6 +88,11 @@ class Tensors:
 
     def corruptions(self) -> Iterator[tuple[str, Outputs]]:
         return corruptions(self.perfect(), tuple(self.dtypes))
+
+
+def specified(x: Budgeted) -> Tensor:
+    """The value, NaN where the budget cannot place it: there nothing is right or wrong."""
+    return torch.where(torch.isfinite(x.bound), x.value, torch.nan)
 
 
 def expectation(op: Op, case: Case, contract: Mapping[str, Any]) -> Expectation:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.database import DirectoryBasedExampleDatabase
 
+from minimax_m2.harness.bench import Timed, timed_by
 from minimax_m2.harness.devices import DEVICES, absence
 from minimax_m2.harness.matrix import Cell, cells, expected_dir, lost, machine_kind, must_execute
 from minimax_m2.harness.op import all_ops
@@ -69,6 +70,9 @@ def default_providers() -> list[Provider]:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     chosen = metafunc.config.getoption("op")
+    if "timed" in metafunc.fixturenames:
+        stem = Path(metafunc.module.__file__).stem.removeprefix("bench_")
+        chosen = [op.name for op in all_ops().values() if (op.stem or op.name) == stem][:1]
     if "cell" in metafunc.fixturenames:
         known = {(p.name, p.device): p for p in providers(metafunc.config)}
         found = cells(known.values(), chosen)
@@ -81,6 +85,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         )
     elif "op_name" in metafunc.fixturenames:
         metafunc.parametrize("op_name", [pytest.param(n, marks=pytest.mark.cpu) for n in chosen or all_ops()])
+
+
+@pytest.fixture
+def timed(benchmark: Any, cell: Cell, provider: Provider) -> Timed:
+    """What a benchmark calls with an op and the name of a shape."""
+    return timed_by(benchmark, cell, provider)
 
 
 @pytest.hookimpl(hookwrapper=True)

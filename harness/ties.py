@@ -15,7 +15,7 @@ from torch import Tensor
 
 from minimax_m2.harness.budget import Budgeted
 from minimax_m2.harness.compare import ALPHA, Comparison, Mismatch, compare
-from minimax_m2.harness.expectation import Outputs, corrupted, noticeable
+from minimax_m2.harness.expectation import Outputs, corrupted, noticeable, specified
 from minimax_m2.harness.op import Op
 from minimax_m2.harness.quantiles import two_sided_normal
 
@@ -108,7 +108,7 @@ class Choice:
     def perfect(self) -> Outputs:
         order = self.selection.value.sort(dim=-1, descending=True, stable=True).indices[:, : self.top_k]
         ids = order.masked_fill(torch.arange(len(order))[:, None] >= self.valid, -1)
-        weights, kinds = self.weigh(ids).value, tuple(self.dtypes.values())
+        weights, kinds = specified(self.weigh(ids)), tuple(self.dtypes.values())
         return weights.to(kinds[0]), ids.to(kinds[1])
 
     def corruptions(self) -> Iterator[tuple[str, Outputs]]:

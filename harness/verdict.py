@@ -52,10 +52,14 @@ class Verdict:
     def explain(self, provider_option: str = "") -> str:
         """The message of a failed check: cell, case, evidence, and the command that replays it."""
         lines = [f"{self.cell}  case {self.case}: {self.outcome.value}", *(f"  {line}" for line in self.evidence)]
-        option = f" --provider {provider_option}" if provider_option else ""
-        variant = f" --variant {self.variant}" if self.variant else ""
-        lines.append(f"  replay: m2check repro '{self.case.json}'{option}{variant}")
+        lines.append(f"  replay: {self.replay(provider_option)}")
         return "\n".join(lines)
+
+    def replay(self, provider_option: str = "") -> str:
+        """The command that judges this case again."""
+        option = f" --provider {provider_option}" if provider_option else f" --with {self.provider}"
+        variant = f" --variant {self.variant}" if self.variant else ""
+        return f"m2check repro '{self.case.json}'{option}{variant}"
 
 
 def describe(found: Comparison) -> str:

@@ -1,0 +1,253 @@
+"""``m2check``: judge kernels, list what is known, replay what failed.
+
+Exit codes: 0 fine; 1 wrong; 2 wrong use; 5 nothing was measured.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from minimax_m2.harness import doctor as examination
+from minimax_m2.harness.case import Case
+from minimax_m2.harness.devices import DEVICES
+from minimax_m2.harness.features import Standing, survey
+from minimax_m2.harness.judge import judge
+from minimax_m2.harness.matrix import expected_dir, lost, machine_kind, must_execute
+from minimax_m2.harness.op import all_ops, find_op
+from minimax_m2.harness.provider import Provider, from_file
+from minimax_m2.harness.record import Record, find_case
+from minimax_m2.harness.report import failure, headline, page, replay
+from minimax_m2.harness.sampling import sampled
+from minimax_m2.harness.summary import lines
+from minimax_m2.harness.table import absent_devices, feature_table, run_table
+
+WRONG, MISUSED, NOTHING_MEASURED = 1, 2, 5
+RUNS = Path("runs")
+
+app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+# A pipe has no width; a table cut to 80 columns would lose its figures.
+console = Console(width=None if sys.stdout.isatty() else 150)
+errors = Console(stderr=True)
+
+OpOption = Annotated[list[str] | None, typer.Option("--op", help="only this op (repeatable)")]
+FileOption = Annotated[list[Path] | None, typer.Option("--provider", help="judge this .py file; it is code and runs")]
+NameOption = Annotated[list[str] | None, typer.Option("--with", help="judge this built-in provider (repeatable)")]
+VariantOption = Annotated[list[str] | None, typer.Option("--variant", help="only this code path (repeatable)")]
+JsonOption = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
+
+
+def built_in(name: str, device: str = "cpu") -> Provider:
+    """A provider of the harness by name; ValueError lists the known ones."""
+    from minimax_m2.harness.providers.ours import ours
+    from minimax_m2.harness.providers.plain import plain
+
+    known = {"ours": ours, "plain": plain}
+    if name not in known:
+        raise ValueError(f"provider {name!r} is unknown; use one of {', '.join(known)}, or --provider FILE")
+    return known[name](device)
+
+
+def chosen(files: list[Path] | None, names: list[str] | None) -> list[Provider]:
+    """The providers a command was asked for; ours and plain where it was not."""
+    found = [from_file(path) for path in files or []] + [built_in(name) for name in names or []]
+    return found or [built_in("ours"), built_in("plain")]
+
+
+@app.command()
+def run(
+    op: OpOption = None,
+    provider: FileOption = None,
+    with_: NameOption = None,
+    variant: VariantOption = None,
+    cases: Annotated[int, typer.Option(min=1, help="sampled cases a cell")] = 24,
+    times: Annotated[bool, typer.Option("--times/--no-times", help="time decode and prefill shapes")] = True,
+    report: Annotated[Path | None, typer.Option(help="write a one-file HTML page")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Judge every op of every provider on this machine, and time what is right."""
+    from minimax_m2.harness.roofline import measure
+    from minimax_m2.harness.run import run as run_cells
+    from minimax_m2.harness.run import run_name
+
+    providers = chosen(provider, with_)
+    for name in op or []:
+        find_op(name)
+    label = run_name()
+    RUNS.mkdir(exist_ok=True)
+    path = RUNS / f"{label}.jsonl"
+    records: list[Record] = []
+    with working() as bar, path.open("w") as log:
+        task = bar.add_task("starting", total=1.0)
+        roof = measure(lambda text: bar.update(task, description=text)) if times else None
+        for record in run_cells(
+            providers, ops=op or (), variants=variant or (), count=cases, roof=roof, name=label,
+            progress=lambda text, share: bar.update(task, description=text, completed=share),
+        ):  # fmt: skip
+            log.write(record.json + "\n")
+            log.flush()
+            records.append(record)
+    if not records:
+        asked = ", ".join(op or ["any op"])
+        finish(NOTHING_MEASURED, "nothing was measured", f"no provider offers {asked}", "m2check list")
+    whole = not (op or provider or with_ or variant)
+    show(records, as_json)
+    if report is not None:
+        report.write_text(page(records, absent=absent_devices(), models=[]))
+    conclude(records, path, source=str(provider[0]) if provider else "", whole=whole)
+
+
+def show(records: list[Record], as_json: bool) -> None:
+    """Print a run."""
+    if as_json:
+        for record in records:
+            typer.echo(record.json)
+        return
+    console.print(run_table(lines(records)))
+    for line in absent_devices():
+        console.print(f"[dim]{line}[/]")
+
+
+def conclude(records: list[Record], path: Path, *, source: str, whole: bool) -> None:
+    """Exit with the run's verdict, its evidence and the next command."""
+    folded = lines(records)
+    wrong = [line for line in folded if line.failed]
+    if wrong:
+        first = wrong[0].failed[0]
+        finish(WRONG, headline(folded), failure(first).splitlines()[1], replay(first, source))
+    executed = {line.cell for line in folded if line.judged}
+    folder = expected_dir()
+    if whole and folder is not None:
+        gone = lost(must_execute(folder, "cpu", machine_kind("cpu")), executed)
+        if gone:
+            told = f"{len(gone)} expected cells did not run"
+            finish(WRONG, told, f"first: {gone[0].id}", f"m2check run --op {gone[0].op}")
+    finish(0, headline(folded), f"records: {path}", "m2check matrix")
+
+
+@app.command("list")
+def list_ops(as_json: JsonOption = False) -> None:
+    """List the ops, their outputs and who offers them."""
+    providers = chosen(None, None)
+    rows = [
+        {"op": op.name, "outputs": list(op.outputs), "parts": list(op.parts),
+         "providers": [p.name for p in providers if p.offers(op.name)]}
+        for op in all_ops().values()
+    ]  # fmt: skip
+    if as_json:
+        console.print_json(data=rows)
+        return
+    for row in rows:
+        fusion = f" = {' + '.join(row['parts'])}" if row["parts"] else ""
+        offered = ", ".join(row["providers"]) or "nobody"
+        console.print(f"{row['op']}{fusion}  [dim]{', '.join(row['outputs'])}; offered by {offered}[/]")
+
+
+@app.command()
+def matrix(
+    cases: Annotated[int, typer.Option(min=1, help="sampled cases a path")] = 6, as_json: JsonOption = False
+) -> None:
+    """Show the fused paths deployments broke in, by device: proven, failing, not here or not yet built."""
+    with working() as bar:
+        task = bar.add_task("starting", total=None)
+        found = survey(
+            DEVICES, lambda device: built_in("ours", device), count=cases,
+            progress=lambda text: bar.update(task, description=text),
+        )  # fmt: skip
+    if as_json:
+        for f in found:
+            row = {"path": f.feature, "device": f.device, "standing": f.standing.value, "reason": f.reason}
+            typer.echo(json.dumps(row))
+    else:
+        console.print(feature_table(found))
+    failing = [f for f in found if f.standing is Standing.FAILING]
+    if failing:
+        finish(WRONG, f"{len(failing)} paths fail", failing[0].reason, "m2check run")
+    proven = sum(f.standing is Standing.PROVEN for f in found)
+    told = f"{proven} of {len(found)} paths are proven here"
+    finish(0, told, "the others are not here or not yet built", "m2check doctor")
+
+
+@app.command()
+def doctor(as_json: JsonOption = False) -> None:
+    """Say what this machine can judge and how each dispatch predicate decides."""
+    found = list(examination.examine())
+    if as_json:
+        typer.echo(json.dumps([{"what": s.what, "found": s.found, "remedy": s.remedy} for s in found]))
+        return
+    for symptom in found:
+        console.print(f"{symptom.what:18} {symptom.found}" + (f"  -> {symptom.remedy}" if symptom.remedy else ""))
+
+
+@app.command()
+def generate(
+    op: Annotated[str, typer.Option(help="the op to draw cases of")],
+    count: Annotated[int, typer.Option(min=1)] = 10,
+    start: Annotated[int, typer.Option(min=0, help="skip so many cases of the sample")] = 0,
+) -> None:
+    """Print sampled cases of an op, one JSON object a line: they build the same tensors on every device."""
+    for case in sampled(find_op(op), count, start=start):
+        typer.echo(case.json)
+
+
+@app.command()
+def repro(
+    case: Annotated[str, typer.Argument(help="a case's JSON, or the id of a recorded one")],
+    provider: FileOption = None,
+    with_: NameOption = None,
+    variant: VariantOption = None,
+    pdb: Annotated[bool, typer.Option("--pdb", help="stop in the debugger before the call")] = False,
+) -> None:
+    """Judge one case again and explain the verdict."""
+    found = Case.from_json(case) if case.lstrip().startswith("{") else find_case(case, RUNS)
+    if pdb:
+        breakpoint()
+    verdicts = [
+        judge(found, p, name)
+        for p in chosen(provider, with_)
+        if p.offers(found.op)
+        for name in variant or p.variants
+    ]
+    for verdict in verdicts:
+        console.print(f"{verdict.cell}: {verdict.outcome.value}, utilisation {verdict.utilisation:.3f}", markup=False)
+        for line in verdict.evidence:
+            console.print(f"  {line}", markup=False)
+    wrong = [v for v in verdicts if not v.passed]
+    if not verdicts:
+        finish(NOTHING_MEASURED, "nothing was measured", f"nobody offers {found.op}", "m2check list")
+    source = str(provider[0]) if provider else ""
+    told = f"{len(wrong)} of {len(verdicts)} calls are wrong"
+    finish(WRONG if wrong else 0, told, f"case {found.json}", "m2check run" if not wrong else wrong[0].replay(source))
+
+
+def working() -> Progress:
+    """A progress line on standard error, gone when the work is done."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=errors, transient=True)
+
+
+def finish(code: int, verdict: str, evidence: str, command: str) -> None:
+    """The last three lines: verdict, evidence, the next command to paste."""
+    for line in (verdict, evidence, command):
+        errors.print(line, markup=False, highlight=False, soft_wrap=True)
+    raise typer.Exit(code)
+
+
+def main() -> None:
+    """Entry point: a caller's mistake is one sentence and exit code 2, never a traceback."""
+    try:
+        app()
+    except (ValueError, KeyError, FileNotFoundError) as error:
+        message = error.args[0] if isinstance(error, KeyError) and error.args else error
+        errors.print(f"m2check: {message}", markup=False, soft_wrap=True)
+        raise SystemExit(MISUSED) from None
+
+
+if __name__ == "__main__":
+    main()

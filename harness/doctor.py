@@ -1,0 +1,55 @@
+"""What this machine can judge, and how every dispatch predicate decides here."""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from minimax_m2.harness.devices import DEVICES, absence
+from minimax_m2.harness.op import all_ops
+from minimax_m2.harness.providers.ours import ours, stems
+
+
+@dataclass(frozen=True, slots=True)
+class Symptom:
+    """One line of the examination; ``remedy`` is empty where nothing is amiss."""
+
+    what: str
+    found: str
+    remedy: str = ""
+
+
+def examine() -> Iterator[Symptom]:
+    """Examine software, devices, instruction sets and built kernels."""
+    yield Symptom("python", platform.python_version())
+    yield Symptom("torch", f"{torch.__version__}, {torch.get_num_threads()} threads")
+    compiler = shutil.which("g++") or shutil.which("c++")
+    yield Symptom("compiler", compiler or "none", "" if compiler else "install g++ 11 or newer, or set CXX")
+    for name in ("transformers", "triton"):
+        present = importlib.util.find_spec(name) is not None
+        remedy = "" if present else f"pip install 'minimax-m2-harness[{name}]'" if name == "transformers" else ""
+        yield Symptom(name, "installed" if present else "not here", remedy)
+    for device in DEVICES:
+        reason = absence(device)
+        yield Symptom(f"device {device}", "here" if reason is None else f"not here: {reason}")
+        built, known = stems(device), {op.stem or op.name for op in all_ops().values()}
+        yield Symptom(f"kernels {device}", f"{len(known & built)} of {len(known)} op files built")
+    yield from instruction_sets()
+
+
+def instruction_sets() -> Iterator[Symptom]:
+    """The CPU's dispatch predicate: which variants may run, and which does."""
+    from minimax_m2.kernels.cpu import isa
+
+    provider = ours("cpu")
+    for name in isa.REQUIRED:
+        lacking = sorted(isa.REQUIRED[name] - isa.cpu_flags())
+        here = name in provider.variants
+        yield Symptom(f"cpu {name}", "runs" if here else f"does not run: processor lacks {', '.join(lacking)}")
+    yield Symptom("cpu amx", "permitted, not compiled yet" if isa.amx_permitted() else "no permission from the system")
+    yield Symptom("cpu in force", isa.current())

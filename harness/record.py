@@ -1,0 +1,151 @@
+"""A record: one line of JSON that says what one case did on one provider and device, error and time."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import subprocess
+from dataclasses import asdict, dataclass, field, fields
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from minimax_m2.harness.case import Case
+from minimax_m2.harness.verdict import Outcome, Verdict
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """Time of one call. ``share`` is the roofline time over ours; ``call`` the function that was faster."""
+
+    shape: str
+    call: str
+    median_us: float
+    best_us: float
+    calls: int
+    bytes: int
+    flops: int
+    roof_us: float
+
+    @property
+    def share(self) -> float:
+        return self.roof_us / self.median_us
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """One result. ``utilisation`` and ``mean_z2`` are None where nothing was compared."""
+
+    run: str
+    op: str
+    case: dict[str, int | str]
+    case_id: str
+    provider: str
+    device: str
+    variant: str
+    outcome: str
+    utilisation: float | None
+    mean_z2: float | None
+    elements: int
+    unspecified: int
+    evidence: list[str]
+    timing: Timing | None = None
+    machine: dict[str, str | int] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+    @classmethod
+    def of(cls, verdict: Verdict, *, run: str, timing: Timing | None = None) -> Record:
+        """Record a verdict."""
+        z2 = [c.mean_z2 for c in verdict.comparisons if math.isfinite(c.mean_z2)]
+        finite = math.isfinite(verdict.utilisation)
+        return cls(
+            run=run,
+            op=verdict.op,
+            case=dict(verdict.case),
+            case_id=verdict.case.id,
+            provider=verdict.provider,
+            device=verdict.device,
+            variant=verdict.variant,
+            outcome=verdict.outcome.value,
+            utilisation=verdict.utilisation if finite else None,
+            mean_z2=max(z2) if z2 else None,
+            elements=sum(c.elements for c in verdict.comparisons),
+            unspecified=sum(c.unspecified for c in verdict.comparisons),
+            evidence=list(verdict.evidence),
+            timing=timing,
+            machine=machine(),
+        )
+
+    @classmethod
+    def from_json(cls, line: str) -> Record:
+        """Read a line back. Raises ValueError naming what is not a record of this schema."""
+        try:
+            found = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"record {line[:60]!r} is not JSON: {error}") from error
+        if not isinstance(found, dict) or found.get("schema") != SCHEMA:
+            raise ValueError(f"record {line[:60]!r} is not of schema {SCHEMA}")
+        known = {f.name for f in fields(cls)}
+        if set(found) != known:
+            raise ValueError(f"record {line[:60]!r} lacks or adds fields: {sorted(set(found) ^ known)}")
+        if found["outcome"] not in {o.value for o in Outcome}:
+            raise ValueError(f"record of case {found['case_id']} has the unknown outcome {found['outcome']!r}")
+        timing = found.pop("timing")
+        return cls(**found, timing=None if timing is None else Timing(**timing))
+
+    @property
+    def json(self) -> str:
+        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+    @property
+    def passed(self) -> bool:
+        return self.outcome == Outcome.PASS.value
+
+
+def read(path: Path) -> list[Record]:
+    """All records of a ``.jsonl`` file."""
+    return [Record.from_json(line) for line in path.read_text().splitlines() if line]
+
+
+def find_case(case_id: str, folder: Path) -> Case:
+    """The case with this id in the recorded runs, newest first; KeyError says where it was looked for."""
+    for path in sorted(folder.glob("*.jsonl"), reverse=True):
+        for record in read(path):
+            if record.case_id == case_id:
+                return Case(record.case)
+    raise KeyError(f"no recorded case has id {case_id!r} in {folder}; pass the case's JSON instead")
+
+
+@lru_cache(maxsize=1)
+def machine() -> dict[str, Any]:
+    """What the numbers depend on: processor, threads, software, commit."""
+    model = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
+        model = names[0] if names else model
+    return {
+        "processor": model,
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "commit": commit(),
+    }
+
+
+def commit() -> str:
+    """The checkout's commit, ``+`` where it was changed since, ``installed`` outside a checkout."""
+    here = Path(__file__).resolve().parent.parent
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty=+", "--abbrev=12"],
+            cwd=here, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.CalledProcessError):
+        return "installed"
+    return found.stdout.strip()

@@ -1,0 +1,83 @@
+"""Records as one self-contained page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+
+from minimax_m2.harness.record import Record
+from minimax_m2.harness.summary import Line, lines
+from minimax_m2.harness.table import microseconds, number
+
+
+def page(records: Sequence[Record], *, absent: Iterable[str], models: Sequence[dict[str, str]] = ()) -> str:
+    """HTML of a run. Every text from data is escaped; nothing is fetched.
+
+    Raises ValueError for a run without records: a page of nothing would look like a pass.
+    """
+    if not records:
+        raise ValueError("records is empty; a page needs at least one")
+    template = Path(__file__).with_name("report.html").read_text()
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    folded = lines(records)
+    failed = [line for line in folded if line.failed]
+    return environment.from_string(template).render(
+        run=records[0].run,
+        machine=records[0].machine,
+        failed=bool(failed),
+        headline=headline(folded),
+        rows=_rows(folded),
+        models=list(models),
+        failures=[failure(line.failed[0]) for line in failed],
+        absent=list(absent),
+    )
+
+
+def headline(folded: Sequence[Line]) -> str:
+    """The verdict of a run in one sentence."""
+    wrong = [line.cell.id for line in folded if line.failed]
+    judged = sum(len(line.judged) for line in folded)
+    if wrong:
+        more = " ..." if len(wrong) > 4 else ""
+        return f"{len(wrong)} of {len(folded)} cells are wrong: {', '.join(wrong[:4])}{more}"
+    return f"all {len(folded)} cells pass on {judged} judged cases"
+
+
+def failure(record: Record) -> str:
+    """What was wrong with one case, and how to see it again."""
+    cell = "/".join(part for part in (record.op, record.device, record.provider, record.variant) if part)
+    return "\n".join([f"{cell}  case {record.case_id}: {record.outcome}", *record.evidence, replay(record)])
+
+
+def replay(record: Record, provider: str = "") -> str:
+    """The command that judges a recorded case again."""
+    option = f" --provider {provider}" if provider else f" --with {record.provider}"
+    return f"m2check repro {record.case_id}{option}" + (f" --variant {record.variant}" if record.variant else "")
+
+
+def _rows(folded: Iterable[Line]) -> list[dict[str, Any]]:
+    rows, previous = [], ""
+    for line in folded:
+        prefill = line.timing("prefill")
+        rows.append(
+            {
+                "first": line.cell.op != previous,
+                "op": line.cell.op,
+                "provider": line.cell.provider,
+                "variant": line.cell.variant,
+                "verdict": line.verdict,
+                "cases": len(line.judged),
+                "width": round(100 * min(1.0, line.worst or 0.0)),
+                "worst": number(line.worst),
+                "mean": number(line.mean),
+                "decode": microseconds(line.timing("decode")),
+                "prefill": microseconds(prefill),
+                "roof": "" if prefill is None else f"{100 * prefill.share:.0f} %",
+                "slow": line.is_slow,
+            }
+        )
+        previous = line.cell.op
+    return rows

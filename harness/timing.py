@@ -1,0 +1,71 @@
+"""Time a provider on a case whose outputs have just been verified."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+
+from minimax_m2.harness.case import Case
+from minimax_m2.harness.judge import build, call, expected, poisoned
+from minimax_m2.harness.op import Op
+from minimax_m2.harness.provider import Provider
+from minimax_m2.harness.record import Timing
+from minimax_m2.harness.roofline import Roof
+
+SHORTEST_SAMPLE = 200e-6
+
+
+def time_case(op: Op, shape: str, provider: Provider, variant: str, roof: Roof, *, budget: float = 0.1) -> Timing:
+    """Median and best time of the faster of ``<op>`` and ``<op>_out`` within ``budget`` seconds each, inputs warm.
+
+    Judge the case first: a time of wrong outputs is not a time of the op.
+    """
+    case = op.shape(shape)
+    with provider.enter(variant):
+        found = {name: _sampled(action, budget) for name, action in actions(op, case, provider)}
+    name, samples = min(found.items(), key=lambda item: statistics.median(item[1]))
+    cost = op.cost(case)
+    dtype = case.word("dtype") if "dtype" in case else "float32"
+    return Timing(
+        shape=shape,
+        call=name,
+        median_us=statistics.median(samples) * 1e6,
+        best_us=min(samples) * 1e6,
+        calls=len(samples),
+        bytes=cost.bytes,
+        flops=cost.flops,
+        roof_us=roof.seconds(cost, dtype) * 1e6,
+    )
+
+
+def actions(op: Op, case: Case, provider: Provider) -> list[tuple[str, Callable[[], object]]]:
+    """The calls that may be timed, ``<op>_out`` last where the provider has it, on arguments built once."""
+    arguments = build(op, case, provider)
+    function, into = provider.functions(op.name), provider.functions(f"{op.name}_out")
+    if function is None:
+        raise ValueError(f"provider {provider.name!r} does not offer {op.name}")
+    actions: list[tuple[str, Callable[[], object]]] = [(op.name, lambda: call(op, function, arguments))]
+    if into is not None:
+        right, _ = expected(op, case, provider.contract.get(op.name, {}))
+        names = [name for name in right.dtypes if name not in op.mutates]
+        outputs = [poisoned(right.shapes[name], right.dtypes[name], provider.device) for name in names]
+        actions.append((f"{op.name}_out", lambda: call(op, into, arguments, outputs)))
+    return actions
+
+
+def _sampled(action: Callable[[], object], budget: float) -> list[float]:
+    """Seconds a call; calls shorter than 200 us are timed in loops that last so long."""
+    action()
+    start = time.perf_counter()
+    action()
+    once = time.perf_counter() - start
+    loops = max(1, int(SHORTEST_SAMPLE / max(once, 1e-7)))
+    samples: list[float] = []
+    until = time.perf_counter() + budget
+    while len(samples) < 3 or time.perf_counter() < until:
+        start = time.perf_counter()
+        for _ in range(loops):
+            action()
+        samples.append((time.perf_counter() - start) / loops)
+    return samples

@@ -1,0 +1,113 @@
+"""The command line: exit codes, the last three lines, and messages instead of tracebacks."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from minimax_m2.harness.record import Record, read
+
+IGNORES_THE_BIAS = """
+import torch
+def routing(logits, bias, *, top_k, renormalize=True, scoring="sigmoid", scale=1.0, eps=0.0,
+            indices_dtype=torch.int32, num_valid=None):
+    score = torch.sigmoid(logits.float()) if scoring == "sigmoid" else logits.float().softmax(-1)
+    ids = score.topk(top_k, -1).indices
+    weights = score.gather(1, ids)
+    if renormalize:
+        weights = weights / (weights.sum(-1, keepdim=True) + eps)
+    padding = torch.arange(len(ids))[:, None] >= (len(ids) if num_valid is None else num_valid)
+    return (weights * scale).masked_fill(padding, 0.0), ids.masked_fill(padding, -1).to(indices_dtype)
+"""
+
+
+def m2check(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "minimax_m2.harness.cli", *words]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def wrong_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "mine.py").write_text(IGNORES_THE_BIAS)
+    return folder, m2check(folder, "run", "--op", "routing", "--provider", "mine.py", "--report", "page.html")
+
+
+def test_a_wrong_provider_ends_in_one_and_names_token_gap_and_budget(
+    wrong_run: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    done = wrong_run[1]
+    assert done.returncode == 1, done.stderr
+    verdict, evidence, command = done.stderr.strip().splitlines()[-3:]
+    assert "routing-mine-cpu" in verdict
+    assert all(word in evidence for word in ("token", "expert", "gap", "budget"))
+    assert command.startswith("m2check repro ")
+
+
+def test_the_last_line_of_a_failure_replays_it(wrong_run: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    folder, done = wrong_run
+    again = m2check(folder, *done.stderr.strip().splitlines()[-1].split()[1:])
+    assert again.returncode == 1, again.stderr
+    assert "left out expert" in again.stdout
+
+
+def test_a_run_leaves_records_that_read_back(wrong_run: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    (path,) = (wrong_run[0] / "runs").glob("*.jsonl")
+    records = read(path)
+    assert {r.provider for r in records} == {"mine"}
+    assert any(not r.passed for r in records)
+
+
+def test_the_page_is_one_file_that_names_what_is_wrong(
+    wrong_run: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    page = (wrong_run[0] / "page.html").read_text()
+    assert "left out expert" in page
+    assert "src=" not in page
+    assert "http" not in page
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("run", "--op", "routin"), "unknown op 'routin'"),
+        (("run", "--provider", "nowhere.py"), "'nowhere.py' does not exist"),
+        (("repro", "deadbeef"), "no recorded case has id 'deadbeef'"),
+        (("repro", '{"op": 3}'), "names no op"),
+        (("generate", "--op", "nothing"), "unknown op 'nothing'"),
+    ],
+)
+def test_wrong_use_ends_in_two_with_one_sentence(tmp_path: Path, words: tuple[str, ...], told: str) -> None:
+    done = m2check(tmp_path, *words)
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_op_that_nobody_offers_ends_in_five(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(IGNORES_THE_BIAS)
+    done = m2check(tmp_path, "run", "--op", "experts", "--provider", "mine.py")
+    assert done.returncode == 5, done.stderr
+
+
+def test_a_plain_run_passes_and_prints_records_as_json(tmp_path: Path) -> None:
+    done = m2check(tmp_path, "run", "--op", "routing", "--with", "plain", "--cases", "4", "--json")
+    assert done.returncode == 0, done.stderr
+    records = [Record.from_json(line) for line in done.stdout.splitlines()]
+    assert all(r.passed for r in records)
+    assert {r.timing.shape for r in records if r.timing} == {"decode", "prefill"}
+
+
+def test_generated_cases_are_json_with_the_same_ids_every_time(tmp_path: Path) -> None:
+    first, second = (m2check(tmp_path, "generate", "--op", "routing", "--count", "3").stdout for _ in range(2))
+    assert first == second
+    assert [json.loads(line)["op"] for line in first.splitlines()] == ["routing"] * 3
+
+
+def test_doctor_names_every_instruction_set(tmp_path: Path) -> None:
+    found = json.loads(m2check(tmp_path, "doctor", "--json").stdout)
+    assert {"cpu portable", "cpu avx2", "cpu avx512", "cpu avx512_bf16", "cpu amx"} <= {s["what"] for s in found}

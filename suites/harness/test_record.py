@@ -1,0 +1,60 @@
+"""Records read back as they were written, and say what is wrong with what is not one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from minimax_m2.harness.judge import judge
+from minimax_m2.harness.op import find_op
+from minimax_m2.harness.providers.plain import plain
+from minimax_m2.harness.record import Record, find_case
+from minimax_m2.harness.report import page
+from minimax_m2.harness.summary import lines
+
+
+@pytest.fixture(scope="module")
+def record() -> Record:
+    return Record.of(judge(find_op("routing").case(T=3), plain()), run="20260101T000000Z")
+
+
+def test_a_record_survives_its_json(record: Record) -> None:
+    assert Record.from_json(record.json) == record
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [({"schema": 0}, "schema"), ({"outcome": "fine"}, "unknown outcome 'fine'"), ({"speed": 3}, "adds fields")],
+)
+def test_what_is_not_a_record_is_refused_by_name(record: Record, change: dict[str, object], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        Record.from_json(json.dumps(json.loads(record.json) | change))
+
+
+def test_a_truncated_line_is_refused(record: Record) -> None:
+    with pytest.raises(ValueError, match="not JSON"):
+        Record.from_json(record.json[:-5])
+
+
+def test_a_case_is_found_again_by_its_id(record: Record, tmp_path: Path) -> None:
+    (tmp_path / "run.jsonl").write_text(record.json + "\n")
+    assert find_case(record.case_id, tmp_path).id == record.case_id
+
+
+def test_a_page_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="records is empty"):
+        page([], absent=[])
+
+
+def test_hostile_names_are_escaped_in_the_page(record: Record) -> None:
+    fields = json.loads(record.json) | {"provider": "<script>alert(1)</script>"}
+    assert "<script>" not in page([Record.from_json(json.dumps(fields))], absent=["gpu: <b>"])
+
+
+def test_one_wrong_case_makes_a_cell_wrong(record: Record) -> None:
+    wrong = Record.from_json(json.dumps(json.loads(record.json) | {"outcome": "wrong", "utilisation": 7.0}))
+    (line,) = lines([record, wrong])
+    assert line.verdict == "wrong"
+    assert line.worst == 7.0
