@@ -59,6 +59,9 @@ _REFERENCE: dict[str, Op] = {
     "lm_head": lm_head.lm_head,
 }
 
+STEPS = tuple(_REFERENCE)
+"""Every name a provider may offer to a model."""
+
 # A packed value is understood only by the op that it was packed for.
 _PACKED_BY = {"fp8_linear": "pack_fp8_linear", "experts": "pack_experts"}
 
