@@ -25,6 +25,7 @@ from minimax_m2.harness.quantiles import bernstein, chi_square_mean, two_sided_n
 
 ALPHA = 1e-8
 AGGREGATE_FROM = 32
+RAREST_STEP = 8.0  # in standard deviations: a step that one correct kernel in 64 makes
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +96,9 @@ def compare(output: str, actual: Tensor, expected: Budgeted, alpha: float = ALPH
     found = _by_element(output, share, got, expected.value, limit)
     tests, mean_z2 = dict(found.tests), float("nan")
     noisy = specified & (expected.sigma > 0)
+    if expected.jump is not None:
+        # A step that is this rare says nothing about a mean; its element has been judged alone.
+        noisy &= expected.jump <= RAREST_STEP * expected.sigma
     if int(noisy.sum()) >= AGGREGATE_FROM and bool(torch.isfinite(got[noisy]).all()):
         aggregates, mean_z2 = _aggregates(got, expected, noisy, alpha / 5)
         tests.update(aggregates)
@@ -176,6 +180,9 @@ def _by_group(values: Tensor, group: Tensor, groups: int) -> Tensor:
 
 def _coherence(values: Tensor, label: Tensor, group: Tensor, groups: int) -> Tensor:
     """Per group, the sum over labels of the squared sum of ``values``: what elements with one error add up to."""
+    occurs = label.flatten().bincount()
+    if int(occurs.max()) <= 1:
+        return _by_group(values.square(), group, groups)
     pair = group.flatten() * (int(label.max()) + 1) + label.flatten()
     keys, inverse = pair.unique(return_inverse=True)
     sums = torch.zeros(len(keys), dtype=torch.float64).index_add(0, inverse, values.flatten())

@@ -19,12 +19,17 @@ def two_sided_normal(alpha: float) -> float:
 def chi_square_mean(dof: Tensor, alpha: float) -> Tensor:
     """``q`` with ``P(X / dof > q) = alpha`` for ``X`` chi-square of ``dof`` degrees of freedom, elementwise.
 
-    The regularised upper incomplete gamma function is inverted by bisection on ``log q``; 60 halvings of
-    [1, 1e6] leave a relative error of 1e-17.
+    Degrees of freedom are rounded down to 1 part in 1,000 first, so that a quantile serves many rows. The regularised
+    upper incomplete gamma function is inverted by bisection on ``log q``; 40 halvings of [1, 1e6] leave 1e-11.
     """
+    few, where = torch.exp(torch.floor(dof.log() * 1000) / 1000).unique(return_inverse=True)
+    return _chi_square_mean(few, alpha)[where]
+
+
+def _chi_square_mean(dof: Tensor, alpha: float) -> Tensor:
     low, high = torch.zeros_like(dof), torch.full_like(dof, math.log(1e6))
     half = dof / 2
-    for _ in range(60):
+    for _ in range(40):
         middle = (low + high) / 2
         above = torch.special.gammaincc(half, half * middle.exp()) > alpha
         low, high = torch.where(above, middle, low), torch.where(above, high, middle)
