@@ -20,13 +20,14 @@ from minimax_m2.harness.devices import DEVICES
 from minimax_m2.harness.features import Standing, survey
 from minimax_m2.harness.judge import judge
 from minimax_m2.harness.matrix import expected_dir, lost, machine_kind, must_execute
+from minimax_m2.harness.models import ModelRow, score_models, tiny_m2
 from minimax_m2.harness.op import all_ops, find_op
 from minimax_m2.harness.provider import Provider, from_file
 from minimax_m2.harness.record import Record, find_case
 from minimax_m2.harness.report import failure, headline, page, replay
 from minimax_m2.harness.sampling import sampled
 from minimax_m2.harness.summary import lines
-from minimax_m2.harness.table import absent_devices, feature_table, run_table
+from minimax_m2.harness.table import absent_devices, feature_table, model_table, run_table
 
 WRONG, MISUSED, NOTHING_MEASURED = 1, 2, 5
 RUNS = Path("runs")
@@ -68,6 +69,7 @@ def run(
     variant: VariantOption = None,
     cases: Annotated[int, typer.Option(min=1, help="sampled cases a cell")] = 24,
     times: Annotated[bool, typer.Option("--times/--no-times", help="time decode and prefill shapes")] = True,
+    model: Annotated[bool, typer.Option("--model/--no-model", help="score whole models on tiny-m2")] = True,
     report: Annotated[Path | None, typer.Option(help="write a one-file HTML page")] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -97,21 +99,38 @@ def run(
         asked = ", ".join(op or ["any op"])
         finish(NOTHING_MEASURED, "nothing was measured", f"no provider offers {asked}", "m2check list")
     whole = not (op or provider or with_ or variant)
-    show(records, as_json)
+    models = model_rows(providers) if model and not op and not variant else []
+    show(records, models, as_json)
     if report is not None:
-        report.write_text(page(records, absent=absent_devices(), models=[]))
+        report.write_text(page(records, absent=absent_devices(), models=models))
+    for row in models:
+        if row.score is None:
+            finish(WRONG, f"the model on {row.provider} did not run", row.reason, "m2check run --no-times")
     conclude(records, path, source=str(provider[0]) if provider else "", whole=whole)
 
 
-def show(records: list[Record], as_json: bool) -> None:
+def show(records: list[Record], models: list[ModelRow], as_json: bool) -> None:
     """Print a run."""
     if as_json:
         for record in records:
             typer.echo(record.json)
         return
     console.print(run_table(lines(records)))
+    if models:
+        console.print(model_table(models))
     for line in absent_devices():
         console.print(f"[dim]{line}[/]")
+
+
+def model_rows(providers: list[Provider]) -> list[ModelRow]:
+    """Score whole models, where the checkout's tiny-m2 is at hand."""
+    folder = tiny_m2()
+    if folder is None:
+        console.print("[dim]tiny-m2 is not here: run from a checkout to score whole models[/]")
+        return []
+    with working() as bar:
+        task = bar.add_task("tiny-m2", total=None)
+        return list(score_models(providers, folder, progress=lambda text: bar.update(task, description=text)))
 
 
 def conclude(records: list[Record], path: Path, *, source: str, whole: bool) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
 
+from minimax_m2.harness.capture import capture_mismatch
 from minimax_m2.harness.case import Field
 from minimax_m2.harness.devices import absence
 from minimax_m2.harness.judge import judge
@@ -34,13 +35,19 @@ class Feature:
 FEATURES = (
     Feature("int64 top-k ids", (("routing", {"ids": "int64"}), ("experts", {"ids": "int64"}))),
     Feature("bias-corrected routing", (("routing", {"bias": "large"}), ("routing", {"bias": "below"}))),
-    Feature("uneven TP padding", (("qk_sum_squares", {"counted": 0}), ("qk_norm_rope", {"stats": "given"}))),
+    Feature("uneven TP padding", (("qk_sum_squares", {}), ("qk_norm_rope", {"stats": "padded"}))),
     Feature("empty-batch short circuit", tuple((op, {"T": 0}) for op in ("routing", "experts", "qk_norm_rope"))),
     Feature("QK norm + rope", (("qk_norm_rope", {}),)),
     Feature("fp32 router", (("router_gemm", {}),)),
-    Feature("FP8 experts", (("experts", {"weight": "float8_e4m3fn"}),)),
-    Feature("routed packed format", (("pack_routing", {}), ("unpack_routing", {}), ("experts", {"packed_ids": 1}))),
+    Feature("FP8 experts", (("experts", {"quant": "weights"}), ("fp8_linear", {}))),
+    Feature("routed packed format", (("pack_routing", {}), ("unpack_routing", {}), ("experts", {"ids": "packed"}))),
     Feature("EAGLE3 capture", (("capture", {}),)),
+)
+
+# A capture on a device says something only when every step of the model runs there.
+MODEL_STEPS = (
+    *("embedding", "rms_norm", "add_rms_norm", "linear", "qk_norm_rope_cache", "attention"),
+    *("router", "experts", "lm_head"),
 )
 
 
@@ -69,14 +76,15 @@ def survey(
 
 def _finding(feature: Feature, device: str, provider_of: Callable[[str], Provider], count: int) -> Finding:
     provider = provider_of(device)
-    unbuilt = [op for op, _ in feature.needs if op != "capture" and not (op in all_ops() and provider.offers(op))]
+    needed = MODEL_STEPS if feature.needs == (("capture", {}),) else tuple(op for op, _ in feature.needs)
+    unbuilt = [op for op in needed if op not in all_ops() or not provider.offers(op)]
     if unbuilt:
         return Finding(feature.name, device, Standing.NOT_YET_BUILT, f"no {device} kernel for {', '.join(unbuilt)}")
     reason = absence(device)
     if reason is not None:
         return Finding(feature.name, device, Standing.NOT_HERE, reason)
     for op_name, fields in feature.needs:
-        failure = capture_failure(device) if op_name == "capture" else _failure(op_name, fields, provider, count)
+        failure = capture_mismatch(provider) if op_name == "capture" else _failure(op_name, fields, provider, count)
         if failure:
             return Finding(feature.name, device, Standing.FAILING, failure)
     return Finding(feature.name, device, Standing.PROVEN)
@@ -91,10 +99,3 @@ def _failure(op_name: str, fields: dict[str, Field], provider: Provider, count: 
             if not verdict.passed:
                 return verdict.explain(provider.source).splitlines()[0]
     return ""
-
-
-def capture_failure(device: str) -> str:
-    """Compare the hidden states that a model captures with those that its layers are seen to pass on."""
-    from minimax_m2.harness.language import capture_mismatch
-
-    return capture_mismatch(device)

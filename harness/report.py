@@ -8,12 +8,13 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
+from minimax_m2.harness.models import ModelRow
 from minimax_m2.harness.record import Record
 from minimax_m2.harness.summary import Line, lines
 from minimax_m2.harness.table import microseconds, number
 
 
-def page(records: Sequence[Record], *, absent: Iterable[str], models: Sequence[dict[str, str]] = ()) -> str:
+def page(records: Sequence[Record], *, absent: Iterable[str], models: Sequence[ModelRow] = ()) -> str:
     """HTML of a run. Every text from data is escaped; nothing is fetched.
 
     Raises ValueError for a run without records: a page of nothing would look like a pass.
@@ -30,7 +31,7 @@ def page(records: Sequence[Record], *, absent: Iterable[str], models: Sequence[d
         failed=bool(failed),
         headline=headline(folded),
         rows=_rows(folded),
-        models=list(models),
+        models=[row.cells for row in models],
         failures=[failure(line.failed[0]) for line in failed],
         absent=list(absent),
     )

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from minimax_m2.harness.devices import DEVICES, absence
 from minimax_m2.harness.features import Finding, Standing
+from minimax_m2.harness.models import ModelRow
 from minimax_m2.harness.record import Timing
 from minimax_m2.harness.summary import Line
 
@@ -42,6 +43,17 @@ def run_table(lines: Iterable[Line]) -> Table:
             f"[{QUIET}]slow[/]" if line.is_slow else "",
         )
         previous = line.cell.op
+    return table
+
+
+def model_table(rows: Iterable[ModelRow]) -> Table:
+    """One row a model: how it reads the held-out text."""
+    table = Table(title="the model on tiny-m2, held-out text, teacher-forced", title_justify="left")
+    table.add_column("provider", no_wrap=True)
+    for name in ("cross-entropy", "top-1 agreement", "KL to the reference", "seconds"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(*row.cells, style=None if row.score is not None else BAD)
     return table
 
 

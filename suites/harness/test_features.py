@@ -1,0 +1,53 @@
+"""The matrix of fused paths tells proven, failing, not here and not yet built apart."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from minimax_m2.harness.features import FEATURES, Standing, survey
+from minimax_m2.harness.op import find_op
+from minimax_m2.harness.provider import Provider
+from minimax_m2.harness.providers.plain import plain
+
+
+def standing(provider: Provider, feature: str, device: str = "cpu") -> Standing:
+    (found,) = [f for f in survey([device], lambda _: provider, count=2) if f.feature == feature]
+    return found.standing
+
+
+def only(**functions: Any) -> Provider:
+    return Provider(name="mine", device="cpu", functions=functions.get)
+
+
+def test_every_path_names_known_ops_and_fields() -> None:
+    needs = [(op, fields) for f in FEATURES for op, fields in f.needs if op != "capture"]
+    cases = [find_op(op).case(**fields) for op, fields in needs]
+    assert len(cases) == len(needs)
+
+
+def test_a_right_kernel_is_proven() -> None:
+    assert standing(plain(), "bias-corrected routing") is Standing.PROVEN
+
+
+def test_a_kernel_that_returns_int32_ids_only_fails_the_int64_path() -> None:
+    right = plain().functions("routing")
+
+    def routing(*args: Any, **keywords: Any) -> Any:
+        assert right is not None
+        weights, ids = right(*args, **keywords)
+        return weights, ids.to(torch.int32)
+
+    failing = only(routing=routing, experts=plain().functions("experts"), pack_experts=plain().functions("pack_experts"))
+    assert standing(failing, "int64 top-k ids") is Standing.FAILING
+
+
+def test_an_op_without_a_kernel_is_not_yet_built() -> None:
+    assert standing(only(routing=plain().functions("routing")), "FP8 experts") is Standing.NOT_YET_BUILT
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+def test_a_device_that_is_absent_is_not_here() -> None:
+    assert standing(plain(), "bias-corrected routing", "gpu") is Standing.NOT_HERE

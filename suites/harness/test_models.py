@@ -1,0 +1,58 @@
+"""Whole models: scores by provider, a failure is a row, and captures are the streams they claim to be."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from minimax_m2.harness.capture import capture_mismatch
+from minimax_m2.harness.models import score_models, tiny_m2
+from minimax_m2.harness.provider import Provider
+from minimax_m2.harness.providers.ours import ours
+from minimax_m2.reference.model import MiniMaxM2
+
+FOLDER = tiny_m2()
+pytestmark = pytest.mark.skipif(FOLDER is None, reason="suites/data/tiny-m2 is part of the checkout only")
+
+
+def offering(**functions: Any) -> Provider:
+    return Provider(name="mine", device="cpu", functions=functions.get)
+
+
+def test_kernels_read_text_as_the_reference_does() -> None:
+    assert FOLDER is not None
+    rows = {row.provider: row for row in score_models([ours()], FOLDER, windows=1, length=128)}
+    plain, fast = rows["reference bfloat16"].score, rows["ours bfloat16"].score
+    assert plain is not None and fast is not None
+    # Both round to bfloat16 at least where the other does; neither may stray several times further.
+    assert fast.divergence <= 4 * plain.divergence
+
+
+def test_a_model_that_raises_is_a_row_and_the_others_go_on() -> None:
+    def rms_norm(*args: Any, **keywords: Any) -> torch.Tensor:
+        raise RuntimeError("no such instruction")
+
+    assert FOLDER is not None
+    rows = {row.provider: row for row in score_models([offering(rms_norm=rms_norm)], FOLDER, windows=1, length=16)}
+    assert rows["mine bfloat16"].score is None
+    assert "no such instruction" in rows["mine bfloat16"].reason
+    assert rows["reference bfloat16"].score is not None
+
+
+def test_captured_states_are_the_residual_stream_bit_for_bit() -> None:
+    assert capture_mismatch(ours()) == ""
+
+
+def test_a_capture_one_layer_late_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = MiniMaxM2.__call__
+
+    def late(self: MiniMaxM2, ids: torch.Tensor, *, capture: Any = None, tap: Any = None) -> Any:
+        logits, states = right(self, ids, capture=capture, tap=tap)
+        keys = sorted(states)
+        return logits, {key: states[min(key + 1, keys[-1])] for key in keys}
+
+    monkeypatch.setattr(MiniMaxM2, "__call__", late)
+    assert "state 0 differs" in capture_mismatch(replace(ours(), name="late"))
