@@ -1,0 +1,205 @@
+"""Experts: drawn loads around every tile edge, weights at three scales, plain or e4m3 in blocks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minimax_m2.harness.bits import Bits, regime_values, strided
+from minimax_m2.harness.case import Case, Field
+from minimax_m2.harness.op import Cost, Op, Pack
+from minimax_m2.reference.routing import pack_routing
+
+# Half-widths of uniform weights, dyadic, whose standard deviation is the scale's name.
+HALF_WIDTHS = {"0.02": 9 * 2.0**-8, "0.005": 9 * 2.0**-10, "0.1": 11 * 2.0**-6}
+# Tokens choose among so many experts only: the reference costs about a millisecond an active expert.
+ACTIVE = 8
+LARGEST_E4M3 = 448.0
+
+FACTORS: dict[str, tuple[Field, ...]] = {
+    # Around strips of 2 and 6 rows, two of them, and blocks of 16, 32 and 64 rows.
+    "T": (1, 0, 2, 3, 5, 6, 7, 12, 13, 17, 33, 65),
+    "E": (8, 1, 2, 3, 16, 64, 300),
+    "K": (2, 1, 3, 4, 8),
+    # Around a pair, one and two vectors, a block of 64 columns, and an e4m3 block of 128.
+    "H": (64, 2, 17, 31, 33, 63, 65, 96, 128, 130, 257),
+    # Around a pair, a vector, a block of 32; 96 and 192 cut e4m3 blocks between gate and up, as TP8 does.
+    "I": (32, 1, 2, 15, 31, 33, 48, 64, 96, 192),
+    "load": ("even", "hot", "same", "holes", "none"),
+    "regime": ("normal", "heavy", "tiny", "huge", "equal", "signed_zero"),
+    "weights": ("0.02", "0.005", "0.1"),
+    "dtype": ("bfloat16", "float16", "float32"),
+    "quant": ("none", "weights", "both"),  # both: x is e4m3 too
+    "block": (128, 32),
+    "ids": ("int32", "int64", "packed"),  # packed: words of pack_routing
+    "map": (0, 1),  # 1: expert_map keeps the odd experts
+    "out": ("same", "float32"),
+    "gap": (0, 8),
+}
+
+
+def settle(fields: dict[str, Field]) -> dict[str, Field]:
+    """K fits the experts in use; ``out`` becomes a dtype."""
+    K = min(int(fields["K"]), int(fields["E"]), ACTIVE)
+    out = fields["dtype"] if fields["out"] == "same" else fields["out"]
+    # Tiny activations leave act among float16's denormals, where nobody can see an error of 1 %.
+    unseen = fields["regime"] == "tiny" and fields["dtype"] == "float16"
+    return fields | {"K": K, "out": out, "regime": "normal" if unseen else fields["regime"]}
+
+
+def ids_of(case: Case, bits: Bits) -> Tensor:
+    """int64 ids ``[T, K]``, distinct in a row, -1 = none. The last expert is always among those in use."""
+    T, E, K, load = case.number("T"), case.number("E"), case.number("K"), case.word("load")
+    others = bits.shuffled("experts", E - 1)
+    pool = torch.cat([torch.tensor([E - 1]), others])[:ACTIVE]
+    place = bits.subsets("ids", T, K, len(pool))
+    if load == "hot":
+        # One expert takes every token, the others nearly none.
+        first = torch.zeros(T, 1, dtype=torch.int64)
+        rest = 1 + bits.subsets("rest", T, K - 1, len(pool) - 1)
+        return pool[torch.cat([first, rest], 1)].masked_fill(_spared(T, K), -1)
+    if load == "same":
+        place = place[:1].expand(T, K) if T else place
+    ids = pool[place]
+    if load == "holes":
+        ids = ids.masked_fill(bits.integers("holes", (T, K), 0, 1) == 0, -1)
+    return torch.full_like(ids, -1) if load == "none" else ids
+
+
+def _spared(T: int, K: int) -> Tensor:
+    """All but the first choice, in three rows of four."""
+    return (torch.arange(T)[:, None] % 4 > 0) & (torch.arange(K)[None, :] > 0)
+
+
+def map_of(case: Case) -> Tensor | None:
+    """int32 ``[E]``: odd experts are local, in order; the others are -1."""
+    if not case.number("map"):
+        return None
+    expert = torch.arange(case.number("E"), dtype=torch.int32)
+    return torch.where(expert % 2 == 1, expert // 2, torch.tensor(-1, dtype=torch.int32))
+
+
+def weight_of(case: Case, bits: Bits, name: str, shape: tuple[int, ...]) -> tuple[Tensor, Tensor | None]:
+    """A weight ``[E, N, M]`` and its scales: one random byte an element, so that M2's width costs seconds."""
+    count = int(torch.Size(shape).numel())
+    raw = torch.from_numpy(bits.words(name, -(-count // 8)).view("int8")[:count]).reshape(shape)
+    half_width = HALF_WIDTHS[case.word("weights")]
+    if case.word("quant") == "none":
+        dtype = getattr(torch, case.word("dtype"))
+        return (raw.to(torch.float32) * (half_width / 128)).to(dtype), None
+    block = case.number("block")
+    grid = (shape[0], -(-shape[1] // block), -(-shape[2] // block))
+    # Neighbouring scales differ by up to 2.3 times: one block off is a gross error.
+    scale = bits.integers(f"{name}/scale", grid, 10, 23).to(torch.float32) * (half_width / 2048)
+    return raw.to(torch.float32).to(torch.float8_e4m3fn), scale
+
+
+def x_of(case: Case, bits: Bits) -> tuple[Tensor, Tensor | None]:
+    """Activations ``[T, H]`` and, for e4m3 ones, their scales ``[T, ceil(H/block)]``."""
+    T, H = case.number("T"), case.number("H")
+    values = regime_values(bits, "x", (T, H), case.word("regime"))
+    if case.word("quant") != "both":
+        return values.to(getattr(torch, case.word("dtype"))), None
+    codes = (values * 64).clamp(-LARGEST_E4M3, LARGEST_E4M3).to(torch.float32).to(torch.float8_e4m3fn)
+    groups = -(-H // case.number("block"))
+    return codes, bits.integers("x/scale", (T, groups), 10, 23).to(torch.float32) / 1024
+
+
+def inputs(case: Case, bits: Bits) -> dict[str, Any]:
+    T, E, K, H, I = (case.number(name) for name in ("T", "E", "K", "H", "I"))
+    x, x_scale = x_of(case, bits)
+    local = max(1, E // 2) if case.number("map") else E
+    w13, w13_scale = weight_of(case, bits, "w13", (local, 2 * I, H))
+    w2, w2_scale = weight_of(case, bits, "w2", (local, H, I))
+    block = (case.number("block"), case.number("block"))
+    packed = {"w13": w13, "w2": w2, "w13_scale": w13_scale, "w2_scale": w2_scale, "block": block}
+    ids = ids_of(case, bits)
+    # A slot without expert may hold anything: captured graphs leave old weights there.
+    weights = (1 + bits.integers("weights", (T, K), 0, 2**16 - 1)).to(torch.float32) / 2**17
+    weights = weights.masked_fill(ids < 0, torch.nan)
+    words = case.word("ids") == "packed"
+    return {
+        "x": strided(x, case.number("gap")),
+        "packed": Pack("pack_experts", packed),
+        "weights": None if words else weights,
+        "ids": pack_routing(weights, ids) if words else ids.to(getattr(torch, case.word("ids"))),
+        "expert_map": map_of(case),
+        "x_scale": x_scale,
+        "out_dtype": getattr(torch, case.word("out")),
+    }
+
+
+def contract(case: Case) -> dict[str, Any]:
+    """SGLang's CPU sites: gate and up stay float32, act has the model's dtype, the sum over K is float32.
+
+    An e4m3 x does not tell the model's dtype: then it is that of the result.
+    """
+    return {
+        "dequantised": None,
+        "routing_weights": None,
+        "activation": "none",
+        "scale": "float32",
+        "reciprocal": None,
+        "scale_format": "float32",
+        "gate_up": "float32",
+        "silu": None,
+        "act": case.word("out" if case.word("quant") == "both" else "dtype"),
+        "weighted": "float32",
+        "combine": "float32",
+        "out": case.word("out"),
+    }
+
+
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "dequantised": ("bfloat16",),  # vllm-ascend, at load
+    "routing_weights": ("bfloat16",),  # FlashInfer trtllm_routed
+    "activation": ("e4m3",),  # vLLM, SGLang, DeepGEMM W8A8
+    "reciprocal": ("float32",),  # vLLM since vllm#43592
+    "scale_format": ("ue8m0",),  # DeepGEMM, SM100
+    "gate_up": ("bfloat16", "float16", None),  # vLLM and SGLang Triton, SGLang cpu FP8
+    "silu": ("bfloat16", "float16", "float32"),  # vLLM silu_and_mul
+    "act": ("bfloat16", "float16", "float32"),
+    "weighted": ("bfloat16", "float16", None),  # vLLM and SGLang Triton
+    "combine": ("bfloat16", "float16", None),  # transformers
+}
+
+
+def cost(case: Case) -> Cost:
+    """Every active expert is read once."""
+    T, K, H, I = (case.number(name) for name in ("T", "K", "H", "I"))
+    ids = ids_of(case, Bits(case))
+    expert_map = map_of(case)
+    local = ids if expert_map is None else expert_map[ids.clamp(min=0)].long().masked_fill(ids < 0, -1)
+    active, slots = len(local[local >= 0].unique()), int((local >= 0).sum())
+    wide, out = (torch.empty(0, dtype=getattr(torch, case.word(n))).element_size() for n in ("dtype", "out"))
+    weight = wide if case.word("quant") == "none" else 1
+    x = 1 if case.word("quant") == "both" else wide
+    index = {"int32": 8, "int64": 12, "packed": 4}[case.word("ids")]
+    return Cost(bytes=active * 3 * H * I * weight + T * H * (x + out) + T * K * index, flops=slots * 6 * H * I)
+
+
+# M2 has 256 experts of 28 MB in bf16. Here are 8 of that width, a quarter of a gigabyte: at T=4 two tokens' experts
+# in one expert, as M2 has at T=64; at T=256 every expert has 64 tokens, as M2 has at T=2048.
+M2_WIDTH: dict[str, Field] = {"E": 8, "H": 3072, "I": 1536}
+
+# Judged once each at full width; value and budget cost 0.1 to 0.5 s an active expert.
+WIDE_CASES: tuple[dict[str, Field], ...] = (
+    {**M2_WIDTH, "K": 8, "seed": 1},
+    {**M2_WIDTH, "K": 8, "weights": "0.1", "ids": "packed", "regime": "heavy", "seed": 2},
+    {**M2_WIDTH, "K": 8, "weights": "0.005", "quant": "weights", "ids": "int64", "seed": 3},
+)
+
+OP = Op(
+    name="experts",
+    outputs={"y": "out"},
+    factors=FACTORS,
+    settle=settle,
+    inputs=inputs,
+    contract=contract,
+    choices=CHOICES,
+    shapes={"decode": {**M2_WIDTH, "T": 4, "K": 2}, "prefill": {**M2_WIDTH, "T": 256, "K": 2}},
+    cost=cost,
+    budgeted=("x",),
+)

@@ -1,0 +1,243 @@
+// A mixture's experts in two stages. Slots (token, choice) are sorted by expert; stage 1 runs over (active expert, 32
+// columns of gate and up) and writes silu(gate) * up per slot; stage 2 runs over 64 columns of the result and adds the
+// experts in rising order into sums of its own. No thread shares a sum, so threads change no bit.
+#include "experts.h"
+
+#include <cstdlib>
+#include <memory>
+#include <type_traits>
+#include <vector>
+
+#include "column_block.h"
+
+namespace minimax_m2::MINIMAX_M2_ISA {
+namespace {
+
+constexpr int GATES = COLUMNS / 2;  // gate columns in a block of w13, beside as many of up
+// Below this many multiply-adds a fork-join (about 1 us) costs more than it saves.
+constexpr int64_t SERIAL_PRODUCTS = 1 << 16;
+
+struct Free {
+  void operator()(void* p) const { std::free(p); }
+};
+template <class T>
+using Buffer = std::unique_ptr<T[], Free>;
+
+// Uninitialised memory, aligned to a cache line.
+template <class T>
+inline Buffer<T> buffer(int64_t count) {
+  const size_t bytes = (static_cast<size_t>(count) * sizeof(T) + 64) / 64 * 64;
+  return Buffer<T>(static_cast<T*>(std::aligned_alloc(64, bytes)));
+}
+
+constexpr int64_t divided_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+constexpr int64_t even(int64_t n) { return n + n % 2; }
+
+// Slots that have an expert, sorted by expert, tokens rising.
+struct Plan {
+  std::vector<int64_t> first;    // [E + 1], start of each expert's slots
+  std::vector<int32_t> active;   // experts that have slots
+  std::vector<int32_t> token;    // by sorted slot
+  std::vector<float> weight;
+};
+
+// The local expert of a slot, -1 for none, -2 for an id out of range.
+template <class Index>
+inline int64_t expert_of(const ExpertsArgs& args, int64_t slot) {
+  int64_t id = static_cast<const Index*>(args.ids)[slot];
+  if (args.weights == nullptr) id = id < 0 ? -1 : id >> 16;
+  if (id == -1) return -1;
+  const int64_t known = args.expert_map ? args.num_mapped : args.num_experts;
+  if (id < 0 || id >= known) return -2;
+  if (args.expert_map) id = args.expert_map[id];
+  return id < -1 || id >= args.num_experts ? -2 : id;
+}
+
+inline float weight_of(const ExpertsArgs& args, int64_t slot) {
+  if (args.weights) return args.weights[slot];
+  return to_float(BFloat16{static_cast<uint16_t>(static_cast<const int32_t*>(args.ids)[slot] & 0xffff)});
+}
+
+// Counting sort; returns the first slot whose id is out of range, or -1.
+template <class Index>
+inline int64_t sort_slots(const ExpertsArgs& args, Plan& plan) {
+  const int64_t slots = args.num_tokens * args.top_k;
+  plan.first.assign(args.num_experts + 1, 0);
+  for (int64_t slot = 0; slot < slots; ++slot) {
+    const int64_t e = expert_of<Index>(args, slot);
+    if (e == -2) return slot;
+    if (e >= 0) ++plan.first[e + 1];
+  }
+  for (int64_t e = 0; e < args.num_experts; ++e) {
+    if (plan.first[e + 1]) plan.active.push_back(static_cast<int32_t>(e));
+    plan.first[e + 1] += plan.first[e];
+  }
+  plan.token.resize(plan.first.back());
+  plan.weight.resize(plan.first.back());
+  std::vector<int64_t> next(plan.first.begin(), plan.first.end() - 1);
+  for (int64_t slot = 0; slot < slots; ++slot) {
+    const int64_t e = expert_of<Index>(args, slot);
+    if (e < 0) continue;
+    const int64_t place = next[e]++;
+    plan.token[place] = static_cast<int32_t>(slot / args.top_k);
+    plan.weight[place] = weight_of(args, slot);
+  }
+  return -1;
+}
+
+template <class From, class Operand>
+inline void convert_row(const From* from, Operand* to, int64_t count) {
+  int64_t i = 0;
+  for (; i + Float::N <= count; i += Float::N) store(to + i, load(from + i));
+  if (i < count) store(to + i, load(from + i, static_cast<int>(count - i)), static_cast<int>(count - i));
+  if (count % 2) store(to + count, zero(), 1);  // the other half of the last pair
+}
+
+// silu(gate) * up in the model's dtype, kept in the operand's.
+inline void store_act(BFloat16* p, Float v, Dtype) { store(p, v); }
+inline void store_act(float* p, Float v, Dtype dtype) {
+  if (dtype == Dtype::float16) {
+    Half narrow[Float::N];
+    store(narrow, v);
+    v = load(narrow);
+  }
+  store(p, v);
+}
+
+template <class Operand, class Stored>
+class Mixture {
+ public:
+  Mixture(const ExpertsArgs& args, const Plan& plan) : args_(args), plan_(plan) {
+    const int64_t slots = static_cast<int64_t>(plan.token.size());
+    x_ = buffer<Operand>(args.num_tokens * x_stride_);
+    act_ = buffer<Operand>(slots * act_stride_);
+    parallel_ = slots * args.hidden * args.width >= SERIAL_PRODUCTS;
+  }
+
+  void run() {
+    const int64_t units = static_cast<int64_t>(plan_.active.size()) * blocks13_;
+#pragma omp parallel if (parallel_)
+    {
+      const Buffer<Operand> scratch = buffer<Operand>(std::is_same_v<Stored, Float8> ? widest_group() * COLUMNS : 0);
+      const Buffer<float> total = buffer<float>(CHUNK * COLUMNS), sums = buffer<float>(args_.num_tokens * COLUMNS);
+#pragma omp for schedule(static)
+      for (int64_t t = 0; t < args_.num_tokens; ++t) read_token(t);
+#pragma omp for schedule(dynamic)
+      for (int64_t u = 0; u < units; ++u) {
+        gate_and_up(plan_.active[u / blocks13_], u % blocks13_, scratch.get(), total.get());
+      }
+#pragma omp for schedule(dynamic)
+      for (int64_t b = 0; b < blocks2_; ++b) down_and_sum(b, scratch.get(), total.get(), sums.get());
+    }
+  }
+
+ private:
+  int64_t widest_group() const { return even(std::min(args_.columns, std::max(args_.hidden, args_.width))); }
+
+  void read_token(int64_t t) {
+    Operand* to = x_.get() + t * x_stride_;
+    const auto copy = [&](auto* tag) {
+      using From = std::remove_pointer_t<decltype(tag)>;
+      convert_row(static_cast<const From*>(args_.x) + t * args_.x_stride, to, args_.hidden);
+    };
+    if (args_.x_dtype == Dtype::float8_e4m3) return copy(static_cast<Float8*>(nullptr));
+    with_float(args_.x_dtype, copy);
+  }
+
+  // A group is the whole input dimension where nothing scales it.
+  Block<Stored> block(const void* values, const float* scale, int64_t index, int64_t inputs, bool scaled) const {
+    const int64_t padded = std::is_same_v<Stored, BFloat16> || std::is_same_v<Stored, Float8> ? even(inputs) : inputs;
+    const int64_t groups = divided_up(inputs, args_.columns);
+    return {.values = static_cast<const Stored*>(values) + index * padded * COLUMNS,
+            .scale = scale ? scale + index * groups * COLUMNS : nullptr,
+            .inputs = inputs,
+            .group = scaled ? args_.columns : inputs};
+  }
+
+  void gate_and_up(int64_t expert, int64_t b, Operand* scratch, float* total) {
+    const int64_t first = plan_.first[expert], groups = divided_up(args_.hidden, args_.columns);
+    const int32_t* token = plan_.token.data() + first;
+    const auto row = [&](int64_t i) { return x_.get() + token[i] * x_stride_; };
+    const auto row_scale = [&](int64_t i) { return args_.x_scale ? args_.x_scale + token[i] * groups : nullptr; };
+    const int real = static_cast<int>(std::min<int64_t>(GATES, args_.width - b * GATES));
+    const auto emit = [&](int64_t start, int n, const float* sums) {
+      for (int r = 0; r < n; ++r, sums += COLUMNS) {
+        Operand* to = act_.get() + (first + start + r) * act_stride_ + b * GATES;
+        for (int c = 0; c < GATES; c += Float::N) {
+          const Float act = silu(load(sums + c)) * load(sums + GATES + c);
+          // Columns past the width repeat the last one: they must not reach stage 2.
+          const Mask inside = first_lanes(std::clamp(real - c, 0, Float::N));
+          store_act(to + c, blend(inside, act, zero()), args_.act_dtype);
+        }
+      }
+    };
+    const bool scaled = args_.w13_scale || args_.x_scale;
+    multiply(block(args_.w13, args_.w13_scale, expert * blocks13_ + b, args_.hidden, scaled),
+             plan_.first[expert + 1] - first, row, row_scale, scratch, total, emit);
+  }
+
+  void down_and_sum(int64_t b, Operand* scratch, float* total, float* sums) {
+    std::fill_n(sums, args_.num_tokens * COLUMNS, 0.0f);
+    for (const int64_t expert : plan_.active) {
+      const int64_t first = plan_.first[expert];
+      const auto row = [&](int64_t i) { return act_.get() + (first + i) * act_stride_; };
+      const auto row_scale = [](int64_t) -> const float* { return nullptr; };
+      const auto emit = [&](int64_t start, int n, const float* product) {
+        for (int r = 0; r < n; ++r, product += COLUMNS) {
+          float* sum = sums + plan_.token[first + start + r] * COLUMNS;
+          const Float weight = set1(plan_.weight[first + start + r]);
+          for (int c = 0; c < COLUMNS; c += Float::N) store(sum + c, fma(weight, load(product + c), load(sum + c)));
+        }
+      };
+      multiply(block(args_.w2, args_.w2_scale, expert * blocks2_ + b, args_.width, args_.w2_scale != nullptr),
+               plan_.first[expert + 1] - first, row, row_scale, scratch, total, emit);
+    }
+    with_float(args_.out_dtype, [&](auto* tag) {
+      using Out = std::remove_pointer_t<decltype(tag)>;
+      Out* out = static_cast<Out*>(args_.out) + b * COLUMNS;
+      const int64_t real = std::min<int64_t>(COLUMNS, args_.hidden - b * COLUMNS);
+      for (int64_t t = 0; t < args_.num_tokens; ++t) convert_columns(sums + t * COLUMNS, out + t * args_.hidden, real);
+    });
+  }
+
+  template <class Out>
+  static void convert_columns(const float* from, Out* to, int64_t count) {
+    int64_t c = 0;
+    for (; c + Float::N <= count; c += Float::N) store(to + c, load(from + c));
+    if (c < count) store(to + c, load(from + c), static_cast<int>(count - c));
+  }
+
+  const ExpertsArgs& args_;
+  const Plan& plan_;
+  const int64_t blocks13_ = divided_up(args_.width, GATES);
+  const int64_t blocks2_ = divided_up(args_.hidden, COLUMNS);
+  const int64_t x_stride_ = even(args_.hidden);
+  const int64_t act_stride_ = blocks13_ * GATES;
+  bool parallel_;
+  Buffer<Operand> x_;
+  Buffer<Operand> act_;
+};
+
+template <class Operand, class Stored>
+inline void mix(const ExpertsArgs& args, const Plan& plan) {
+  Mixture<Operand, Stored>(args, plan).run();
+}
+
+}  // namespace
+
+int64_t experts(const ExpertsArgs& args) {
+  Plan plan;
+  int64_t bad = -1;
+  with_index(args.ids_dtype, [&](auto* tag) { bad = sort_slots<std::remove_pointer_t<decltype(tag)>>(args, plan); });
+  if (bad >= 0) return bad;
+  const bool pairs = args.act_dtype == Dtype::bfloat16;
+  switch (args.weight_dtype) {
+    case Dtype::bfloat16: mix<BFloat16, BFloat16>(args, plan); break;
+    case Dtype::float16: mix<float, Half>(args, plan); break;
+    case Dtype::float32: mix<float, float>(args, plan); break;
+    default: pairs ? mix<BFloat16, Float8>(args, plan) : mix<float, Float8>(args, plan);
+  }
+  return -1;
+}
+
+}  // namespace minimax_m2::MINIMAX_M2_ISA

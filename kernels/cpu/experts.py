@@ -1,0 +1,143 @@
+"""Run a mixture's experts on the CPU: gate and up, SwiGLU, down, weighted sum, in one call."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from minimax_m2.kernels.cpu import extension
+from minimax_m2.kernels.schema import experts as experts_schema
+
+extension.load("experts")
+
+# Where the kernel rounds; act has the model's dtype. exp is good to 1.1 ulp, silu to 3.5.
+contract = {"gate_up": None, "silu": None, "weighted": None, "combine": "float32", "exp_ulps": 2.0}
+
+# Output columns a packed block holds; the width of a strip in experts.cpp.
+COLUMNS = 64
+
+
+class PackedExperts(NamedTuple):
+    """Weights in blocks of 64 output columns, the input dimension outermost, so that a block is read as one stream.
+
+    bfloat16 and e4m3 hold two inputs of a column side by side, as the dot product instruction wants them.
+    """
+
+    w13: Tensor  # [E, ceil(I/32), ceil(H/2), 64, 2] or, float32 and float16, [E, ceil(I/32), H, 64]; gate 32, up 32
+    w2: Tensor  # [E, ceil(H/64), ceil(I/2), 64, 2] or [E, ceil(H/64), I, 64]
+    w13_scale: Tensor  # [E, ceil(I/32), ceil(H/columns), 64] float32, a scale a column, or [0]
+    w2_scale: Tensor  # [E, ceil(H/64), ceil(I/columns), 64] float32, or [0]
+    extent: Tensor  # [0, H, I, columns]: holds nothing, its shape keeps the sizes that padding hides
+
+
+def pack_experts(
+    w13: Tensor,
+    w2: Tensor,
+    *,
+    w13_scale: Tensor | None = None,
+    w2_scale: Tensor | None = None,
+    block: tuple[int, int] | None = None,
+) -> PackedExperts:
+    """Lay the weights out once for every later call.
+
+    w13        [E, 2*I, H], rows of w1 (gate), then of w3 (up); w2 [E, H, I]
+               float32, bfloat16, float16, or e4m3 with scales
+    w13_scale  [E, ceil(2*I/rows), ceil(H/columns)] float32; w2_scale [E, ceil(H/rows), ceil(I/columns)]
+    block      (rows, columns), (128, 128) unless given; rows need not divide I, columns must be even
+
+    Raises ValueError or TypeError for shapes, dtypes and scales outside the above.
+    """
+    rows, columns = block or (128, 128)
+    experts_schema.check_pack(w13, w2, w13_scale=w13_scale, w2_scale=w2_scale, block=(rows, columns))
+
+    hidden, width = w2.shape[1:]
+    column = torch.arange(-(-width // 32) * COLUMNS)
+    gate = (column // COLUMNS * 32 + column % 32).clamp(max=width - 1)
+    order13 = torch.where(column % COLUMNS < 32, gate, gate + width)
+    order2 = torch.arange(-(-hidden // COLUMNS) * COLUMNS).clamp(max=hidden - 1)
+    none = torch.empty(0)
+    return PackedExperts(
+        _blocks(w13, order13),
+        _blocks(w2, order2),
+        none if w13_scale is None else _scale_blocks(w13_scale, order13 // rows),
+        none if w2_scale is None else _scale_blocks(w2_scale, order2 // rows),
+        torch.empty(0, hidden, width, columns),
+    )
+
+
+def experts(
+    x: Tensor,
+    packed: PackedExperts,
+    weights: Tensor | None,
+    ids: Tensor,
+    *,
+    expert_map: Tensor | None = None,
+    x_scale: Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Sum each token's experts: ``y[t] = sum_k weights[t, k] * swiglu(x[t] @ w13[e]^T) @ w2[e]^T, e = ids[t, k]``.
+
+    x           [T, H] of the weights' dtype, or any float where those are e4m3; e4m3 with x_scale
+    weights     [T, K] float32, or None where ids are pack_routing's words
+    ids         [T, K] int32 or int64; -1, and ids that expert_map sends to -1, add nothing
+    expert_map  [experts of all ranks] int32 or None
+    x_scale     [T, ceil(H/columns)] float32
+    returns     [T, H] out_dtype, else x's dtype (float32 for e4m3); rows without experts exactly 0
+
+    Gate, up and sums over experts stay float32; ``silu(gate) * up`` is rounded to the model's dtype: x's, or for an
+    e4m3 x out_dtype. A token's result has the same bits whatever shares its batch, and with any number of threads.
+
+    Raises ValueError or TypeError for shapes, dtypes and strides outside the above, and ValueError for an id outside
+    -1..E-1, before or after expert_map.
+    """
+    dtype = out_dtype or (torch.float32 if x_scale is not None else x.dtype)
+    model_dtype = x.dtype if x_scale is None else dtype
+    experts_schema.check(x, packed, weights, ids, expert_map=expert_map, x_scale=x_scale, model_dtype=model_dtype)
+
+    out = torch.empty(x.shape, dtype=dtype)
+
+    if x.shape[0] > 0:
+        torch.ops.minimax_m2.experts(x, list(packed), weights, ids, expert_map, x_scale, out)
+    return out
+
+
+def experts_out(
+    x: Tensor,
+    packed: PackedExperts,
+    weights: Tensor | None,
+    ids: Tensor,
+    out: Tensor,
+    *,
+    expert_map: Tensor | None = None,
+    x_scale: Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> None:
+    """Do what ``experts`` does, into ``out``, contiguous ``[T, H]``."""
+    dtype = out_dtype or (torch.float32 if x_scale is not None else x.dtype)
+    model_dtype = x.dtype if x_scale is None else dtype
+    experts_schema.check(x, packed, weights, ids, expert_map=expert_map, x_scale=x_scale, model_dtype=model_dtype)
+    experts_schema.check_output(out, shape=(x.shape[0], x.shape[1]), dtype=dtype, device=x.device)
+
+    if x.shape[0] > 0:
+        torch.ops.minimax_m2.experts(x, list(packed), weights, ids, expert_map, x_scale, out)
+
+
+def _blocks(weight: Tensor, order: Tensor) -> Tensor:
+    """Turn rows ``order`` of ``[E, N, M]`` into blocks of 64 columns."""
+    # torch indexes and permutes few operations on float8: move bits, not numbers.
+    raw = weight.view({1: torch.uint8, 2: torch.int16, 4: torch.int32}[weight.element_size()])[:, order]
+    num_experts, columns, inputs = raw.shape
+    if weight.dtype in (torch.float32, torch.float16):
+        laid = raw.view(num_experts, columns // COLUMNS, COLUMNS, inputs).permute(0, 1, 3, 2)
+    else:
+        even = torch.nn.functional.pad(raw, (0, inputs % 2))
+        laid = even.view(num_experts, columns // COLUMNS, COLUMNS, -1, 2).permute(0, 1, 3, 2, 4)
+    return laid.contiguous().view(weight.dtype)
+
+
+def _scale_blocks(scale: Tensor, row: Tensor) -> Tensor:
+    """Repeat a block's scale for each of its columns: ``[E, blocks, groups, 64]``."""
+    each = scale[:, row]
+    return each.view(len(each), -1, COLUMNS, each.shape[-1]).permute(0, 1, 3, 2).contiguous()

@@ -1,0 +1,160 @@
+"""What is special to the CPU experts kernel; its numbers are judged by the harness (suites/test_experts.py)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from minimax_m2.harness.judge import judge
+from minimax_m2.harness.op import find_op
+from minimax_m2.harness.ops.experts import WIDE_CASES
+from minimax_m2.harness.providers.ours import ours
+from minimax_m2.kernels.cpu import isa
+from minimax_m2.kernels.cpu.experts import PackedExperts, experts, experts_out, pack_experts
+
+T, E, K, H, I = 5, 3, 2, 70, 40
+
+
+def dyadic(*shape: int) -> Tensor:
+    """Different small dyadic numbers of both signs."""
+    count = int(torch.Size(shape).numel())
+    return ((torch.arange(count) * 37 + 11) % 61 - 30).reshape(shape) / 64
+
+
+def arguments(dtype: torch.dtype = torch.bfloat16) -> dict[str, Any]:
+    packed = pack_experts(dyadic(E, 2 * I, H).to(dtype), dyadic(E, H, I).to(dtype))
+    ids = torch.tensor([[0, 1], [1, 2], [2, -1], [-1, -1], [0, 2]], dtype=torch.int32)
+    return {"x": dyadic(T, H).to(dtype), "packed": packed, "weights": dyadic(T, K).abs(), "ids": ids}
+
+
+def test_opcheck_accepts_experts() -> None:
+    given = arguments()
+    operands = (given["x"], list(given["packed"]), given["weights"], given["ids"], None, None, torch.empty(T, H))
+    torch.library.opcheck(torch.ops.minimax_m2.experts.default, operands)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compile_traces_experts_as_one_graph(dynamic: bool) -> None:
+    given = arguments()
+    x = given.pop("x")
+    compiled = torch.compile(lambda y: experts(y * 2, **given), fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    assert torch.equal(compiled(x), experts(x * 2, **given))
+
+
+@pytest.mark.parametrize("name", isa.available())
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_the_number_of_threads_changes_no_bit(name: str, dtype: torch.dtype) -> None:
+    packed = pack_experts(dyadic(4, 256, 192).to(dtype), dyadic(4, 192, 128).to(dtype))
+    x, ids = dyadic(60, 192).to(dtype), torch.arange(120).reshape(60, 2) % 4
+    weights, before = dyadic(60, 2).abs(), torch.get_num_threads()
+    with isa.forced(name):
+        torch.set_num_threads(1)
+        alone = experts(x, packed, weights, ids)
+        torch.set_num_threads(3)
+        shared = experts(x, packed, weights, ids)
+        torch.set_num_threads(before)
+    assert torch.equal(alone, shared)
+
+
+@pytest.mark.parametrize("name", isa.available())
+def test_a_token_does_not_feel_its_batch(name: str) -> None:
+    packed, x = pack_experts(dyadic(2, 80, 70), dyadic(2, 70, 40)), dyadic(200, 70)
+    ids, weights = torch.arange(400).reshape(200, 2) % 2, dyadic(200, 2)
+    with isa.forced(name):
+        together = experts(x, packed, weights, ids)
+        apart = torch.cat([experts(*(t[i : i + 1] if t is not None else packed for t in (x, None, weights, ids)))
+                           for i in range(200)])  # fmt: skip
+    assert torch.equal(together, apart)
+
+
+@pytest.mark.parametrize("fields", WIDE_CASES, ids=lambda fields: f"seed{fields['seed']}")
+def test_one_token_at_the_width_of_the_model(fields: dict[str, int | str]) -> None:
+    verdict = judge(find_op("experts").case(**fields), ours(), isa.current())
+    assert verdict.passed, verdict.explain()
+
+
+@pytest.mark.parametrize("name", isa.available())
+def test_weights_packed_under_one_instruction_set_serve_all(name: str) -> None:
+    given = arguments()
+    with isa.forced("portable"):
+        given["packed"] = pack_experts(dyadic(E, 2 * I, H).bfloat16(), dyadic(E, H, I).bfloat16())
+    with isa.forced(name):
+        assert torch.equal(experts(**given), experts(**arguments()))
+
+
+def test_no_token_needs_no_launch() -> None:
+    given = arguments() | {"x": torch.empty(0, H, dtype=torch.bfloat16), "ids": torch.empty(0, K, dtype=torch.int64)}
+    y = experts(**given | {"weights": torch.empty(0, K)}, out_dtype=torch.float32)
+    assert y.shape == (0, H)
+    assert y.dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", isa.available())
+@pytest.mark.parametrize(
+    ("ids", "expert_map", "message"),
+    [
+        ([[0, 3]], None, r"ids at \[0, 1\] is outside -1..2, the packed experts"),
+        ([[-2, 0]], None, r"ids at \[0, 0\] is outside -1..2"),
+        ([[2**33, 0]], None, r"ids at \[0, 0\] is outside -1..2"),
+        ([[0, 4]], [0, 1, 2, -1], r"ids at \[0, 1\] is outside -1..3 or expert_map sends it outside -1..2"),
+        ([[0, 1]], [0, 3], r"ids at \[0, 1\] is outside -1..1 or expert_map sends it outside -1..2"),
+    ],
+)
+def test_ids_out_of_range_raise(name: str, ids: list[list[int]], expert_map: list[int] | None, message: str) -> None:
+    given = arguments() | {"ids": torch.tensor(ids), "weights": torch.ones(1, 2), "x": dyadic(1, H).bfloat16()}
+    mapped = None if expert_map is None else torch.tensor(expert_map, dtype=torch.int32)
+    with isa.forced(name), pytest.raises(ValueError, match=message):
+        experts(**given, expert_map=mapped)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"x": dyadic(T, H)}, TypeError, "w13 has dtype bfloat16, expected float32"),
+        ({"x": dyadic(T, H + 1).bfloat16()}, ValueError, r"x has shape \[5, 71\], expected \[T, H\] = \[any, 70\]"),
+        ({"x": dyadic(H, T).bfloat16().t()}, ValueError, "x has stride 5 in its last dimension"),
+        ({"ids": torch.zeros(4, 2, dtype=torch.int32)}, ValueError, r"ids has shape \[4, 2\], expected \[T, K\]"),
+        ({"ids": torch.zeros(T, 2, dtype=torch.int16)}, TypeError, "ids has dtype int16, expected int32 or int64"),
+        ({"weights": None, "ids": torch.zeros(T, 2).long()}, TypeError, "words of pack_routing"),
+        ({"weights": torch.ones(T, 3)}, ValueError, r"weights has shape \[5, 3\], expected \[T, K\] = \[5, 2\]"),
+        ({"expert_map": torch.zeros(9).long()}, TypeError, "expert_map has dtype int64, expected int32"),
+        ({"x_scale": torch.ones(T, 1)}, TypeError, r"x \(with x_scale\) has dtype bfloat16, expected float8_e4m3fn"),
+    ],
+)
+def test_what_the_host_knows_raises_before_the_launch(
+    change: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        experts(**arguments() | change)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"w13": dyadic(E, 2 * I, H + 1)}, ValueError, r"w13 has shape \[3, 80, 71\], expected \[E, 2\*I, H\]"),
+        ({"w2": dyadic(E, H, I).half()}, TypeError, "w2 has dtype float16, expected float32"),
+        ({"w13_scale": torch.ones(E, 1, 1)}, ValueError, "one of w13_scale and w2_scale is None"),
+        ({"block": (128, 33)}, ValueError, r"block=\(128, 33\) has odd columns"),
+        ({"w13_scale": torch.ones(E, 1, 1), "w2_scale": torch.ones(E, 1, 1)}, TypeError, "w13 has dtype float32"),
+    ],
+)
+def test_packing_refuses_what_does_not_fit(change: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        pack_experts(**{"w13": dyadic(E, 2 * I, H), "w2": dyadic(E, H, I)} | change)
+
+
+def test_packed_weights_are_a_named_tuple_of_tensors() -> None:
+    packed = arguments()["packed"]
+    assert isinstance(packed, PackedExperts)
+    assert all(isinstance(part, Tensor) for part in packed)
+
+
+def test_out_fills_the_given_tensor() -> None:
+    given, out = arguments(), torch.full((T, H), torch.nan)
+    operands = (given["x"], given["packed"], given["weights"], given["ids"])
+    experts_out(*operands, out, out_dtype=torch.float32)
+    assert torch.equal(out, experts(*operands, out_dtype=torch.float32))
+    assert (out[3] == 0).all()
