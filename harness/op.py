@@ -39,7 +39,8 @@ class Op:
     settle    makes drawn fields consistent (``K <= E``); returns None to refuse a draw
     inputs    builds the arguments, by the reference's parameter names, in the dtypes the provider sees
     contract  where a kernel rounds unless its provider says otherwise
-    choices   what a provider may say instead, by contract field; each value stands for an engine that does so
+    choices   what a provider may say instead, by contract field; each value stands for an engine that does so,
+              and "dtype" for the dtype of the case: most engines round to what they return
     shapes    the named cases that are timed: ``decode`` and ``prefill``
     cost      least bytes and flops of a case
     parts     the ops a fusion is made of
@@ -107,7 +108,7 @@ class Op:
                 raise ValueError(
                     f"contract field {self.name}.{name}={value!r} is not one that an engine has; use one of {legal}"
                 )
-        return fields | dict(declared)
+        return fields | {n: case.word("dtype") if value == "dtype" else value for n, value in declared.items()}
 
 
 GENERAL_CHOICES: dict[str, tuple[Any, ...]] = {"arithmetic": ("float32", "float64")}

@@ -38,7 +38,7 @@ def _at_float32(op: Op) -> Callable[..., Any]:
         given = dict(zip(parameters, positional, strict=False)) | keywords
         out_dtype = given.pop("out_dtype", None)
         first = next((v for v in given.values() if isinstance(v, Tensor) and v.is_floating_point()), None)
-        kind = out_dtype or (torch.float32 if first is None else first.dtype)
+        kind = out_dtype or given.get("dtype") or (torch.float32 if first is None else first.dtype)
         wide = {name: v if name in op.mutates else _wide(v) for name, v in given.items()}
         arguments = [wide.pop(name) for name in op.positional() if name in wide]
         returned = op.reference(*arguments, **wide)
@@ -63,7 +63,7 @@ def _wide(value: Any) -> Any:
 
 def _narrow(value: Tensor, declared: str, kind: torch.dtype) -> Tensor:
     """Outputs declared by dtype name keep it; those that follow a case field take the dtype of the first input."""
-    if not value.is_floating_point():
+    if not value.is_floating_point() or value.element_size() == 1:
         return value
     named = getattr(torch, declared, None)
     return value.to(named if isinstance(named, torch.dtype) else kind)
