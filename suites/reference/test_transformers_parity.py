@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -27,6 +28,9 @@ LIFTED = 1e-10
 # The stock module rounds to float32 (2^-24 = 6e-8) in four norms and one softmax a layer, the sigmoid and the angles:
 # sqrt(3 * 7) * 6e-8 = 3e-7 for three layers.
 STOCK = 1e-6
+# A narrow model may stretch such roundings. One that moves this far when nothing but its weights is rounded to float32
+# cannot be judged through float32 steps: of 1,500 drawn models the stock module was never more than 6.1 times as far.
+STEADY = STOCK / 8
 # A gap in biased scores below which float32's sigmoid may choose another expert, which no tolerance on logits covers.
 NO_TIE = 1e-5
 
@@ -58,7 +62,7 @@ def models(draw: st.DrawFn) -> Drawn:
     experts = draw(st.integers(1, 9))
     config = MiniMaxM2Config(
         vocab_size=draw(st.integers(17, 97)),
-        hidden_size=draw(st.integers(8, 72)),
+        hidden_size=draw(st.integers(16, 72)),
         intermediate_size=draw(st.integers(1, 40)),
         num_hidden_layers=draw(st.integers(1, 3)),
         num_attention_heads=kv_heads * draw(st.integers(1, 5)),
@@ -94,6 +98,17 @@ def logits_and_gap(drawn: Drawn) -> tuple[Tensor, float]:
     return MiniMaxM2(drawn.config, weights)(drawn.ids, tap=watch), min(gaps)
 
 
+def in_float32(weights: ModelWeights) -> ModelWeights:
+    """Round every weight to float32 and keep it in float64."""
+
+    def each(part: Any) -> dict[str, Any]:
+        tensors = {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}
+        return {name: x.float().double() for name, x in tensors.items() if isinstance(x, Tensor)}
+
+    layers = [dataclasses.replace(layer, **each(layer)) for layer in weights.layers]
+    return dataclasses.replace(weights, layers=layers, **each(weights))
+
+
 def difference(actual: Tensor, expected: Tensor) -> float:
     """Return the largest difference relative to the largest expected logit."""
     return float((actual - expected).abs().max() / expected.abs().max())
@@ -110,6 +125,7 @@ def test_the_reference_is_transformers_lifted_to_float64(drawn: Drawn) -> None:
 def test_the_reference_is_stock_transformers_up_to_its_float32_steps(drawn: Drawn) -> None:
     logits, gap = logits_and_gap(drawn)
     assume(gap > NO_TIE)
+    assume(difference(MiniMaxM2(drawn.config, in_float32(drawn.weights))(drawn.ids), logits) < STEADY)
     assert difference(logits, TransformersModel(drawn.config, drawn.weights)(drawn.ids)) < STOCK
 
 
