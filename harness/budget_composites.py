@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from minimax_m2.harness.budget import Budgeted, Shared, new_shared, rule, with_roundoff
-from minimax_m2.harness.budget_rules import largest, lift, merged
+from minimax_m2.harness.budget_rules import lift, merged
 from minimax_m2.harness.formats import FORMATS, Format, half_ulp
 from minimax_m2.reference.block_quant import power_of_two_above
 from minimax_m2.reference.swiglu_quant import rounded_int8
@@ -30,8 +30,9 @@ def accumulated(total: Tensor, squares: Tensor, terms: int, unit: float) -> Tens
     """Variance of adding ``terms`` products in a format of unit roundoff ``unit``, in any order.
 
     Terms of random sign leave partial sums of ``squares * k / terms`` and terms of one sign ``total * k / terms``;
-    each of the ``terms`` additions rounds one of them. Kernels that add in lanes do better: for float32 results the
-    budget is an upper estimate, up to 4 times in variance for 16 lanes.
+    each of the ``terms`` additions rounds one of them. An upper estimate: from 64 to 3,072 terms a single lane
+    measures mean z^2 0.15 to 0.67, 16 lanes 0.16 down to 0.006, so a float32 sum may stray up to 13 times as far as
+    the best kernels do.
     """
     return unit**2 / 3 * terms * (squares + total.square() / 3)
 
@@ -132,49 +133,6 @@ def _participation(var: Tensor) -> Tensor:
     return (total.square() / var.square().sum(-1, keepdim=True)).nan_to_num(1.0).clamp_min(1.0)
 
 
-@rule("index_add")
-def _index_add(x: Any, dim: int, index: Tensor, source: Any, *, alpha: float = 1.0) -> Budgeted:
-    """Add rows into a buffer. Row-wise shared errors stay row-wise; several of them fold into their root sum square."""
-    if dim != 0:
-        raise TypeError(f"index_add has a budget rule along dim 0 only, got dim={dim}")
-    like = x if isinstance(x, Budgeted) else source
-    into, rows = lift(x, like), lift(source, like)
-
-    def add(base: Tensor, part: Tensor) -> Tensor:
-        return base.index_add(0, index, part)
-
-    zero = torch.zeros_like(into.value)
-    label = _along_rows(into.value)
-    power, var = zero, rows.var
-    for part in (*into.shared,):
-        power = power + part.coef.square()
-    for part in rows.shared:
-        if _one_per_row(part.label):
-            power = add(power, part.coef.square())
-        else:
-            var = var + part.coef.square()
-    fold = (new_shared(power.sqrt(), label, zero),) if bool(power.any()) else ()
-    limited = zero if into.limited is None else into.limited.square()
-    if rows.limited is not None:
-        limited = add(limited, rows.limited.square())
-    out = Budgeted(
-        value=add(into.value, rows.value),
-        var=add(into.var, var),
-        bound=add(into.bound, rows.bound),
-        arithmetic=like.arithmetic,
-        shared=fold,
-        limited=limited.sqrt() if rows.limited is not None or into.limited is not None else None,
-        jump=largest(into.jump, None if rows.jump is None else add(zero, rows.jump)),
-    )
-    touched = torch.zeros(into.shape[0], dtype=torch.bool, device=into.device).index_fill(0, index, True)
-    # The first addition into a zeroed buffer is exact.
-    exact = (into.value == 0) | ~touched.view(-1, *[1] * (into.ndim - 1))
-    rounded = with_roundoff(out)
-    return replace(
-        out, var=torch.where(exact, out.var, rounded.var), bound=torch.where(exact, out.bound, rounded.bound)
-    )
-
-
 # -- normalisations --------------------------------------------------------------------------------------------------
 
 
@@ -204,6 +162,7 @@ def _with_row_error(x: Budgeted, relative: Tensor | float) -> Budgeted:
 
 @rule("renormalise")
 def _renormalise(w: Budgeted, *, eps: float = 0.0) -> Budgeted:
+    """Overestimates in float32, mean z^2 0.24 for 8 terms: the sum is taken to round at its full size every time."""
     terms = w.value.shape[-1]
     total = w.value.sum(-1, keepdim=True) + eps
     value = w.value / total
@@ -221,6 +180,7 @@ def _renormalise(w: Budgeted, *, eps: float = 0.0) -> Budgeted:
 
 @rule("rms_normalise")
 def _rms_normalise(x: Budgeted, *, eps: float) -> Budgeted:
+    """Overestimates in float32, mean z^2 0.11 at width 64: one lane adds up the squares, and rsqrt errs by 2 ulp."""
     width = x.value.shape[-1]
     mean = x.value.square().mean(-1, keepdim=True)
     rstd = torch.rsqrt(mean + eps)
@@ -242,6 +202,10 @@ def _rms_normalise(x: Budgeted, *, eps: float) -> Budgeted:
 
 @rule("softmax")
 def _softmax(x: Budgeted) -> Budgeted:
+    """The sum is taken to round at its full size every time, as where the largest term comes first.
+
+    Overestimates flat rows: mean z^2 0.09 for 64 normal numbers in float32, 1.0 behind a bfloat16 rounding.
+    """
     peak = x.value.amax(-1, keepdim=True)
     p = torch.softmax(x.value, -1)
     p = torch.where(peak == -torch.inf, 0.0, p)
