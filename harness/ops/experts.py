@@ -49,11 +49,11 @@ def settle(fields: dict[str, Field]) -> dict[str, Field]:
     return fields | {"K": K, "out": out, "regime": "normal" if unseen else fields["regime"]}
 
 
-def ids_of(case: Case, bits: Bits) -> Tensor:
-    """int64 ids ``[T, K]``, distinct in a row, -1 = none. The last expert is always among those in use."""
+def ids_of(case: Case, bits: Bits, *, active: int = ACTIVE) -> Tensor:
+    """int64 ids ``[T, K]``, distinct in a row, -1 = none, of ``active`` experts; the last one is always among them."""
     T, E, K, load = case.number("T"), case.number("E"), case.number("K"), case.word("load")
     others = bits.shuffled("experts", E - 1)
-    pool = torch.cat([torch.tensor([E - 1]), others])[:ACTIVE]
+    pool = torch.cat([torch.tensor([E - 1]), others])[:active]
     place = bits.subsets("ids", T, K, len(pool))
     if load == "hot":
         # One expert takes every token, the others nearly none.
