@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from minimax_m2.harness.case import Case, Field
 from minimax_m2.harness.op import Cost, Op
 from minimax_m2.harness.ties import Choice
 from minimax_m2.reference.contract import Contract
-from minimax_m2.reference.routing import selection_scores, weights_at
+from minimax_m2.reference.routing import pack_routing, selection_scores, weights_at
 
 FACTORS: dict[str, tuple[Field, ...]] = {
     # Around one row, a pair of rows, a cache line of rows and the 64-token tile.
@@ -125,4 +126,56 @@ OP = Op(
     cost=cost,
     budgeted=("logits",),
     expect=expect,
+)
+
+PACKING_FACTORS: dict[str, tuple[Field, ...]] = {
+    "T": (1, 0, 2, 3, 17, 65),
+    "K": (2, 1, 3, 8, 32),
+    "E": (8, 1, 256, 1024, 32768),  # 32768: the largest id that 16 bits of a signed word hold is reached
+    "start": (0, 1),  # 1: the second half of the experts is local, others become negative words
+    "ids": ("int32", "int64"),
+}
+
+
+def packing_inputs(case: Case, bits: Bits) -> dict[str, Any]:
+    """Weights of both signs with 16 bits, so that every rounding to 8 occurs, ties too; a quarter of the ids are -1."""
+    shape, E = (case.number("T"), case.number("K")), case.number("E")
+    ids = bits.integers("ids", shape, 0, E - 1)
+    ids = ids.masked_fill(bits.integers("none", shape, 0, 3) == 0, -1)
+    return {
+        "weights": (bits.integers("weights", shape, -(2**15), 2**15) / 2**15).to(torch.float32),
+        "ids": ids.to(getattr(torch, case.word("ids"))),
+        "expert_start": E // 2 if case.number("start") else 0,
+    }
+
+
+def unpacking_inputs(case: Case, bits: Bits) -> dict[str, Any]:
+    given = packing_inputs(case, bits)
+    start = given["expert_start"]
+    return {"packed": pack_routing(given["weights"], given["ids"], expert_start=start), "expert_start": start}
+
+
+def packing_cost(case: Case) -> Cost:
+    index = 8 if case.word("ids") == "int64" else 4
+    return Cost(bytes=case.number("T") * case.number("K") * (4 + index + 4), flops=0)
+
+
+def packing(name: str, inputs: Callable[[Case, Bits], dict[str, Any]], outputs: dict[str, str]) -> Op:
+    return Op(
+        name=name,
+        stem="routing",
+        outputs=outputs,
+        factors=PACKING_FACTORS,
+        inputs=inputs,
+        contract=lambda case: {},
+        choices={},
+        shapes={"decode": {"T": 4, "E": 256, "K": 8}, "prefill": {"T": 1024, "E": 256, "K": 8}},
+        cost=packing_cost,
+    )
+
+
+OPS = (
+    OP,
+    packing("pack_routing", packing_inputs, {"packed": "int32"}),
+    packing("unpack_routing", unpacking_inputs, {"weights": "float32", "ids": "int32"}),
 )
