@@ -158,11 +158,11 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "activation": ("e4m3",),  # vLLM, SGLang, DeepGEMM W8A8
     "reciprocal": ("float32",),  # vLLM since vllm#43592
     "scale_format": ("ue8m0",),  # DeepGEMM, SM100
-    "gate_up": ("bfloat16", "float16", None),  # vLLM and SGLang Triton, SGLang cpu FP8
-    "silu": ("bfloat16", "float16", "float32"),  # vLLM silu_and_mul
-    "act": ("bfloat16", "float16", "float32"),
-    "weighted": ("bfloat16", "float16", None),  # vLLM and SGLang Triton
-    "combine": ("bfloat16", "float16", None),  # transformers
+    "gate_up": ("dtype", None),  # dtype: vLLM and SGLang Triton, SGLang cpu FP8
+    "silu": ("dtype", "float32"),  # dtype: vLLM silu_and_mul
+    "act": ("dtype", "float32"),  # dtype: all
+    "weighted": ("dtype", None),  # dtype: vLLM and SGLang Triton
+    "combine": ("dtype", None),  # dtype: transformers
 }
 
 
