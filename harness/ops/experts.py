@@ -14,8 +14,6 @@ from minimax_m2.reference.routing import pack_routing
 
 # Half-widths of uniform weights, dyadic, whose standard deviation is the scale's name.
 HALF_WIDTHS = {"0.02": 9 * 2.0**-8, "0.005": 9 * 2.0**-10, "0.1": 11 * 2.0**-6}
-# Tokens choose among so many experts only: the reference costs about a millisecond an active expert.
-ACTIVE = 8
 LARGEST_E4M3 = 448.0
 
 FACTORS: dict[str, tuple[Field, ...]] = {
@@ -27,6 +25,8 @@ FACTORS: dict[str, tuple[Field, ...]] = {
     "H": (64, 2, 17, 31, 33, 63, 65, 96, 128, 130, 257),
     # Around a pair, a vector, a block of 32; 96 and 192 cut e4m3 blocks between gate and up, as TP8 does.
     "I": (32, 1, 2, 15, 31, 33, 48, 64, 96, 192),
+    # Tokens choose among so many experts only: the reference costs about a millisecond an active expert.
+    "active": (8, 32),
     "load": ("even", "hot", "same", "holes", "none"),
     "regime": ("normal", "heavy", "tiny", "huge", "equal", "signed_zero"),
     "weights": ("0.02", "0.005", "0.1"),
@@ -42,16 +42,18 @@ FACTORS: dict[str, tuple[Field, ...]] = {
 
 def settle(fields: dict[str, Field]) -> dict[str, Field]:
     """K fits the experts in use; ``out`` becomes a dtype."""
-    K = min(int(fields["K"]), int(fields["E"]), ACTIVE)
+    active = min(int(fields["active"]), int(fields["E"]))
+    K = min(int(fields["K"]), active)
     out = fields["dtype"] if fields["out"] == "same" else fields["out"]
     # Tiny activations leave act among float16's denormals, where nobody can see an error of 1 %.
     unseen = fields["regime"] == "tiny" and fields["dtype"] == "float16"
-    return fields | {"K": K, "out": out, "regime": "normal" if unseen else fields["regime"]}
+    return fields | {"active": active, "K": K, "out": out, "regime": "normal" if unseen else fields["regime"]}
 
 
-def ids_of(case: Case, bits: Bits, *, active: int = ACTIVE) -> Tensor:
-    """int64 ids ``[T, K]``, distinct in a row, -1 = none, of ``active`` experts; the last one is always among them."""
+def ids_of(case: Case, bits: Bits) -> Tensor:
+    """int64 ids ``[T, K]``, distinct in a row, -1 = none. The last expert is always among those in use."""
     T, E, K, load = case.number("T"), case.number("E"), case.number("K"), case.word("load")
+    active = case.number("active")
     others = bits.shuffled("experts", E - 1)
     pool = torch.cat([torch.tensor([E - 1]), others])[:active]
     place = bits.subsets("ids", T, K, len(pool))

@@ -17,6 +17,7 @@ FACTORS: dict[str, tuple[Field, ...]] = {
     "E": (8, 1, 2, 3, 64, 256, 300, 1024),
     "K": (2, 1, 3, 4, 8),
     "block": (16, 1, 3, 4, 64, 128),
+    "active": (1024, 8),
     "load": ("even", "hot", "same", "holes", "none"),
     "ids": ("int32", "int64"),
     "map": (0, 1),  # 1: expert_map keeps the odd experts
@@ -24,13 +25,14 @@ FACTORS: dict[str, tuple[Field, ...]] = {
 
 
 def settle(fields: dict[str, Field]) -> dict[str, Field]:
-    return fields | {"K": min(int(fields["K"]), int(fields["E"]))}
+    active = min(int(fields["active"]), int(fields["E"]))
+    return fields | {"active": active, "K": min(int(fields["K"]), active)}
 
 
 def inputs(case: Case, bits: Bits) -> dict[str, Any]:
     E = case.number("E")
     return {
-        "ids": ids_of(case, bits, active=E).to(getattr(torch, case.word("ids"))),
+        "ids": ids_of(case, bits).to(getattr(torch, case.word("ids"))),
         "num_experts": max(1, E // 2) if case.number("map") else E,
         "block": case.number("block"),
         "expert_map": map_of(case),
