@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from minimax_m2.harness.budget import Budgeted, Shared, new_shared, rule, with_roundoff
-from minimax_m2.harness.budget_rules import lift, merged
+from minimax_m2.harness.budget_rules import certain_zero, lift, merged, where
 from minimax_m2.harness.formats import FORMATS, Format, half_ulp
 from minimax_m2.reference.block_quant import power_of_two_above
 from minimax_m2.reference.swiglu_quant import rounded_int8
@@ -197,7 +197,7 @@ def _rms_normalise(x: Budgeted, *, eps: float) -> Budgeted:
     relative = torch.where(alike, width * unit / 3**0.5, random)
     out = _with_row_error(out, (0.25 * relative.square() + (4 * unit) ** 2 / 3).sqrt())
     worst_row = (0.5 * width + 4) * unit
-    return with_roundoff(replace(out, bound=out.bound + y.abs() * worst_row), ulps=0.5)
+    return with_roundoff(replace(out, bound=out.bound + y.abs() * worst_row), exact=certain_zero(x))
 
 
 @rule("softmax")
@@ -216,7 +216,11 @@ def _softmax(x: Budgeted) -> Budgeted:
     terms = x.value.shape[-1]
     relative = 2 * (x.bound.amax(-1, keepdim=True) + unit * (terms + 2 * x.arithmetic.exp_ulps + distance))
     out = _jacobian(noisy, p, p, torch.ones_like(p), p, p * torch.expm1(relative))
-    return with_roundoff(_with_row_error(out, unit * (terms / 3) ** 0.5), ulps=1.0)
+    out = with_roundoff(_with_row_error(out, unit * (terms / 3) ** 0.5), ulps=1.0)
+    # A single finite term is over itself: 1.
+    alone = (x.value > -torch.inf).sum(-1, keepdim=True) <= 1
+    sure = Budgeted.exact(p, x.arithmetic)
+    return where(alone, sure, out) if bool(alone.any()) else out
 
 
 # -- quantisers ------------------------------------------------------------------------------------------------------

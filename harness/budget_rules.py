@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -127,7 +128,7 @@ def _join_optional(
 
 
 @rule("where")
-def _where(condition: Tensor, a: Any, b: Any) -> Budgeted:
+def where(condition: Tensor, a: Any, b: Any) -> Budgeted:
     like = _anyone(a, b)
     shape = torch.broadcast_shapes(condition.shape, lift(a, like).shape, lift(b, like).shape)
     left, right = (lift(p, like).moved(lambda t: t.expand(shape)) for p in (a, b))
@@ -137,7 +138,7 @@ def _where(condition: Tensor, a: Any, b: Any) -> Budgeted:
 
 @rule("masked_fill")
 def _masked_fill(x: Budgeted, mask: Tensor, value: float) -> Budgeted:
-    return _where(~mask, x, torch.full_like(x.value, value))
+    return where(~mask, x, torch.full_like(x.value, value))
 
 
 @rule("zeros_like")
@@ -247,10 +248,10 @@ def _mul(a: Any, b: Any) -> Budgeted:
         return out
     if not isinstance(a, Budgeted) and _powers_of_two(x.value):
         return out
-    return with_roundoff(out, exact=x.is_exact & y.is_exact | _certain_zero(x) | _certain_zero(y))
+    return with_roundoff(out, exact=x.is_exact & y.is_exact | certain_zero(x) | certain_zero(y))
 
 
-def _certain_zero(x: Budgeted) -> Tensor:
+def certain_zero(x: Budgeted) -> Tensor:
     """Elements that are 0 in every kernel: their product with any number is 0, unrounded."""
     return x.is_exact & (x.value == 0)
 
@@ -268,7 +269,7 @@ def _div(a: Any, b: Any) -> Budgeted:
     out = binary(x, y, value, 1 / y.value, -value / y.value, bound)
     if not isinstance(b, Budgeted) and _powers_of_two(y.value):
         return out
-    return with_roundoff(out, exact=x.is_exact & y.is_exact | _certain_zero(x))
+    return with_roundoff(out, exact=x.is_exact & y.is_exact | certain_zero(x))
 
 
 def unary(x: Budgeted, value: Tensor, slope: Tensor, steepest: Tensor | float, *, ulps: float) -> Budgeted:
@@ -353,11 +354,17 @@ def _with_relative(x: Budgeted, ulps: Tensor) -> Budgeted:
 
 @rule("silu")
 def _silu(x: Budgeted, inplace: bool = False) -> Budgeted:
-    s = torch.sigmoid(x.value)
+    # x / (1 + e) with e = exp(-x): the error of e counts by 1 - s; sum, quotient or product, and result round.
+    s, (fmt, exp_ulps) = torch.sigmoid(x.value), x.arithmetic
     slope = s * (1 + x.value * (1 - s))
     # |silu'| <= 1.0999, reached at 2.4; the bound's second-order part is below that of the constant.
     out = unary(x, functional.silu(x.value), slope, 1.1, ulps=0.0)
-    return _with_relative(out, 1.5 + x.arithmetic.exp_ulps * (1 - s))
+    scale, of_exp = out.value.abs() * x.arithmetic.unit, 2 * exp_ulps * (1 - s)
+    error, worst = scale * ((of_exp.square() + 2) / 3).sqrt(), scale * (of_exp + 2)
+    # Where e overflows, or exp(x) is no normal number, a kernel may return 0.
+    gone = x.value - x.bound < fmt.emin * math.log(2)
+    error, worst = (torch.where(gone, out.value.abs(), e) for e in (error, worst))
+    return with_roundoff(replace(out, var=out.var + error.square(), bound=out.bound + worst), exact=certain_zero(x))
 
 
 @rule("softplus")
