@@ -37,7 +37,9 @@ def _at_float32(op: Op) -> Callable[..., Any]:
     def call(*positional: Any, **keywords: Any) -> Any:
         given = dict(zip(parameters, positional, strict=False)) | keywords
         out_dtype = given.pop("out_dtype", None)
-        first = next((v for v in given.values() if isinstance(v, Tensor) and v.is_floating_point()), None)
+        # Codes of 8 bits are no working dtype: what comes of them has that of their scales.
+        wide_enough = (v for v in given.values() if isinstance(v, Tensor) and v.is_floating_point() and v.itemsize > 1)
+        first = next(wide_enough, None)
         kind = out_dtype or given.get("dtype") or (torch.float32 if first is None else first.dtype)
         wide = {name: v if name in op.mutates else _wide(v) for name, v in given.items()}
         arguments = [wide.pop(name) for name in op.positional() if name in wide]
