@@ -26,13 +26,16 @@ inline Pairs load_pairs(const BFloat16* p, int n) {
 
 template <int R, int C>
 inline void clear(Float (&sum)[R][C]) {
+#pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
     for (int c = 0; c < C; ++c) sum[r][c] = zero();
 }
 
 // sum[r][c] += x[r][k] * w[c][k] for begin <= k < end, one lane per term; the lanes are added by the caller.
+// Inlined by force: sums that are passed by reference to a call live in memory, at a third of the speed.
 template <int R, int C, class X, class W>
-inline void add_products(Float (&sum)[R][C], const X* const (&x)[R], const W* const (&w)[C], int64_t begin,
+[[gnu::always_inline]] inline void add_products(Float (&sum)[R][C], const X* const (&x)[R], const W* const (&w)[C], int64_t begin,
                          int64_t end) {
   constexpr bool paired = std::is_same_v<X, BFloat16> && std::is_same_v<W, BFloat16>;
   const auto step = [&](auto&& left, auto&& right, auto&& multiply_add) {
@@ -91,8 +94,11 @@ inline void multiply_block(const X* const (&x)[R], const W* w, int64_t w_stride,
   Float sum[R][C];
   clear(sum);
   add_products(sum, x, column, 0, depth);
+#pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
-    for (int c = 0; c < std::min(C, columns); ++c) emit(r, c, reduce_add(sum[r][c]));
+#pragma GCC unroll 8
+    for (int c = 0; c < C; ++c)
+      if (c < columns) emit(r, c, reduce_add(sum[r][c]));
 }
 
 // The bytes of weight that stay in a core's second-level cache while the rows of x stream past, and those rows.

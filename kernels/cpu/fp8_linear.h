@@ -1,0 +1,28 @@
+// Arguments of a dense layer with an e4m3 weight. Strides count elements.
+#pragma once
+#include "dtype.h"
+
+namespace minimax_m2 {
+
+struct Fp8LinearArgs {
+  const void* x;  // [T, K], last dimension contiguous
+  int64_t x_stride;
+  Dtype x_dtype;
+  const float* x_scale;  // [T, ceil(K/columns)], or null unless x is e4m3
+  int64_t x_scale_stride;
+  const void* weight;  // [N, K] e4m3, last dimension contiguous
+  int64_t weight_stride;
+  const float* scale;  // [ceil(N/rows), ceil(K/columns)], last dimension contiguous
+  int64_t scale_stride;
+  int64_t rows;     // outputs that share a scale
+  int64_t columns;  // inputs that share a scale
+  void* out;        // [T, N]
+  Dtype out_dtype;
+  int64_t num_tokens;
+  int64_t num_outputs;
+  int64_t depth;
+};
+
+}  // namespace minimax_m2
+
+MINIMAX_M2_KERNEL(void, fp8_linear, const Fp8LinearArgs&)
