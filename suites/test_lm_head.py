@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-import torch
 from torch import Tensor
 
 from minimax_m2.harness.trial import try_on
@@ -34,13 +33,12 @@ def test_a_correct_float32_head_passes() -> None:
     assert all(v.passed for v in try_on("lm_head", doing(""), cases=200))
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_logits_in_the_dtype_of_the_model_need_a_contract_that_says_so(dtype: str) -> None:
+def test_logits_in_the_dtype_of_the_model_need_a_contract_that_says_so() -> None:
     def lm_head(x: Tensor, weight: Tensor, *, rows: Tensor | None = None, vocab_size: int) -> Tensor:
-        return plain(x, weight, rows=rows, vocab_size=vocab_size).to(getattr(torch, dtype)).float()
+        return plain(x, weight, rows=rows, vocab_size=vocab_size).to(x.dtype).float()
 
     assert not all(v.passed for v in try_on("lm_head", lm_head))
-    assert all(v.passed for v in try_on("lm_head", lm_head, contract={"out": dtype}))
+    assert all(v.passed for v in try_on("lm_head", lm_head, contract={"out": "dtype"}))
 
 
 @pytest.mark.parametrize(

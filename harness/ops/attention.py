@@ -125,10 +125,10 @@ OP = Op(
     inputs=inputs,
     contract=contract,
     choices={
-        # transformers' eager attention holds scores in the model's dtype.
-        "scores": ("float32", "bfloat16", "float16"),
-        # None: float32 weights, our CPU kernel. A dtype: FlashAttention, which casts them for the second product.
-        "probabilities": (None, "float32", "bfloat16", "float16"),
+        # dtype: transformers' eager attention.
+        "scores": ("float32", "dtype"),
+        # None: float32 weights, our CPU kernel. dtype: FlashAttention, which casts them for the second product.
+        "probabilities": (None, "dtype"),
     },
     shapes={
         "decode": {"B": 4, "S": 1024, "queries": "one", "Hk": 8, "D": 128},

@@ -1,7 +1,7 @@
 // Causal attention with grouped queries over a paged cache. One item of work is a few queries of one sequence under one
 // key/value head, so a key is read once for all heads of its group. Blocks of keys pass by; each row keeps the maximum
-// and the sum of its weights so far and rescales them when the maximum grows. Everything between the dtypes of q and
-// out is float32, the weights too.
+// and the sum of its weights so far and rescales them when the maximum grows. bf16 scores go through dot(); everything
+// between the dtypes of q and out is float32, the weights too.
 #include "attention.h"
 
 #include <vector>

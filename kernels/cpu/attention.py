@@ -47,7 +47,8 @@ def attention(
     out = torch.empty(q.shape, dtype=q.dtype)
 
     _launch(
-        q, k_cache, v_cache, block_table, seq_lens, query_start, out, scale, max_query_len, max_seq_len, k_scale, v_scale
+        q, k_cache, v_cache, block_table, seq_lens, query_start, out,
+        scale, max_query_len, max_seq_len, k_scale, v_scale,
     )  # fmt: skip
     return out
 
@@ -72,7 +73,8 @@ def attention_out(
     attention_schema.check_output(out, q)
 
     _launch(
-        q, k_cache, v_cache, block_table, seq_lens, query_start, out, scale, max_query_len, max_seq_len, k_scale, v_scale
+        q, k_cache, v_cache, block_table, seq_lens, query_start, out,
+        scale, max_query_len, max_seq_len, k_scale, v_scale,
     )  # fmt: skip
 
 
