@@ -32,7 +32,23 @@ def check(
     schema.expect_shape("logits", logits, (None, None), "[T, E]")
     schema.expect_dtype("logits", logits, schema.FLOATS)
     schema.expect_rows("logits", logits)
-    num_experts = logits.shape[1]
+    check_choice(
+        bias, num_experts=logits.shape[1], device=logits.device, top_k=top_k, scoring=scoring,
+        indices_dtype=indices_dtype, num_valid=num_valid,
+    )  # fmt: skip
+
+
+def check_choice(
+    bias: Tensor | None,
+    *,
+    num_experts: int,
+    device: torch.device,
+    top_k: int,
+    scoring: str,
+    indices_dtype: torch.dtype,
+    num_valid: Tensor | None,
+) -> None:
+    """Raise what the host can know about a choice among ``num_experts``, wherever its logits come from."""
     schema.expect_range("num_experts", num_experts, 1, MAX_EXPERTS, "logits is [T, E]")
     schema.expect_range("top_k", top_k, 1, min(MAX_TOP_K, num_experts), "MiniMax-M2 uses 8")
     if scoring not in SCORINGS:
@@ -43,10 +59,10 @@ def check(
         schema.expect_shape("bias", bias, (num_experts,), "[E]")
         schema.expect_dtype("bias", bias, (torch.float32,))
         schema.expect_contiguous("bias", bias)
-        schema.expect_device("bias", bias, logits.device)
+        schema.expect_device("bias", bias, device)
     if num_valid is not None:
         schema.expect_dtype("num_valid", num_valid, (torch.int32,))
-        schema.expect_device("num_valid", num_valid, logits.device)
+        schema.expect_device("num_valid", num_valid, device)
         if num_valid.numel() != 1:
             raise ValueError(f"num_valid has {num_valid.numel()} elements, expected one; pass a scalar tensor")
 
