@@ -1,0 +1,156 @@
+"""Every way a call can go wrong has its own outcome, and a judge that lets corruptions pass says so of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from minimax_m2.harness import expectation
+from minimax_m2.harness.budget import Budgeted
+from minimax_m2.harness.case import Case
+from minimax_m2.harness.compare import Comparison, compare
+from minimax_m2.harness.judge import _expected, judge, repeat
+from minimax_m2.harness.op import find_op
+from minimax_m2.harness.provider import from_object
+from minimax_m2.harness.providers.plain import plain
+from minimax_m2.harness.verdict import Outcome, Verdict
+
+LINEAR = find_op("linear")
+CASE = LINEAR.case(T=5, N=128, H=64, dtype="bfloat16", gap=8)
+
+
+def right(x: Tensor, weight: Tensor, *, out_dtype: torch.dtype | None = None) -> Tensor:
+    return (x.float() @ weight.float().mT).to(out_dtype or x.dtype)
+
+
+def judged(linear: Callable[..., Any], case: Case = CASE, **more: Any) -> Verdict:
+    return judge(case, from_object(SimpleNamespace(linear=linear, **more), name="tried"))
+
+
+def raises(x: Tensor, weight: Tensor, **keywords: Any) -> Tensor:
+    raise RuntimeError("CUDA error: an illegal memory access")
+
+
+def in_place(x: Tensor, weight: Tensor, **keywords: Any) -> Tensor:
+    y = right(x, weight, **keywords)
+    x.mul_(2)
+    return y
+
+
+def into_the_gap(x: Tensor, weight: Tensor, **keywords: Any) -> Tensor:
+    whole = torch.as_strided(x, (x.shape[0], x.stride(0)), (x.stride(0), 1))
+    whole[:-1, x.shape[1] :] = 0
+    return right(x, weight, **keywords)
+
+
+def off_by_a_row(x: Tensor, weight: Tensor, **keywords: Any) -> Tensor:
+    return right(x, weight, **keywords).roll(1, 0)
+
+
+def not_a_number(x: Tensor, weight: Tensor, **keywords: Any) -> Tensor:
+    return right(x, weight, **keywords).index_fill(0, torch.tensor([2]), torch.nan)
+
+
+@pytest.mark.parametrize(
+    "linear, outcome, evidence",
+    [
+        (right, Outcome.PASS, ""),
+        (raises, Outcome.RAISED, "linear raised RuntimeError: CUDA error"),
+        (lambda x, weight, **k: right(x, weight, **k)[:-1], Outcome.WRONG_SHAPE, "y has shape [4, 128], expected [5, "),
+        (lambda x, weight, **k: (right(x, weight, **k),) * 2, Outcome.WRONG_SHAPE, "returned 2 values, expected 1"),
+        (lambda x, weight, **k: None, Outcome.WRONG_SHAPE, "returned 0 values"),
+        (lambda x, weight, **k: right(x, weight, **k).float(), Outcome.WRONG_DTYPE, "y has dtype torch.float32"),
+        (lambda x, weight, **k: "tensor", Outcome.WRONG_DTYPE, "y is a str"),
+        (not_a_number, Outcome.NOT_A_NUMBER, "y at [2, 0]: actual nan"),
+        (in_place, Outcome.WROTE_INPUT, "linear wrote to its input x"),
+        (into_the_gap, Outcome.WROTE_INPUT, "linear wrote to its input x"),
+        (off_by_a_row, Outcome.WRONG, "x budget"),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_each_defect_has_its_outcome(linear: Callable[..., Any], outcome: Outcome, evidence: str) -> None:
+    verdict = judged(linear)
+    assert verdict.outcome is outcome
+    assert evidence in " ".join(verdict.evidence)
+
+
+def test_a_wrong_verdict_names_element_values_budget_and_replay() -> None:
+    said = judged(off_by_a_row).explain("file.py")
+    assert all(part in said for part in ("linear/cpu/tried", "y at [", "actual", "expected", "budget", "m2check repro"))
+    assert CASE.json in said
+
+
+def test_a_pass_says_how_much_of_the_budget_it_used() -> None:
+    assert 0 < judged(right).utilisation <= 1
+
+
+def test_an_out_variant_is_judged_too() -> None:
+    def nothing(x: Tensor, weight: Tensor, out: Tensor, **keywords: Any) -> None:
+        return None
+
+    def fill(x: Tensor, weight: Tensor, out: Tensor, **keywords: Any) -> None:
+        out.copy_(right(x, weight, **keywords))
+
+    assert judged(right, linear_out=fill).passed
+    unwritten = judged(right, linear_out=nothing)
+    assert unwritten.outcome is Outcome.NOT_A_NUMBER
+    assert "linear_out" in unwritten.evidence[0]
+
+
+def test_a_refusal_is_no_pass() -> None:
+    refusing = replace(plain(), refuses=lambda op, case: "needs AMX")
+    verdict = judge(CASE, refusing)
+    assert (verdict.outcome, verdict.passed, verdict.evidence) == (Outcome.UNSUPPORTED, False, ("needs AMX",))
+
+
+def test_other_bits_in_a_second_call_are_told() -> None:
+    noise = iter(range(10))
+
+    def drifting(x: Tensor, weight: Tensor, **keywords: Any) -> Tensor:
+        return right(x, weight, **keywords) + next(noise)
+
+    assert repeat(CASE, from_object(SimpleNamespace(linear=right), name="same"))
+    assert not repeat(CASE, from_object(SimpleNamespace(linear=drifting), name="drifting"))
+
+
+@pytest.fixture
+def fresh() -> Iterator[None]:
+    """Expectations are cached; one made with a tampered comparator must not outlive its test."""
+    _expected.cache_clear()
+    yield
+    _expected.cache_clear()
+
+
+def widened(times: float) -> Callable[[str, Tensor, Budgeted], Comparison]:
+    def loose(output: str, actual: Tensor, expected: Budgeted) -> Comparison:
+        return compare(output, actual, replace(expected, var=expected.var * times**2, bound=expected.bound * times))
+
+    return loose
+
+
+@pytest.mark.usefixtures("fresh")
+def test_a_comparator_that_is_too_loose_is_vacuous(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(expectation, "compare", widened(1e4))
+    verdict = judged(right)
+    assert verdict.outcome is Outcome.VACUOUS
+    assert "y:gain" in verdict.evidence[0]
+
+
+@pytest.mark.usefixtures("fresh")
+def test_a_comparator_that_accepts_anything_is_vacuous(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(expectation, "compare", lambda output, *rest: Comparison(output, {"element": 0.0}, None, 1))
+    verdict = judged(right)
+    assert verdict.outcome is Outcome.VACUOUS
+    assert {"y:zeros", "y:rows", "y:row", "y:gain", "y:tile"} <= set(verdict.evidence[0].split(": ")[1].split(", "))
+
+
+def test_a_contract_that_no_engine_has_is_refused() -> None:
+    provider = from_object(SimpleNamespace(linear=right, contract={"linear": {"out": "float8_e4m3fn"}}), name="odd")
+    with pytest.raises(ValueError, match=r"contract field linear\.out='float8_e4m3fn'"):
+        judge(CASE, provider)
