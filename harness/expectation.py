@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -87,7 +87,12 @@ class Tensors:
         return frozenset(found)
 
     def corruptions(self) -> Iterator[tuple[str, Outputs]]:
-        return corruptions(self.perfect(), tuple(self.dtypes))
+        return corruptions(self.perfect(), tuple(self.dtypes), [certain(v) for v in self.expected.values()])
+
+
+def certain(x: Budgeted | Tensor) -> Tensor | None:
+    """Elements for which one code only is right; None where the value is no code."""
+    return None if isinstance(x, Tensor) or x.allowed is None else x.allowed[0] == x.allowed[1]
 
 
 def specified(x: Budgeted) -> Tensor:
@@ -131,21 +136,23 @@ def _oracle_input(op: Op, name: str, value: Any, arithmetic: Arithmetic) -> Any:
     return Budgeted.exact(wide, arithmetic) if name in op.budgeted else wide
 
 
-def corruptions(perfect: Outputs, names: tuple[str, ...]) -> Iterator[tuple[str, Outputs]]:
+def corruptions(
+    perfect: Outputs, names: tuple[str, ...], certainty: Sequence[Tensor | None]
+) -> Iterator[tuple[str, Outputs]]:
     """Canonical wrong answers made from a correct one: ``(output:kind, outputs)``. Inapplicable ones are left out.
 
     zeros  every element 0                 rows  rows moved by one
     row    the middle row 0                tile  a tile copied over its neighbour
     gain   times 1.01 (floating outputs of at least 32 elements)
-    code   one element moved by one code (quantised and integer outputs)
+    code   one element moved by one code (quantised and integer outputs), where ``certainty`` leaves no choice
     """
-    for position, (name, right) in enumerate(zip(names, perfect, strict=True)):
-        for kind, wrong in corrupted(right):
-            if noticeable(wrong, right):
+    for position, (name, right, sure) in enumerate(zip(names, perfect, certainty, strict=True)):
+        for kind, wrong in corrupted(right, sure):
+            if noticeable(wrong, right, sure):
                 yield f"{name}:{kind}", (*perfect[:position], wrong, *perfect[position + 1 :])
 
 
-def corrupted(right: Tensor) -> Iterator[tuple[str, Tensor]]:
+def corrupted(right: Tensor, sure: Tensor | None = None) -> Iterator[tuple[str, Tensor]]:
     if right.numel() == 0:
         return
     yield "zeros", torch.zeros_like(right)
@@ -158,8 +165,10 @@ def corrupted(right: Tensor) -> Iterator[tuple[str, Tensor]]:
         yield "row", cleared
     if is_quantised(right.dtype):
         moved = right.clone().flatten()
-        middle = moved.numel() // 2
-        moved[middle] = _next_code(moved[middle])
+        movable = torch.arange(moved.numel()) if sure is None else sure.flatten().nonzero()[:, 0]
+        if movable.numel():
+            middle = movable[movable.numel() // 2]
+            moved[middle] = _next_code(moved[middle])
         yield "code", moved.view(right.shape)
     elif right.numel() >= 32:
         yield "gain", (right.double() * 1.01).to(right.dtype)
@@ -182,13 +191,15 @@ def is_quantised(dtype: torch.dtype) -> bool:
     return not dtype.is_floating_point or dtype.itemsize == 1
 
 
-def noticeable(wrong: Tensor, right: Tensor) -> bool:
+def noticeable(wrong: Tensor, right: Tensor, sure: Tensor | None = None) -> bool:
     """Whether a corruption is an error at all: a row that moved by more than 1/256 of its size, or another integer.
 
-    Rows that differ in their last bits only may be exchanged without anybody being wrong.
+    Rows that differ in their last bits only, or in codes that are not ``sure``, may be exchanged without anybody being
+    wrong.
     """
     if is_quantised(right.dtype):
-        return bool((wrong.double() != right.double()).any())
+        differs = wrong.double() != right.double()
+        return bool((differs if sure is None else differs & sure).any())
     rows = right.double().nan_to_num(posinf=0, neginf=0).reshape(right.shape[0], -1)
     change = (wrong.double().nan_to_num(posinf=0, neginf=0).reshape(rows.shape) - rows).norm(dim=-1)
     # Below the smallest normal number a kernel may flush to zero.
