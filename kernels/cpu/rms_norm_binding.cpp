@@ -1,0 +1,23 @@
+// Registers rms_norm for the CPU. Shapes and dtypes were checked by rms_norm.py.
+#include "rms_norm.h"
+
+#include "binding.h"
+
+namespace minimax_m2 {
+namespace {
+
+void rms_norm(const Tensor& x, const Tensor& weight, double eps, Tensor y) {
+  launch(rms_norm_table, RmsNormArgs{.x = x.const_data_ptr(),
+                                     .x_stride = x.stride(0),
+                                     .weight = weight.const_data_ptr(),
+                                     .y = y.mutable_data_ptr(),
+                                     .dtype = dtype_of(x),
+                                     .num_tokens = x.size(0),
+                                     .hidden = x.size(1),
+                                     .eps = eps});
+}
+
+}  // namespace
+}  // namespace minimax_m2
+
+STABLE_TORCH_LIBRARY_IMPL(minimax_m2, CPU, m) { m.impl("rms_norm", TORCH_BOX(&minimax_m2::rms_norm)); }
