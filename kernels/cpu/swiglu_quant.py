@@ -1,0 +1,50 @@
+"""SwiGLU and quantisation of its result in one pass, on the CPU."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from minimax_m2.kernels.cpu import extension
+from minimax_m2.kernels.schema import swiglu_quant as swiglu_quant_schema
+from minimax_m2.kernels.schema.rms_norm import check_output
+
+extension.load("swiglu_quant")
+
+contract = {"exp_ulps": 1.1}
+
+
+def swiglu_quant(gate_up: Tensor, *, group: int = 128, quant: str = "e4m3") -> tuple[Tensor, Tensor]:
+    """Quantise ``swiglu(gate_up)`` in groups of a row; ``group >= I`` is one scale a row.
+
+        scale = max(absmax(group), 1e-10) / (448 or 127);  q = round(y / scale), to nearest even
+
+    gate_up  [T, 2*I] float32, bfloat16 or float16, gate first, row stride free
+    returns  q [T, I] e4m3 or int8, scale [T, ceil(I/group)] float32, contiguous
+
+    y stays in float32, exp within 1.1 ulp; a group has at most 16384 values. A NaN makes its group's scale NaN.
+
+    Raises ValueError or TypeError for shapes, dtypes, strides and sizes outside the above.
+    """
+    used = swiglu_quant_schema.check(gate_up, group=group, quant=quant)
+
+    num_tokens, width = gate_up.shape[0], gate_up.shape[1] // 2
+    q = torch.empty((num_tokens, width), dtype=swiglu_quant_schema.CODES[quant], device=gate_up.device)
+    scale = torch.empty((num_tokens, -(-width // used)), dtype=torch.float32, device=gate_up.device)
+
+    if q.numel() > 0:
+        torch.ops.minimax_m2.swiglu_quant(gate_up, used, q, scale)
+    return q, scale
+
+
+def swiglu_quant_out(gate_up: Tensor, q: Tensor, scale: Tensor, *, group: int = 128, quant: str = "e4m3") -> None:
+    """Do what ``swiglu_quant`` does, into contiguous ``q`` and ``scale``."""
+    used = swiglu_quant_schema.check(gate_up, group=group, quant=quant)
+    num_tokens, width = gate_up.shape[0], gate_up.shape[1] // 2
+    grid, device = (num_tokens, -(-width // used)), gate_up.device
+    codes = swiglu_quant_schema.CODES[quant]
+    check_output("q", q, shape=(num_tokens, width), symbols="[T, I]", dtype=codes, device=device)
+    check_output("scale", scale, shape=grid, symbols="[T, ceil(I/group)]", dtype=torch.float32, device=device)
+
+    if q.numel() > 0:
+        torch.ops.minimax_m2.swiglu_quant(gate_up, used, q, scale)
