@@ -4,11 +4,13 @@
 // [inputs, 64], for fma. e4m3 blocks hold pairs too and are expanded, a group of inputs at a time, into a scratch that
 // stays in cache while all rows use it; the group's scale then meets the float32 sums, 64 numbers a row.
 //
+// The op that includes this header says how two operands meet: multiply_add(a, b, sum), for Pairs and for Float.
 // A row's sums run over the inputs in order, whatever rows share its strip: batching changes no bit.
 #pragma once
 #include <algorithm>
 #include <type_traits>
 
+#include "float8_words.h"
 #include "vector.h"
 
 namespace minimax_m2::MINIMAX_M2_ISA {
@@ -29,8 +31,6 @@ inline Float spread(const float* a) { return set1(*a); }
 inline Pairs fetch(const BFloat16* b) { return load_pairs(b); }
 inline Float fetch(const Half* b) { return load(b); }
 inline Float fetch(const float* b) { return load(b); }
-inline Float multiply_add(Pairs a, Pairs b, Float sum) { return dot(sum, a, b); }
-inline Float multiply_add(Float a, Float b, Float sum) { return fma(a, b, sum); }
 
 // A block's values as the inner loop reads them; only e4m3 needs the scratch.
 inline const BFloat16* expand(const BFloat16* p, int64_t, BFloat16*) { return p; }
@@ -38,7 +38,7 @@ inline const Half* expand(const Half* p, int64_t, float*) { return p; }
 inline const float* expand(const float* p, int64_t, float*) { return p; }
 inline const BFloat16* expand(const Float8* p, int64_t inputs, BFloat16* to) {
   const int64_t count = (inputs + 1) / 2 * 2 * COLUMNS;
-  for (int64_t i = 0; i < count; i += Float::N) store(to + i, load(p + i));
+  for (int64_t i = 0; i < count; i += 2 * Float::N) widen(p + i, to + i);
   return to;
 }
 inline const float* expand(const Float8* p, int64_t inputs, float* to) {

@@ -13,6 +13,9 @@
 namespace minimax_m2::MINIMAX_M2_ISA {
 namespace {
 
+inline Float multiply_add(Pairs a, Pairs b, Float sum) { return dot(sum, a, b); }
+inline Float multiply_add(Float a, Float b, Float sum) { return fma(a, b, sum); }
+
 constexpr int GATES = COLUMNS / 2;  // gate columns in a block of w13, beside as many of up
 // Below this many multiply-adds a fork-join (about 1 us) costs more than it saves.
 constexpr int64_t SERIAL_PRODUCTS = 1 << 16;

@@ -85,6 +85,22 @@ def test_weights_packed_under_one_instruction_set_serve_all(name: str) -> None:
         assert torch.equal(experts(**given), experts(**arguments()))
 
 
+@pytest.mark.parametrize("name", isa.available())
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)  # operands: pairs, float32
+def test_every_code_of_e4m3_is_read_exactly(name: str, dtype: torch.dtype) -> None:
+    codes = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn)
+    ones = torch.ones(1, 4, 256).to(torch.float8_e4m3fn)
+    w2 = torch.stack([codes, codes.view(torch.uint8).flip(0).view(torch.float8_e4m3fn)], -1)[None]
+    packed = pack_experts(ones, w2, w13_scale=torch.ones(1, 1, 2), w2_scale=torch.ones(1, 2, 1))
+    x, weights, ids = torch.eye(1, 256, dtype=dtype), torch.ones(1, 1), torch.zeros(1, 1, dtype=torch.int32)
+    act = torch.nn.functional.silu(torch.ones(())).to(dtype).double()
+    with isa.forced(name):
+        y = experts(x, packed, weights, ids, out_dtype=torch.float32)
+    expected = (act * w2[0].double()).sum(-1).float()[None]
+    assert torch.equal(y.isnan(), expected.isnan())
+    assert torch.equal(y.nan_to_num(), expected.nan_to_num())
+
+
 def test_no_token_needs_no_launch() -> None:
     given = arguments() | {"x": torch.empty(0, H, dtype=torch.bfloat16), "ids": torch.empty(0, K, dtype=torch.int64)}
     y = experts(**given | {"weights": torch.empty(0, K)}, out_dtype=torch.float32)
