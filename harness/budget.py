@@ -12,7 +12,7 @@
 
 Errors are propagated to first order. A rounding to a format with precision p is modelled as uniform noise of half
 a spacing, variance ``half_ulp^2 / 3``. Every primitive adds the rounding of the arithmetic it runs in. A primitive
-without a rule raises. The rules stand in ``harness/budget_rules.py`` and ``harness/budget_composites.py``.
+without a rule raises. The rules stand in ``harness/budget_{movement,arithmetic,functions,composites}.py``.
 """
 
 from __future__ import annotations
@@ -243,4 +243,4 @@ def with_roundoff(x: Budgeted, *, ulps: float = 0.5, exact: Tensor | None = None
 
 
 import minimax_m2.harness.budget_composites  # noqa: E402
-import minimax_m2.harness.budget_rules  # noqa: E402, F401
+import minimax_m2.harness.budget_functions  # noqa: E402, F401

@@ -10,10 +10,14 @@ import torch
 from torch import Tensor
 
 from minimax_m2.harness.budget import Budgeted, Shared, new_shared, rule, with_roundoff
-from minimax_m2.harness.budget_rules import certain_zero, lift, merged, where
+from minimax_m2.harness.budget_arithmetic import certain_zero, merged
+from minimax_m2.harness.budget_movement import lift, where
 from minimax_m2.harness.formats import FORMATS, Format, half_ulp
 from minimax_m2.reference.block_quant import power_of_two_above
 from minimax_m2.reference.swiglu_quant import rounded_int8
+
+# A row of hidden size has 24 groups of 128; a row of chance repetitions has hundreds.
+FEW_GROUPS = 64
 
 
 def _along_rows(x: Tensor) -> Tensor:
@@ -67,7 +71,15 @@ def _row_sum(x: Budgeted) -> Budgeted:
 
 
 def _incoherent(rows: Tensor, label: Tensor, weight: Tensor | None) -> Tensor:
-    """Variance of ``sum_k rows_k weight_k eps[label_k]`` where the labels of a row fall into consecutive groups."""
+    """Variance of ``sum_k rows_k weight_k eps[label_k]`` where the labels of all rows fall into the same few groups.
+
+    Labels scattered over a row (numbers that happen to repeat) are seen as independent: after a product with weights
+    of either sign their errors do not add up.
+    """
+    changes = (label[..., 1:] != label[..., :-1]).reshape(-1, label.shape[-1] - 1)
+    if label.shape[-1] < 2 or int(changes[0].sum()) >= FEW_GROUPS or bool((changes != changes[0]).any()):
+        squares = rows.square()
+        return squares.sum(-1) if weight is None else squares @ weight.square()
     _, sizes = torch.unique_consecutive(label.reshape(-1, label.shape[-1])[0], return_counts=True)
     pieces = rows.split(sizes.tolist(), -1)
     if weight is None:
