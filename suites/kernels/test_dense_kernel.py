@@ -89,9 +89,9 @@ def test_compile_traces_an_op_as_one_graph(name: str) -> None:
 
 
 def test_compile_traces_attention_as_one_graph() -> None:
-    arguments = paged()
+    others = paged()
+    q = others.pop("q")
     compiled = torch.compile(lambda q: attention(q, **others), fullgraph=True, backend="aot_eager")
-    q, others = arguments["q"], {name: value for name, value in arguments.items() if name != "q"}
     assert torch.equal(compiled(q), attention(q, **others))
 
 
