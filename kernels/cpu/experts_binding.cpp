@@ -45,8 +45,8 @@ void experts(const Tensor& x, std::vector<Tensor> packed, std::optional<Tensor> 
   if (bad < 0) return;
   const std::string slot = "[" + std::to_string(bad / top_k) + ", " + std::to_string(bad % top_k) + "]";
   if (expert_map.has_value()) {
-    reject("ids at " + slot + " is outside -1.." + std::to_string(num_mapped - 1) + " or expert_map sends it outside -1.." +
-           std::to_string(num_experts - 1) + ", the packed experts");
+    reject("ids at " + slot + " is outside -1.." + std::to_string(num_mapped - 1) +
+           " or expert_map sends it outside -1.." + std::to_string(num_experts - 1) + ", the packed experts");
   }
   reject("ids at " + slot + " is outside -1.." + std::to_string(num_experts - 1) +
          ", the packed experts; -1 means no expert, expert_map translates ids of other ranks");

@@ -9,7 +9,8 @@ namespace {
 typedef uint8_t Bytes __attribute__((vector_size(2 * Float::N)));
 typedef uint16_t Words __attribute__((vector_size(4 * Float::N)));
 
-// Moving the exponent's bias from 7 to 127 converts normal numbers; multiples of 2^-9 below 2^-6 are normal in bfloat16.
+// Moving the exponent's bias from 7 to 127 converts normal numbers; e4m3's denormals, the multiples of 2^-9 below
+// 2^-6, are normal in bfloat16.
 inline void widen(const Float8* p, BFloat16* to) {
   Bytes bytes;
   std::memcpy(&bytes, p, sizeof bytes);

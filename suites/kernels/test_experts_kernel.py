@@ -24,6 +24,9 @@ def dyadic(*shape: int) -> Tensor:
     return ((torch.arange(count) * 37 + 11) % 61 - 30).reshape(shape) / 64
 
 
+WEIGHTS: dict[str, Any] = {"w13": dyadic(E, 2 * I, H), "w2": dyadic(E, H, I)}
+
+
 def arguments(dtype: torch.dtype = torch.bfloat16) -> dict[str, Any]:
     packed = pack_experts(dyadic(E, 2 * I, H).to(dtype), dyadic(E, H, I).to(dtype))
     ids = torch.tensor([[0, 1], [1, 2], [2, -1], [-1, -1], [0, 2]], dtype=torch.int32)
@@ -102,8 +105,8 @@ def test_every_code_of_e4m3_is_read_exactly(name: str, dtype: torch.dtype) -> No
 
 
 def test_no_token_needs_no_launch() -> None:
-    given = arguments() | {"x": torch.empty(0, H, dtype=torch.bfloat16), "ids": torch.empty(0, K, dtype=torch.int64)}
-    y = experts(**given | {"weights": torch.empty(0, K)}, out_dtype=torch.float32)
+    x, ids = torch.empty(0, H, dtype=torch.bfloat16), torch.empty(0, K, dtype=torch.int64)
+    y = experts(x, arguments()["packed"], torch.empty(0, K), ids, out_dtype=torch.float32)
     assert y.shape == (0, H)
     assert y.dtype == torch.float32
 
@@ -120,10 +123,10 @@ def test_no_token_needs_no_launch() -> None:
     ],
 )
 def test_ids_out_of_range_raise(name: str, ids: list[list[int]], expert_map: list[int] | None, message: str) -> None:
-    given = arguments() | {"ids": torch.tensor(ids), "weights": torch.ones(1, 2), "x": dyadic(1, H).bfloat16()}
+    one = (dyadic(1, H).bfloat16(), arguments()["packed"], torch.ones(1, 2), torch.tensor(ids))
     mapped = None if expert_map is None else torch.tensor(expert_map, dtype=torch.int32)
     with isa.forced(name), pytest.raises(ValueError, match=message):
-        experts(**given, expert_map=mapped)
+        experts(*one, expert_map=mapped)
 
 
 @pytest.mark.parametrize(
@@ -159,7 +162,7 @@ def test_what_the_host_knows_raises_before_the_launch(
 )
 def test_packing_refuses_what_does_not_fit(change: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        pack_experts(**{"w13": dyadic(E, 2 * I, H), "w2": dyadic(E, H, I)} | change)
+        pack_experts(**{**WEIGHTS, **change})
 
 
 def test_packed_weights_are_a_named_tuple_of_tensors() -> None:
