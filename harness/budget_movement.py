@@ -93,10 +93,12 @@ def _stack(tensors: Any, dim: int = 0) -> Budgeted:
 
 
 def _joined(parts: list[Budgeted], join: Callable[[list[Tensor]], Tensor]) -> Budgeted:
-    sources = {s.source for p in parts for s in p.shared}
+    # A part may hold one source several times: a rotated channel has the errors of both channels of its pair.
+    sources = sorted({s.source for p in parts for s in p.shared})
+    held = [[[s for s in p.shared if s.source == source] for p in parts] for source in sources]
     shared = []
-    for source in sorted(sources):
-        found = [next((s for s in p.shared if s.source == source), None) for p in parts]
+    for source, i, each in ((so, i, h) for so, h in zip(sources, held, strict=True) for i in range(max(map(len, h)))):
+        found = [same[i] if i < len(same) else None for same in each]
         coefs = [torch.zeros_like(p.value) if s is None else s.coef for p, s in zip(parts, found, strict=True)]
         labels = [
             torch.zeros_like(p.value, dtype=torch.int64) if s is None else s.label
