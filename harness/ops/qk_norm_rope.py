@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minimax_m2.harness.bits import Bits, strided
+from minimax_m2.harness.bits import REGIMES, Bits, strided
 from minimax_m2.harness.case import Case, Field
 from minimax_m2.harness.op import Cost, Op
 from minimax_m2.harness.ops import rope
@@ -21,10 +21,11 @@ FACTORS: dict[str, tuple[Field, ...]] = ROTATION | {
     # one rank; its own sums handed in; sums that include other ranks; a rank whose last heads are padding
     "stats": ("none", "given", "others", "padded"),
     "weights": ("float32", "model"),
+    "regime": REGIMES,
 }
 
 SUM_FACTORS: dict[str, tuple[Field, ...]] = {
-    name: values for name, values in ROTATION.items() if name in ("T", "Hq", "Hk", "D", "regime", "dtype", "gap")
+    name: values for name, values in FACTORS.items() if name in ("T", "Hq", "Hk", "D", "regime", "dtype", "gap")
 } | {"counted": (-1, 0, 1, 2)}  # -1: all key/value heads, by leaving the argument out
 
 

@@ -22,7 +22,8 @@ ROTATION: dict[str, tuple[Field, ...]] = {
     "D": (128, 64, 96),
     # Half of M2's head, less, the whole head (128 and above), and halves shorter than any register.
     "R": (64, 32, 128, 6),
-    "regime": REGIMES,
+    # Equal channels have equal products, whose roundings a pair would share; the norm's weights tell them apart.
+    "regime": tuple(regime for regime in REGIMES if regime != "equal"),
     "dtype": ("bfloat16", "float16", "float32"),
     "table": ("float32", "bfloat16"),
     "positions": ("int64", "int32"),
@@ -33,8 +34,8 @@ ROTATION: dict[str, tuple[Field, ...]] = {
 
 # Model dtype, or float32 (None: nothing but the arithmetic rounds).
 ROTATION_CHOICES: dict[str, tuple[Any, ...]] = {
-    "cos_sin": ("bfloat16", "float16", "float32"),  # vLLM casts the table to the model's dtype
-    "products": ("bfloat16", "float16", "float32"),  # vLLM csrc/pos_encoding_kernels.cu computes in scalar_t
+    "cos_sin": ("dtype", "bfloat16", "float16", "float32"),  # vLLM casts the table to the model's dtype
+    "products": ("dtype", "bfloat16", "float16", "float32"),  # vLLM csrc/pos_encoding_kernels.cu computes in scalar_t
 }
 
 

@@ -16,7 +16,9 @@ from minimax_m2.kernels.cpu.qk_norm_rope_cache import qk_norm_rope_cache
 from minimax_m2.kernels.cpu.rope import rope
 
 OPS = torch.ops.minimax_m2
-SIZES: dict[str, Any] = {"num_heads": 2, "num_kv_heads": 1, "head_dim": 8, "rotary_dim": 4, "q_width": 16, "k_width": 8, "eps": 1e-6}
+SIZES: dict[str, Any] = {
+    "num_heads": 2, "num_kv_heads": 1, "head_dim": 8, "rotary_dim": 4, "q_width": 16, "k_width": 8, "eps": 1e-6,
+}  # fmt: skip
 
 
 def ramp(*shape: int) -> Tensor:
