@@ -59,7 +59,7 @@ REGIMES = ("normal", "heavy", "tiny", "huge", "equal", "signed_zero")
 
 
 def regime_values(bits: Bits, name: str, shape: tuple[int, ...], regime: str) -> Tensor:
-    """float64 values of one regime; every one is exact in bfloat16 and float16 unless the regime is ``huge``.
+    """float64 values of one regime; every one is exact in float16, and in bfloat16 where it has at most 8 digits.
 
     normal       bell of standard deviation near 1
     heavy        one value in 16 is 32 times larger
