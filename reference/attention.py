@@ -27,8 +27,9 @@ def attention(
 
     Contract:
         scores         scale * q @ k: float32 or None in every flash kernel; model dtype: transformers, eager.
-        probabilities  softmax's result before the second product. Model dtype: flash kernels (P is cast for PV), which
-                       round it before they divide by its sum: the same relative error. None: float32 P.
+        probabilities  the weights before the second product. Model dtype: flash kernels (P is cast for PV), which round
+                       exp(score - maximum) and divide by its unrounded sum at the end. None: float32 P.
+        normalised     True: softmax's quotient is what is rounded (transformers, eager); None: flash.
         out            the result.
 
     Raises ValueError if a sequence is longer than ``max_seq_len`` or has more queries than ``max_query_len``.
@@ -51,8 +52,13 @@ def attention(
         scores = rounded(grouped @ k.mT * scale, contract.scores)
         last_key = torch.arange(length - (end - start), length, device=q.device).repeat(heads // k.shape[0])
         hidden = torch.arange(length, device=q.device) > last_key[:, None]
-        p = rounded(softmax(scores.masked_fill(hidden, -torch.inf)), contract.probabilities)
-        parts.append((p @ v).reshape(heads, end - start, q.shape[-1]).transpose(0, 1))
+        p = softmax(scores.masked_fill(hidden, -torch.inf))
+        if contract.probabilities is None or contract.normalised:
+            y = rounded(p, contract.probabilities) @ v
+        else:
+            largest = p.amax(-1, keepdim=True).masked_fill(hidden.all(-1, keepdim=True), 1.0)
+            y = rounded(p / largest, contract.probabilities) @ v * largest
+        parts.append(y.reshape(heads, end - start, q.shape[-1]).transpose(0, 1))
     parts.append(torch.zeros_like(q[int(query_start[-1]) :]))
     return rounded(torch.cat(parts, 0), contract.out)
 
