@@ -151,7 +151,8 @@ def _participation(var: Tensor) -> Tensor:
 def _jacobian(x: Budgeted, value: Tensor, gain: Tensor, own: Tensor, others: Tensor, bound: Tensor) -> Budgeted:
     """``dy_i = gain_i (dx_i - own_i sum_j others_j dx_j)``, applied exactly to independent and shared errors."""
     mixed = (others.square() * x.var).sum(-1, keepdim=True)
-    var = gain.square() * ((1 - 2 * own * others).clamp_min(0) * x.var + own.square() * mixed)
+    # (1 - own others)^2 of its own error and own^2 others_j^2 of every other's; a cancellation may leave -1e-17.
+    var = gain.square() * ((1 - 2 * own * others) * x.var + own.square() * mixed).clamp_min(0)
     shared = []
     for part in x.shared:
         if _one_per_row(part.label):

@@ -1,0 +1,116 @@
+"""Composite rules: exact where they must be, calibrated where errors are shared or codes flip."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from minimax_m2.harness.budget import Budgeted
+from minimax_m2.harness.compare import compare
+from minimax_m2.reference.block_quant import power_of_two_above, requantised
+from minimax_m2.reference.composites import renormalise, softmax
+from minimax_m2.reference.contract import Contract, rounded
+from minimax_m2.reference.swiglu_quant import rounded_int8
+
+# Times a float32 number this is no float32 number, so that the rounding behind it is unknown to the budget.
+UNEVEN = 4505 / 4096
+ROWS = 2000
+
+
+def drawn(seed: int, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def noisy(x: Any) -> Any:
+    return rounded(x * UNEVEN, "bfloat16")
+
+
+def z_of(formula: Callable[[Any], Any], x: Tensor) -> Tensor:
+    budget = formula(noisy(Budgeted.exact(x)))
+    error = formula(noisy(x)).double() - budget.value
+    assert bool((error.abs() <= budget.bound).all())
+    return (error / budget.sigma)[budget.sigma > 0]
+
+
+def test_one_weight_over_itself_is_one() -> None:
+    x: Any = Budgeted.exact(drawn(0, 9, 1).abs() + 1)
+    weight: Any = renormalise(noisy(x))
+    probability: Any = softmax(noisy(x))
+    assert float(weight.sigma.max()) == float(probability.sigma.max()) == 0
+
+
+def test_a_masked_softmax_of_one_key_is_one() -> None:
+    x: Any = Budgeted.exact(drawn(0, 4, 3))
+    hidden = torch.tensor([[False, True, True]]).expand(4, 3)
+    p: Any = softmax(noisy(x).masked_fill(hidden, -torch.inf))
+    assert torch.equal(p.value[:, 0], torch.ones(4, dtype=torch.float64))
+    assert float(p.bound.max()) == 0
+
+
+@pytest.mark.parametrize("terms", [2, 4, 8, 32])
+def test_renormalised_weights_are_calibrated_at_every_k(terms: int) -> None:
+    z = z_of(renormalise, drawn(1, ROWS, terms).abs() + 0.05)
+    assert 0.8 < float(z.square().mean()) < 1.25
+
+
+@pytest.mark.parametrize("terms", [2, 64, 512])
+def test_softmax_is_calibrated_at_every_width(terms: int) -> None:
+    z = z_of(softmax, drawn(2, 40 if terms > 2 else ROWS, terms) * 3)
+    assert 0.8 < float(z.square().mean()) < 1.25
+
+
+def test_a_rounded_scale_is_an_error_that_its_row_shares() -> None:
+    """Row sums of ``x * bf16(scale)``: the shared error adds up, and the prediction with it."""
+    x, scale = drawn(3, ROWS, 64).abs() + 0.5, drawn(4, ROWS, 1).abs() + 0.5
+
+    def formula(s: Any) -> Any:
+        return x.to(s.dtype) * noisy(s)
+
+    budget = formula(Budgeted.exact(scale))
+    error = formula(scale).double() - budget.value
+    total = budget.sum(-1)
+    z = error.sum(-1) / total.sigma
+    assert 0.8 < float(z.square().mean()) < 1.25
+    independent = (error.sum(-1) / budget.sigma.square().sum(-1).sqrt()).square().mean()
+    assert float(independent) > 20, "64 elements that share an error would be taken for independent"
+    assert compare("y", budget.value + error, budget).passed
+
+
+@pytest.mark.parametrize("behind", ["alone", "a product"])
+def test_requantised_activations_are_calibrated(behind: str) -> None:
+    contract, weight = Contract({"scale": "float32", "reciprocal": None, "scale_format": "float32"}), drawn(6, 128, 32)
+
+    def formula(x: Any) -> Any:
+        y = requantised(x, group=64, contract=contract)
+        return y if behind == "alone" else y @ weight.to(y.dtype)
+
+    z = z_of(formula, drawn(5, 400, 128))
+    # Codes that errors common to a group flip together are seen as flipping alone: within a third.
+    assert 0.7 < float(z.square().mean()) < 1.35
+
+
+@pytest.mark.parametrize("ties", [None, "up"])
+def test_int8_codes_lie_between_the_lowest_and_the_highest(ties: str | None) -> None:
+    x = drawn(7, 200, 64) * 40
+
+    def formula(v: Any) -> Any:
+        return rounded_int8(noisy(v), ties)
+
+    budget = formula(Budgeted.exact(x))
+    low, high = budget.allowed
+    codes = formula(x).double()
+    assert bool(((codes >= low) & (codes <= high)).all())
+    assert 0 < float((codes != budget.value).double().mean()) < 0.5, "some codes flip"
+
+
+def test_a_power_of_two_is_certain_unless_its_argument_may_lie_on_either_side() -> None:
+    x: Any = Budgeted.exact(torch.tensor([0.75, 1.0]))
+    assert float(power_of_two_above(x).bound.max()) == 0  # type: ignore[attr-defined]
+    either = Budgeted(x.value, x.var, torch.tensor([0.1, 0.1], dtype=torch.float64), x.arithmetic)
+    found: Any = power_of_two_above(either)  # type: ignore[arg-type]
+    assert found.bound.tolist() == [0.0, 1.0]
+    assert found.allowed[1].tolist() == [1.0, 2.0]
