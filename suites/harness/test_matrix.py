@@ -1,0 +1,55 @@
+"""Cells that must execute: read from files, compared with what ran, and never lost without a word."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from minimax_m2.harness.matrix import Cell, cells, lost, must_execute
+from minimax_m2.harness.providers.plain import plain
+
+AVX2 = 'ours = ["portable", "avx2"]\n'
+
+
+@pytest.mark.parametrize("square", [Cell("routing", "ours", "cpu", "avx2"), Cell("linear", "plain", "cpu")])
+def test_a_cell_reads_back_from_its_id(square: Cell) -> None:
+    assert Cell.parse(square.id) == square
+
+
+def test_cells_are_what_providers_offer_in_every_variant() -> None:
+    provider = replace(plain(), variants=("a", "b"), functions=lambda name: print if name == "linear" else None)
+    assert [cell.id for cell in cells([provider])] == ["linear-plain-cpu-a", "linear-plain-cpu-b"]
+    assert cells([provider], ["routing"]) == []
+
+
+def test_an_expected_cell_that_did_not_run_is_lost(tmp_path: Path) -> None:
+    (tmp_path / "linear.toml").write_text("[cpu.avx2]\n" + AVX2)
+    needed = must_execute(tmp_path, "cpu", "avx2")
+    ran = {Cell("linear", "ours", "cpu", "portable"), Cell("linear", "plain", "cpu")}
+    assert lost(needed, ran) == [Cell("linear", "ours", "cpu", "avx2")]
+    assert lost(needed, ran | needed) == []
+
+
+def test_a_file_of_many_ops_expects_each(tmp_path: Path) -> None:
+    (tmp_path / "qk_norm_rope.toml").write_text("[cpu.avx2]\n" + AVX2)
+    assert {cell.op for cell in must_execute(tmp_path, "cpu", "avx2")} == {"qk_sum_squares", "qk_norm_rope"}
+
+
+def test_a_declared_absence_expects_nothing(tmp_path: Path) -> None:
+    (tmp_path / "linear.toml").write_text('[absent]\ncpu = "not built"\n')
+    assert must_execute(tmp_path, "cpu", "avx2") == set()
+
+
+@pytest.mark.parametrize(
+    "file, text, complaint",
+    [
+        ("gait.toml", "[cpu.avx2]\n" + AVX2, r"gait\.toml names no op"),
+        ("linear.toml", "[cpu.avx512]\n" + AVX2, r"no table \[cpu\.avx2\]"),
+    ],
+)
+def test_a_file_that_says_nothing_useful_is_refused(tmp_path: Path, file: str, text: str, complaint: str) -> None:
+    (tmp_path / file).write_text(text)
+    with pytest.raises(ValueError, match=complaint):
+        must_execute(tmp_path, "cpu", "avx2")
