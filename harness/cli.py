@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -49,16 +51,26 @@ def built_in(name: str, device: str = "cpu") -> Provider:
     from minimax_m2.harness.providers.ours import ours
     from minimax_m2.harness.providers.plain import plain
 
-    known = {"ours": ours, "plain": plain}
+    known: dict[str, Callable[[str], Provider]] = {"ours": ours, "plain": plain, "transformers": transformers}
     if name not in known:
         raise ValueError(f"provider {name!r} is unknown; use one of {', '.join(known)}, or --provider FILE")
     return known[name](device)
 
 
+def transformers(device: str) -> Provider:
+    """transformers' own modules, op by op; ValueError where it is not installed."""
+    if find_spec("transformers") is None:
+        raise ValueError("provider 'transformers' is not installed; pip install 'minimax-m2-harness[transformers]'")
+    from minimax_m2.harness.providers.transformers_ops import transformers_ops
+
+    return transformers_ops(device)
+
+
 def chosen(files: list[Path] | None, names: list[str] | None) -> list[Provider]:
     """The providers a command was asked for; ours and plain where it was not."""
     found = [from_file(path) for path in files or []] + [built_in(name) for name in names or []]
-    return found or [built_in("ours"), built_in("plain")]
+    installed = ["transformers"] if find_spec("transformers") is not None else []
+    return found or [built_in(name) for name in ("ours", "plain", *installed)]
 
 
 @app.command()

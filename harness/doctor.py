@@ -12,7 +12,7 @@ import torch
 
 from minimax_m2.harness.devices import DEVICES, absence
 from minimax_m2.harness.op import all_ops
-from minimax_m2.harness.providers.ours import ours, stems
+from minimax_m2.harness.providers.ours import instruction_set_table, stems
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +43,6 @@ def examine() -> Iterator[Symptom]:
 
 
 def instruction_sets() -> Iterator[Symptom]:
-    """The CPU's dispatch predicate: which variants may run, and which does."""
-    from minimax_m2.kernels.cpu import isa
-
-    provider = ours("cpu")
-    for name in isa.REQUIRED:
-        lacking = sorted(isa.REQUIRED[name] - isa.cpu_flags())
-        here = name in provider.variants
-        yield Symptom(f"cpu {name}", "runs" if here else f"does not run: processor lacks {', '.join(lacking)}")
-    yield Symptom("cpu amx", "permitted, not compiled yet" if isa.amx_permitted() else "no permission from the system")
-    yield Symptom("cpu in force", isa.current())
+    """The CPU's dispatch predicate: which variants may run, and why the others may not."""
+    for name, lacking in instruction_set_table().items():
+        yield Symptom(f"cpu {name}", "runs" if not lacking else f"does not run: {lacking}")

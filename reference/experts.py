@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -51,7 +52,7 @@ def experts(x: Tensor, packed: PackedExperts, weights: Tensor | None, ids: Tenso
                          ``scale, reciprocal`` and its ``scale_format`` as a field; "none".
         gate_up          model dtype: vLLM and SGLang Triton, SGLang cpu FP8; float32: SGLang cpu bf16 (AMX).
         silu, act        swiglu's ``silu`` (model dtype: vLLM Triton only) and ``out`` (model dtype: all).
-        weighted         an expert's row times its weight. Model dtype: Triton; float32: SGLang cpu.
+        down, weighted   an expert's row before (model dtype: transformers) and after its weight (model dtype: Triton).
         combine, out     each running sum over K, the result. combine: None, float32; model dtype: transformers.
     """
     if weights is None:
@@ -70,11 +71,10 @@ def experts(x: Tensor, packed: PackedExperts, weights: Tensor | None, ids: Tenso
                    for w, s in ((packed.w13, packed.w13_scale), (packed.w2, packed.w2_scale)))  # fmt: skip
         act = swiglu(rounded(x_in[t] @ w13.mT, contract.gate_up),
                      contract=Contract({"silu": contract.silu, "out": contract.act}))  # fmt: skip
-        down = (requantised(act, group=block[1], contract=contract) if quantise else act) @ w2.mT
+        act = requantised(act, group=block[1], contract=contract) if quantise else act
+        down = rounded(act @ w2.mT, contract.down)
         place[t, k] = torch.arange(len(t), device=place.device) + sum(part.shape[0] for part in parts)
         parts.append(rounded(down * weights[t, k][:, None], contract.weighted))
     terms = torch.cat(parts, 0)[place.flatten()].reshape(*local.shape, x.shape[-1]).unbind(1)
-    y = terms[0]
-    for term in terms[1:]:
-        y = rounded(y + term, contract.combine)
+    y = functools.reduce(lambda total, term: rounded(total + term, contract.combine), terms)
     return in_dtype(rounded(y, contract.out), out_dtype or x.dtype)

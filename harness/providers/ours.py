@@ -31,6 +31,15 @@ def ours(device: str = "cpu") -> Provider:
     )
 
 
+def instruction_set_table() -> dict[str, str]:
+    """Every CPU variant and what it lacks here, empty where it runs; ``in force`` names the one that does."""
+    isa = importlib.import_module("minimax_m2.kernels.cpu.isa")
+    flags = isa.cpu_flags()
+    table = {name: ", ".join(sorted(needed - flags)) for name, needed in isa.REQUIRED.items()}
+    table |= dict.fromkeys(isa.RESERVED, "reserved, no kernel is compiled for it yet")
+    return table | {f"in force: {isa.current()}": ""}
+
+
 def _no_variant(variant: str) -> AbstractContextManager[None]:
     return nullcontext()
 

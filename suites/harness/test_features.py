@@ -40,7 +40,8 @@ def test_a_kernel_that_returns_int32_ids_only_fails_the_int64_path() -> None:
         weights, ids = right(*args, **keywords)
         return weights, ids.to(torch.int32)
 
-    failing = only(routing=routing, experts=plain().functions("experts"), pack_experts=plain().functions("pack_experts"))
+    others = {name: plain().functions(name) for name in ("experts", "pack_experts")}
+    failing = only(routing=routing, **others)
     assert standing(failing, "int64 top-k ids") is Standing.FAILING
 
 

@@ -26,7 +26,8 @@ def test_kernels_read_text_as_the_reference_does() -> None:
     assert FOLDER is not None
     rows = {row.provider: row for row in score_models([ours()], FOLDER, windows=1, length=128)}
     plain, fast = rows["reference bfloat16"].score, rows["ours bfloat16"].score
-    assert plain is not None and fast is not None
+    assert plain is not None
+    assert fast is not None
     # Both round to bfloat16 at least where the other does; neither may stray several times further.
     assert fast.divergence <= 4 * plain.divergence
 
