@@ -236,6 +236,37 @@ def _softmax(x: Budgeted) -> Budgeted:
     return where(alone, sure, out) if bool(alone.any()) else out
 
 
+@rule("unnormalised_softmax")
+def _unnormalised_softmax(x: Budgeted) -> Budgeted:
+    """``d e_i = e_i (dx_i - dx_peak)``: nothing at the peak, and the peak's own error is shared by its row.
+
+    What else elements share is seen as independent; a score's error is small beside the rounding that follows.
+    """
+    peak, at = x.value.max(-1, keepdim=True)
+    value = torch.exp(x.value - peak.masked_fill(peak == -torch.inf, 0.0))
+    is_peak = torch.zeros_like(value, dtype=torch.bool).scatter(-1, at, True)
+    unit, distance = x.arithmetic.unit, (peak - x.value).nan_to_num(0.0, posinf=0.0)
+    of_exp = 2 * unit * x.arithmetic.exp_ulps
+    scores = x.sigma.square()
+    own = scores + ((unit * distance).square() + of_exp**2) / 3
+    worst = torch.expm1(x.bound + x.bound.gather(-1, at) + unit * distance + of_exp)
+    out = Budgeted(
+        value=value,
+        var=torch.where(is_peak, 0.0, value.square() * own),
+        bound=torch.where(is_peak, 0.0, value * worst),
+        arithmetic=x.arithmetic,
+    )
+    return _with_row_error_where(out, ~is_peak, scores.gather(-1, at).sqrt())
+
+
+def _with_row_error_where(x: Budgeted, mask: Tensor, relative: Tensor) -> Budgeted:
+    """Add one relative error a row to the elements of ``mask``; its bound is already in ``x``."""
+    coef = torch.where(mask, x.value * relative, 0.0)
+    if not bool(coef.any()):
+        return x
+    return replace(x, shared=(*x.shared, new_shared(coef, _along_rows(x.value), x.value)))
+
+
 # -- quantisers ------------------------------------------------------------------------------------------------------
 
 

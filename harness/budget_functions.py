@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from minimax_m2.harness.budget import Budgeted, new_shared, rule, with_roundoff
+from minimax_m2.harness.budget import Budgeted, Shared, new_shared, rule, with_roundoff
 from minimax_m2.harness.budget_arithmetic import certain_zero
 from minimax_m2.harness.budget_movement import lift
 from minimax_m2.harness.formats import FORMATS, half_ulp
@@ -120,7 +120,9 @@ def _softplus(x: Budgeted, beta: float = 1.0, threshold: float = 20.0) -> Budget
 @rule("clamp", "clip")
 def _clamp(x: Budgeted, min: Any = None, max: Any = None) -> Budgeted:
     value = x.value.clamp(min, max)
-    out = unary(x, value, (value == x.value).double(), 1.0, ulps=0.0)
+    # A value beyond a limit passes its error on where the error may bring it back.
+    passes = (value - x.value).abs() <= x.bound
+    out = unary(x, value, passes.double(), 1.0, ulps=0.0)
     # A limit is a constant that the arithmetic may not hold.
     limits = (lift(float(limit), x) for limit in (min, max) if limit is not None)
     off = sum(((value == limit.value) * limit.bound for limit in limits), start=torch.zeros_like(value))
@@ -148,15 +150,32 @@ def _rounded(x: Budgeted, site: str | None) -> Budgeted:
         return quantised(x, fmt, lambda v: v.clamp(-fmt.largest, fmt.largest).to(fmt.dtype).to(torch.float64))
     # The spacing is that of the largest value the kernel may hold here: an error can reach the next binade.
     spacing = half_ulp(x.value.abs() + x.bound.nan_to_num(0.0, posinf=0.0), fmt)
-    known = (x.value.to(fmt.dtype).to(torch.float64) - x.value).abs()
-    error = torch.where(x.is_exact, known, half_ulp(x.value, fmt) / 3**0.5)
+    known = x.value.to(fmt.dtype).to(torch.float64) - x.value
+    error = torch.where(x.is_exact, known.abs(), half_ulp(x.value, fmt) / 3**0.5)
     worst = torch.where(error > 0, spacing, 0.0)
     overflow = x.value.abs() + x.bound >= fmt.largest + half_ulp(torch.tensor(fmt.largest, dtype=torch.float64), fmt)
     out = replace(x, bound=torch.where(overflow, torch.inf, x.bound + worst), allowed=None)
+    parts = [*x.shared, *one_sided(known, error)]
     label = repeated(x.value)
     if label is None:
-        return replace(out, var=x.var + error.square())
-    return replace(out, shared=(*x.shared, new_shared(error * x.value.sign(), label, x.value)))
+        return replace(out, var=x.var + error.square(), shared=tuple(parts))
+    return replace(out, shared=(*parts, new_shared(error * x.value.sign(), label, x.value)))
+
+
+def one_sided(known: Tensor, error: Tensor) -> list[Shared]:
+    """The mean of each row's rounding errors, where that of all is six times what noise would leave.
+
+    Values that crowd within one spacing all round the same way (softmax weights of nearly equal scores round to 1),
+    and a product with them adds those errors up. ``known`` is the error of rounding the exact values.
+    """
+    if known.ndim == 0 or known.shape[-1] < 2:
+        return []
+    mean = known.nan_to_num(0.0, posinf=0.0, neginf=0.0).mean(-1, keepdim=True)
+    noise = (error.square().mean() / known.numel()).sqrt()
+    if not bool(mean.mean().abs() > 6 * noise):
+        return []
+    # All rows lean for one reason, so their errors keep their signs against each other.
+    return [new_shared(mean, torch.zeros_like(mean, dtype=torch.int64), known)]
 
 
 def repeated(value: Tensor) -> Tensor | None:

@@ -11,7 +11,7 @@ from minimax_m2.harness.judge import judge
 from minimax_m2.harness.op import find_op
 from minimax_m2.harness.provider import from_object
 from minimax_m2.harness.sampling import sampled
-from minimax_m2.harness.verdict import Verdict
+from minimax_m2.harness.verdict import Outcome, Verdict
 
 
 def try_on(
@@ -32,7 +32,11 @@ def try_on(
     chosen = sampled(find_op(op), cases) if isinstance(cases, int) else cases
     verdicts: list[Verdict] = []
     for case in chosen:
-        verdicts.append(judge(case, provider))
-        if not verdicts[-1].passed:
+        verdict = judge(case, provider)
+        if verdict.outcome is not Outcome.UNSUPPORTED:
+            verdicts.append(verdict)
+        if verdicts and not verdicts[-1].passed:
             break
+    if not verdicts:
+        raise ValueError(f"cases={cases!r} of {op}: none could be judged under the contract {dict(contract or {})}")
     return verdicts

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from minimax_m2.reference.composites import softmax
+from minimax_m2.reference.composites import softmax, unnormalised_softmax
 from minimax_m2.reference.contract import EXACT, Contract, rounded
 
 
@@ -52,12 +52,13 @@ def attention(
         scores = rounded(grouped @ k.mT * scale, contract.scores)
         last_key = torch.arange(length - (end - start), length, device=q.device).repeat(heads // k.shape[0])
         hidden = torch.arange(length, device=q.device) > last_key[:, None]
-        p = softmax(scores.masked_fill(hidden, -torch.inf))
+        scores = scores.masked_fill(hidden, -torch.inf)
         if contract.probabilities is None or contract.normalised:
-            y = rounded(p, contract.probabilities) @ v
+            y = rounded(softmax(scores), contract.probabilities) @ v
         else:
-            largest = p.amax(-1, keepdim=True).masked_fill(hidden.all(-1, keepdim=True), 1.0)
-            y = rounded(p / largest, contract.probabilities) @ v * largest
+            p = unnormalised_softmax(scores)
+            total = p.sum(-1, keepdim=True).masked_fill(hidden.all(-1, keepdim=True), 1.0)
+            y = rounded(p, contract.probabilities) @ v / total
         parts.append(y.reshape(heads, end - start, q.shape[-1]).transpose(0, 1))
     parts.append(torch.zeros_like(q[int(query_start[-1]) :]))
     return rounded(torch.cat(parts, 0), contract.out)

@@ -26,6 +26,14 @@ def rms_normalise(x: Tensor, *, eps: float) -> Tensor:
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
 
 
+def unnormalised_softmax(x: Tensor) -> Tensor:
+    """Take ``exp(x - max(x))`` over the last dimension: 1 at the peak; rows that are all ``-inf`` become 0."""
+    if has_torch_function_unary(x):
+        return handle_torch_function(unnormalised_softmax, (x,), x)
+    peak = x.amax(-1, keepdim=True)
+    return torch.exp(x - peak.masked_fill(peak == -torch.inf, 0.0))
+
+
 def softmax(x: Tensor) -> Tensor:
     """Normalise ``exp(x)`` over the last dimension; rows that are all ``-inf`` become 0, not NaN."""
     if has_torch_function_unary(x):

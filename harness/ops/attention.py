@@ -23,8 +23,7 @@ FACTORS: dict[str, tuple[Field, ...]] = {
     "group": (6, 1, 2, 7, 8),
     # M2's 128, others, and two that are no multiple of a vector.
     "D": (64, 128, 16, 40, 96, 20, 256),
-    # Not tiny: weights less than a spacing of bfloat16 apart round alike, and the budget takes them for independent.
-    "regime": ("normal", "heavy", "huge", "equal", "signed_zero"),
+    "regime": ("normal", "heavy", "tiny", "huge", "equal", "signed_zero"),
     "dtype": ("bfloat16", "float16", "float32"),
     "cache": ("same", "float8_e4m3fn"),
     "kv_scale": ("none", "float", "tensor"),
