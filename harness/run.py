@@ -16,6 +16,9 @@ from minimax_m2.harness.sampling import sampled
 from minimax_m2.harness.timing import time_case
 from minimax_m2.harness.verdict import Outcome
 
+# A provider that takes one case in so many still gets its full count.
+REFUSALS = 20
+
 Progress = Callable[[str, float], None]
 
 
@@ -46,7 +49,7 @@ def run(
         progress(cell.id, position / len(chosen))
         provider, op = known[cell.provider, cell.device], find_op(cell.op)
         clean = True
-        for case in sampled(op, count):
+        for case in judgeable(op, provider, count):
             record = Record.of(judge(case, provider, cell.variant), run=label)
             clean &= record.outcome in (Outcome.PASS.value, Outcome.UNSUPPORTED.value)
             yield record
@@ -55,6 +58,15 @@ def run(
                 progress(f"{cell.id} {shape}", position / len(chosen))
                 yield timed(op, shape, cell, provider, roof, label)
     progress("done", 1.0)
+
+
+def judgeable(op: Op, provider: Provider, count: int) -> list[Case]:
+    """The first ``count`` sampled cases that a provider does not refuse, or its refusals where it refuses all."""
+    drawn = sampled(op, count)
+    if all(provider.refuses(op, case) is None for case in drawn):
+        return drawn
+    kept = [case for case in sampled(op, REFUSALS * count) if provider.refuses(op, case) is None]
+    return kept[:count] or drawn
 
 
 def timed(op: Op, shape: str, cell: Cell, provider: Provider, roof: Roof, label: str) -> Record:
