@@ -31,11 +31,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         group.addoption(f"--{device}-require", choices=("device",), help=f"fail where no {device} is present")
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    for device in DEVICES:
-        config.addinivalue_line("markers", f"{device}: runs on a {device}; markers come from cells")
-    config.addinivalue_line("markers", "nightly: too large for every change; leaves a record")
-    # Hypothesis' own `ci` profile forgets failures; these keep their examples.
+    # Here, because Hypothesis looks --hypothesis-profile up in its own pytest_configure, which runs before ours.
+    register_profiles()
+
+
+def register_profiles() -> None:
+    """Hypothesis' own `ci` profile forgets failures; these keep their examples."""
     for name, examples in PROFILES.items():
         settings.register_profile(
             name,
@@ -45,6 +46,12 @@ def pytest_configure(config: pytest.Config) -> None:
             print_blob=True,
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
         )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for device in DEVICES:
+        config.addinivalue_line("markers", f"{device}: runs on a {device}; markers come from cells")
+    config.addinivalue_line("markers", "nightly: too large for every change; leaves a record")
     settings.load_profile(config.getoption("hypothesis_profile", None) or "dev")
     config.stash[EXECUTED], config.stash[FILES] = set(), set()
     for device in DEVICES[1:]:
@@ -66,6 +73,17 @@ def default_providers() -> list[Provider]:
     from minimax_m2.harness.providers.plain import plain
 
     return [*(ours(device) for device in DEVICES if absence(device) is None), plain()]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave nightly tests out unless they are asked for by marker, profile or name; the summary counts them."""
+    asked = "nightly" in (config.option.markexpr or "") or config.getoption("hypothesis_profile", None) == "nightly"
+    if asked or any("::" in str(argument) for argument in config.args):
+        return
+    left_out = [item for item in items if item.get_closest_marker("nightly")]
+    if left_out:
+        items[:] = [item for item in items if not item.get_closest_marker("nightly")]
+        config.hook.pytest_deselected(items=left_out)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

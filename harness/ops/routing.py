@@ -121,7 +121,11 @@ OP = Op(
     settle=settle,
     inputs=inputs,
     contract=lambda case: {"logits": None, "scores": None, "selection": None, "weights": "float32"},
-    choices={"logits": ("float32", "bfloat16"), "scores": ("bfloat16",), "selection": ("bfloat16",)},
+    choices={
+        "logits": ("float32", "bfloat16"),
+        "scores": ("float32", "bfloat16"),
+        "selection": ("float32", "bfloat16"),
+    },
     shapes={"decode": {"T": 4, "E": 256, "K": 8}, "prefill": {"T": 1024, "E": 256, "K": 8}},
     cost=cost,
     budgeted=("logits",),
