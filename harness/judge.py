@@ -56,7 +56,8 @@ def judge(case: Case, provider: Provider, variant: str = "") -> Verdict:
         try:
             with provider.enter(variant):
                 outputs, written = call()
-        except Exception as error:
+        # SystemExit too: a provider that leaves must not take the run with it, least of all with exit code 0.
+        except (Exception, SystemExit) as error:
             return verdict(Outcome.RAISED, f"{name} raised {type(error).__name__}: {error}")
         if written:
             return verdict(Outcome.WROTE_INPUT, f"{name} wrote to its input {written}")
@@ -87,8 +88,10 @@ def repeat(case: Case, provider: Provider, variant: str = "") -> bool:
     for _ in range(2):
         arguments = build(op, case, provider)
         with provider.enter(variant):
-            results.append(_outputs(op, call(op, function, arguments), arguments))
-    return all(torch.equal(_bytes(a.contiguous()), _bytes(b.contiguous())) for a, b in zip(*results, strict=True))
+            outputs = _outputs(op, call(op, function, arguments), arguments)
+            # Copied at once: a provider may return the same memory again.
+            results.append([torch.clone(o, memory_format=torch.contiguous_format) for o in outputs])
+    return all(torch.equal(_bytes(a), _bytes(b)) for a, b in zip(*results, strict=True))
 
 
 def calls(

@@ -104,7 +104,9 @@ class Op:
                     f"contract field {self.name}.{name}={value!r} is unknown; {self.name} has {', '.join(fields)}"
                 )
             legal = {**self.choices, **GENERAL_CHOICES}.get(name, (fields[name],))
-            if name != "exp_ulps" and value not in (*legal, fields[name]):
+            if name == "exp_ulps":
+                _check_exp_ulps(self.name, value)
+            elif value not in (*legal, fields[name]):
                 raise ValueError(
                     f"contract field {self.name}.{name}={value!r} is not one that an engine has; use one of {legal}"
                 )
@@ -112,6 +114,15 @@ class Op:
 
 
 GENERAL_CHOICES: dict[str, tuple[Any, ...]] = {"arithmetic": ("float32", "float64")}
+# A correctly rounded exp, and the 20 ulp of vLLM's and SGLang's CPU kernels: the least accurate that an engine has.
+EXP_ULPS = (0.5, 20.0)
+
+
+def _check_exp_ulps(op: str, value: Any) -> None:
+    """Refuse an accuracy that would widen the budget beyond that of any engine: then every output would be right."""
+    low, high = EXP_ULPS
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise ValueError(f"contract field {op}.exp_ulps={value!r} is no accuracy of an engine; use {low}..{high} ulp")
 
 
 @lru_cache(maxsize=1)

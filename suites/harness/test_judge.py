@@ -37,6 +37,10 @@ def raises(x: Tensor, weight: Tensor, **keywords: Any) -> Tensor:
     raise RuntimeError("CUDA error: an illegal memory access")
 
 
+def leaves(x: Tensor, weight: Tensor, **keywords: Any) -> Tensor:
+    raise SystemExit(0)
+
+
 def in_place(x: Tensor, weight: Tensor, **keywords: Any) -> Tensor:
     y = right(x, weight, **keywords)
     x.mul_(2)
@@ -62,6 +66,7 @@ def not_a_number(x: Tensor, weight: Tensor, **keywords: Any) -> Tensor:
     [
         (right, Outcome.PASS, ""),
         (raises, Outcome.RAISED, "linear raised RuntimeError: CUDA error"),
+        (leaves, Outcome.RAISED, "linear raised SystemExit: 0"),
         (lambda x, weight, **k: right(x, weight, **k)[:-1], Outcome.WRONG_SHAPE, "y has shape [4, 128], expected [5, "),
         (lambda x, weight, **k: (right(x, weight, **k),) * 2, Outcome.WRONG_SHAPE, "returned 2 values, expected 1"),
         (lambda x, weight, **k: None, Outcome.WRONG_SHAPE, "returned 0 values"),
@@ -119,6 +124,15 @@ def test_other_bits_in_a_second_call_are_told() -> None:
     assert not repeat(CASE, from_object(SimpleNamespace(linear=drifting), name="drifting"))
 
 
+def test_other_bits_in_one_buffer_are_told() -> None:
+    noise, buffer = iter(range(10)), torch.empty(5, 128, dtype=torch.bfloat16)
+
+    def drifting(x: Tensor, weight: Tensor, **keywords: Any) -> Tensor:
+        return buffer.copy_(right(x, weight, **keywords) + next(noise))
+
+    assert not repeat(CASE, from_object(SimpleNamespace(linear=drifting), name="drifting"))
+
+
 @pytest.fixture
 def fresh() -> Iterator[None]:
     """Expectations are cached; one made with a tampered comparator must not outlive its test."""
@@ -153,4 +167,11 @@ def test_a_comparator_that_accepts_anything_is_vacuous(monkeypatch: pytest.Monke
 def test_a_contract_that_no_engine_has_is_refused() -> None:
     provider = from_object(SimpleNamespace(linear=right, contract={"linear": {"out": "float8_e4m3fn"}}), name="odd")
     with pytest.raises(ValueError, match=r"contract field linear\.out='float8_e4m3fn'"):
+        judge(CASE, provider)
+
+
+@pytest.mark.parametrize("ulps", [1e30, float("nan"), 0, -1, True, "many"])
+def test_an_exp_that_would_excuse_anything_is_refused(ulps: object) -> None:
+    provider = from_object(SimpleNamespace(linear=right, contract={"linear": {"exp_ulps": ulps}}), name="odd")
+    with pytest.raises(ValueError, match=r"linear\.exp_ulps="):
         judge(CASE, provider)
