@@ -28,7 +28,7 @@ Model = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelRow:
-    """What a model made of the text: ``score`` is None where it raised, and ``reason`` says what."""
+    """What a model made of the text: ``score`` is None where it raised or gave NaN, and ``reason`` says what."""
 
     provider: str
     seconds: float
@@ -71,7 +71,8 @@ def score_models(
 def _models(providers: Iterable[Provider], folder: Path) -> dict[str, Callable[[], Model]]:
     found: dict[str, Callable[[], Model]] = {"reference bfloat16": partial(_reference_bfloat16, folder)}
     for provider in providers:
-        if provider.name != "plain":
+        # Plain torch is the reference in float32; transformers is scored below as the model that it ships.
+        if provider.name not in ("plain", "transformers"):
             found[f"{provider.name} bfloat16"] = partial(provider_model, provider, folder)
             found[f"{provider.name} fp8"] = partial(provider_model, provider, folder, keep_quantized=True)
     if importlib.util.find_spec("transformers") is not None:
@@ -97,4 +98,7 @@ def _scored(name: str, build: Callable[[], Model], ids: Tensor, expected: Tensor
         logits = model(ids)
     except Exception as error:  # a provider's failure is its row, the others go on
         return ModelRow(provider=name, seconds=0.0, score=None, reason=f"{type(error).__name__}: {error}")
-    return ModelRow(provider=name, seconds=time.perf_counter() - start, score=language_score(logits, expected, ids))
+    seconds = time.perf_counter() - start
+    if not bool(torch.isfinite(logits).all()):
+        return ModelRow(provider=name, seconds=seconds, score=None, reason="its logits are not finite")
+    return ModelRow(provider=name, seconds=seconds, score=language_score(logits, expected, ids))

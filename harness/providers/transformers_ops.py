@@ -90,8 +90,12 @@ def router(
     return weights, ids.to(indices_dtype)
 
 
-def pack_experts(w13: Tensor, w2: Tensor, **scales: Any) -> Any:
-    """MiniMaxM2Experts, whose layout is the checkpoint's."""
+def pack_experts(
+    w13: Tensor, w2: Tensor, *, w13_scale: Tensor | None = None, w2_scale: Tensor | None = None, **blocks: Any
+) -> Any:
+    """MiniMaxM2Experts, whose layout is the checkpoint's; ValueError for scaled weights, which it cannot hold."""
+    if w13_scale is not None or w2_scale is not None:
+        raise ValueError("w13_scale or w2_scale is given; transformers' experts take plain weights: dequantise first")
     E, H, I = w2.shape
     module = stock_module().MiniMaxM2Experts(
         SimpleNamespace(

@@ -43,6 +43,28 @@ def test_a_model_that_raises_is_a_row_and_the_others_go_on() -> None:
     assert rows["reference bfloat16"].score is not None
 
 
+def test_logits_that_are_no_numbers_are_a_failure() -> None:
+    def lm_head(x: torch.Tensor, weight: torch.Tensor, **keywords: Any) -> torch.Tensor:
+        return torch.full((len(x), keywords["vocab_size"]), torch.nan)
+
+    assert FOLDER is not None
+    rows = {row.provider: row for row in score_models([offering(lm_head=lm_head)], FOLDER, windows=1, length=16)}
+    assert rows["mine bfloat16"].score is None
+    assert "not finite" in rows["mine bfloat16"].reason
+
+
+def test_transformers_is_scored_as_the_model_that_it_ships() -> None:
+    pytest.importorskip("transformers")
+    from minimax_m2.harness.providers.transformers_ops import pack_experts, transformers_ops
+
+    assert FOLDER is not None
+    rows = {row.provider: row for row in score_models([transformers_ops()], FOLDER, windows=1, length=16)}
+    assert [name for name in rows if "transformers" in name] == ["transformers bfloat16"]
+    assert all(row.score is not None for row in rows.values())
+    with pytest.raises(ValueError, match="w13_scale"):
+        pack_experts(torch.zeros(1, 4, 2), torch.zeros(1, 2, 2), w13_scale=torch.ones(1), w2_scale=torch.ones(1))
+
+
 def test_captured_states_are_the_residual_stream_bit_for_bit() -> None:
     assert capture_mismatch(ours()) == ""
 
