@@ -197,6 +197,5 @@ def _malformed(right: Expectation, outputs: Outputs) -> tuple[Outcome, str] | No
 def _new_nan(right: Expectation, outputs: Outputs) -> bool:
     perfect = right.perfect()
     return any(
-        bool((got.double().isnan() & ~want.double().isnan()).any())
-        for got, want in zip(outputs, perfect, strict=True)
+        bool((got.double().isnan() & ~want.double().isnan()).any()) for got, want in zip(outputs, perfect, strict=True)
     )
