@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import traceback
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -40,7 +41,8 @@ class Provider:
 def from_file(path: str | Path, *, device: str = "cpu") -> Provider:
     """Load a ``.py`` file as a provider. The file is code and runs here: read it first if it is not yours.
 
-    Raises FileNotFoundError, or ValueError where it offers nothing or declares a contract for an op it does not offer.
+    Raises FileNotFoundError, or ValueError where it cannot be loaded, offers nothing, or declares a contract for an op
+    that it does not offer.
     """
     file = Path(path)
     if not file.is_file():
@@ -49,7 +51,12 @@ def from_file(path: str | Path, *, device: str = "cpu") -> Provider:
     if spec is None or spec.loader is None:
         raise ValueError(f"provider {str(path)!r} is no Python file; give it the suffix .py")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        at = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == spec.origin]
+        place = f"{path}, line {at[-1]}," if at else str(path)
+        raise ValueError(f"provider {place} could not be loaded: {type(error).__name__}: {error}") from error
     return from_object(module, name=file.stem, device=device, source=str(path))
 
 

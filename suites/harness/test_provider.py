@@ -31,6 +31,20 @@ def test_a_missing_file_is_said_to_be_missing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "text, complaint",
+    [
+        ("def linear(:\n", r"SyntaxError: invalid syntax \(mine\.py, line 1\)"),
+        ("\nimport no_such_engine\n", r"mine\.py, line 2, could not be loaded: ModuleNotFoundError: No module named"),
+        ("raise SystemExit(0)\n", "could not be loaded: SystemExit: 0"),
+    ],
+)
+def test_a_file_that_does_not_load_is_refused_with_its_line(tmp_path: Path, text: str, complaint: str) -> None:
+    (tmp_path / "mine.py").write_text(text)
+    with pytest.raises(ValueError, match=complaint):
+        from_file(tmp_path / "mine.py")
+
+
+@pytest.mark.parametrize(
     "members, complaint",
     [
         ({"liner": print}, "offers no op; define functions named as in"),
