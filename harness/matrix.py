@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from minimax_m2.harness.devices import DEVICES
 from minimax_m2.harness.op import all_ops
 from minimax_m2.harness.provider import Provider
 
@@ -26,8 +27,10 @@ class Cell:
 
     @classmethod
     def parse(cls, text: str) -> Cell:
-        """Read an ``id`` back."""
-        return cls(*text.split("-"))
+        """Read an ``id`` back; a provider's name may hold hyphens, as its file's name may."""
+        parts = text.split("-")
+        device = len(parts) - (1 if parts[-1] in DEVICES else 2)
+        return cls(parts[0], "-".join(parts[1:device]), *parts[device:])
 
 
 def cells(providers: Iterable[Provider], ops: Iterable[str] = ()) -> list[Cell]:

@@ -13,7 +13,16 @@ from minimax_m2.harness.providers.plain import plain
 AVX2 = 'ours = ["portable", "avx2"]\n'
 
 
-@pytest.mark.parametrize("square", [Cell("routing", "ours", "cpu", "avx2"), Cell("linear", "plain", "cpu")])
+@pytest.mark.parametrize(
+    "square",
+    [
+        Cell("routing", "ours", "cpu", "avx2"),
+        Cell("linear", "plain", "cpu"),
+        Cell("linear", "my-own-cpu", "cpu"),
+        Cell("linear", "my-own-kernels", "gpu", "sm_90"),
+    ],
+    ids=lambda square: square.id,
+)
 def test_a_cell_reads_back_from_its_id(square: Cell) -> None:
     assert Cell.parse(square.id) == square
 
