@@ -30,6 +30,7 @@ from minimax_m2.harness.report import failure, headline, page, replay
 from minimax_m2.harness.sampling import sampled
 from minimax_m2.harness.summary import lines
 from minimax_m2.harness.table import absent_devices, feature_table, model_table, run_table
+from minimax_m2.harness.verdict import Outcome
 
 WRONG, MISUSED, NOTHING_MEASURED = 1, 2, 5
 RUNS = Path("runs")
@@ -69,8 +70,30 @@ def transformers(device: str) -> Provider:
 def chosen(files: list[Path] | None, names: list[str] | None) -> list[Provider]:
     """The providers a command was asked for; ours and plain where it was not."""
     found = [from_file(path) for path in files or []] + [built_in(name) for name in names or []]
-    installed = ["transformers"] if find_spec("transformers") is not None else []
-    return found or [built_in(name) for name in ("ours", "plain", *installed)]
+    return found or [built_in("ours"), built_in("plain"), *transformers_if_usable()]
+
+
+def transformers_if_usable() -> list[Provider]:
+    """transformers, or nobody and a line that says why where its version is no oracle."""
+    from minimax_m2.harness.providers.transformers import OracleRefused
+
+    if find_spec("transformers") is None:
+        return []
+    try:
+        return [built_in("transformers")]
+    except (OracleRefused, ImportError) as error:
+        errors.print(f"transformers: not here ({error})", markup=False, soft_wrap=True)
+        return []
+
+
+def check_variants(providers: list[Provider], names: list[str] | None) -> None:
+    """ValueError for a variant that none of the providers has here."""
+    known = dict.fromkeys(name for p in providers for name in p.variants if name)
+    for name in names or []:
+        if name not in known:
+            raise ValueError(
+                f"variant {name!r} is none of these providers'; here they have {', '.join(known) or 'none'}"
+            )
 
 
 @app.command()
@@ -91,8 +114,10 @@ def run(
     from minimax_m2.harness.run import run_name
 
     providers = chosen(provider, with_)
+    check_variants(providers, variant)
     for name in op or []:
         find_op(name)
+    sources = {p.name: p.source for p in providers}
     label = run_name()
     RUNS.mkdir(exist_ok=True)
     path = RUNS / f"{label}.jsonl"
@@ -114,11 +139,11 @@ def run(
     models = model_rows(providers) if model and not op and not variant else []
     show(records, models, as_json)
     if report is not None:
-        report.write_text(page(records, absent=absent_devices(), models=models))
+        report.write_text(page(records, absent=absent_devices(), models=models, sources=sources))
     for row in models:
         if row.score is None:
             finish(WRONG, f"the model on {row.provider} did not run", row.reason, "m2check run --no-times")
-    conclude(records, path, source=str(provider[0]) if provider else "", whole=whole)
+    conclude(records, path, sources=sources, whole=whole)
 
 
 def show(records: list[Record], models: list[ModelRow], as_json: bool) -> None:
@@ -145,13 +170,15 @@ def model_rows(providers: list[Provider]) -> list[ModelRow]:
         return list(score_models(providers, folder, progress=lambda text: bar.update(task, description=text)))
 
 
-def conclude(records: list[Record], path: Path, *, source: str, whole: bool) -> None:
+def conclude(records: list[Record], path: Path, *, sources: dict[str, str], whole: bool) -> None:
     """Exit with the run's verdict, its evidence and the next command."""
     folded = lines(records)
     wrong = [line for line in folded if line.failed]
     if wrong:
         first = wrong[0].failed[0]
-        finish(WRONG, headline(folded), failure(first).splitlines()[1], replay(first, source))
+        finish(WRONG, headline(folded), failure(first).splitlines()[1], replay(first, sources[first.provider]))
+    if not any(line.judged for line in folded):
+        finish(NOTHING_MEASURED, "nothing was measured", f"{records[0].op}: {records[0].evidence[0]}", "m2check list")
     executed = {line.cell for line in folded if line.judged}
     folder = expected_dir()
     if whole and folder is not None:
@@ -237,24 +264,30 @@ def repro(
 ) -> None:
     """Judge one case again and explain the verdict."""
     found = Case.from_json(case) if case.lstrip().startswith("{") else find_case(case, RUNS)
+    providers = chosen(provider, with_)
+    check_variants(providers, variant)
     if pdb:
         breakpoint()
     verdicts = [
         judge(found, p, name)
-        for p in chosen(provider, with_)
+        for p in providers
         if p.offers(found.op)
-        for name in variant or p.variants
+        for name in p.variants
+        if name in (variant or p.variants)
     ]
     for verdict in verdicts:
         console.print(f"{verdict.cell}: {verdict.outcome.value}, utilisation {verdict.utilisation:.3f}", markup=False)
         for line in verdict.evidence:
             console.print(f"  {line}", markup=False)
-    wrong = [v for v in verdicts if not v.passed]
-    if not verdicts:
-        finish(NOTHING_MEASURED, "nothing was measured", f"nobody offers {found.op}", "m2check list")
-    source = str(provider[0]) if provider else ""
-    told = f"{len(wrong)} of {len(verdicts)} calls are wrong"
-    finish(WRONG if wrong else 0, told, f"case {found.json}", "m2check run" if not wrong else wrong[0].replay(source))
+    judged = [v for v in verdicts if v.outcome is not Outcome.UNSUPPORTED]
+    wrong = [v for v in judged if not v.passed]
+    if not judged:
+        reason = verdicts[0].evidence[0] if verdicts else f"nobody offers {found.op}"
+        finish(NOTHING_MEASURED, "nothing was measured", reason, "m2check list")
+    sources = {p.name: p.source for p in providers}
+    told = f"{len(wrong)} of {len(judged)} calls are wrong"
+    again = wrong[0].replay(sources[wrong[0].provider]) if wrong else "m2check run"
+    finish(WRONG if wrong else 0, told, f"case {found.json}", again)
 
 
 def working() -> Progress:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,11 @@ from minimax_m2.harness.summary import Line, lines
 from minimax_m2.harness.table import microseconds, number
 
 
-def page(records: Sequence[Record], *, absent: Iterable[str], models: Sequence[ModelRow] = ()) -> str:
-    """HTML of a run. Every text from data is escaped; nothing is fetched.
+def page(
+    records: Sequence[Record], *, absent: Iterable[str], models: Sequence[ModelRow] = (),
+    sources: Mapping[str, str] | None = None,
+) -> str:  # fmt: skip
+    """HTML of a run, with providers' files by name in ``sources``. Every text from data is escaped; nothing is fetched.
 
     Raises ValueError for a run without records: a page of nothing would look like a pass.
     """
@@ -28,11 +31,11 @@ def page(records: Sequence[Record], *, absent: Iterable[str], models: Sequence[M
     return environment.from_string(template).render(
         run=records[0].run,
         machine=records[0].machine,
-        failed=bool(failed),
+        failed=bool(failed) or any(row.score is None for row in models),
         headline=headline(folded),
         rows=_rows(folded),
         models=[row.cells for row in models],
-        failures=[failure(line.failed[0]) for line in failed],
+        failures=[failure(line.failed[0], (sources or {}).get(line.cell.provider, "")) for line in failed],
         absent=list(absent),
     )
 
@@ -40,17 +43,24 @@ def page(records: Sequence[Record], *, absent: Iterable[str], models: Sequence[M
 def headline(folded: Sequence[Line]) -> str:
     """The verdict of a run in one sentence."""
     wrong = [line.cell.id for line in folded if line.failed]
+    silent = [line.cell.id for line in folded if not line.judged]
     judged = sum(len(line.judged) for line in folded)
     if wrong:
-        more = " ..." if len(wrong) > 4 else ""
-        return f"{len(wrong)} of {len(folded)} cells are wrong: {', '.join(wrong[:4])}{more}"
+        return f"{len(wrong)} of {len(folded)} cells are wrong: {_some(wrong)}"
+    if silent:
+        passing = len(folded) - len(silent)
+        return f"{passing} of {len(folded)} cells pass on {judged} judged cases; not measured: {_some(silent)}"
     return f"all {len(folded)} cells pass on {judged} judged cases"
 
 
-def failure(record: Record) -> str:
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (" ..." if len(names) > 4 else "")
+
+
+def failure(record: Record, provider: str = "") -> str:
     """What was wrong with one case, and how to see it again."""
     cell = "/".join(part for part in (record.op, record.device, record.provider, record.variant) if part)
-    return "\n".join([f"{cell}  case {record.case_id}: {record.outcome}", *record.evidence, replay(record)])
+    return "\n".join([f"{cell}  case {record.case_id}: {record.outcome}", *record.evidence, replay(record, provider)])
 
 
 def replay(record: Record, provider: str = "") -> str:

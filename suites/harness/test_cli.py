@@ -5,11 +5,19 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import typer
 
+from minimax_m2.harness.cli import conclude
+from minimax_m2.harness.judge import judge
+from minimax_m2.harness.op import find_op
+from minimax_m2.harness.providers.plain import plain
 from minimax_m2.harness.record import Record, read
+from minimax_m2.harness.report import headline
+from minimax_m2.harness.summary import lines
 
 IGNORES_THE_BIAS = """
 import torch
@@ -67,6 +75,7 @@ def test_the_page_is_one_file_that_names_what_is_wrong(
 ) -> None:
     page = (wrong_run[0] / "page.html").read_text()
     assert "left out expert" in page
+    assert "--provider mine.py" in page
     assert "src=" not in page
     assert "http" not in page
 
@@ -76,6 +85,7 @@ def test_the_page_is_one_file_that_names_what_is_wrong(
     [
         (("run", "--op", "routin"), "unknown op 'routin'"),
         (("run", "--provider", "nowhere.py"), "'nowhere.py' does not exist"),
+        (("run", "--with", "plain", "--variant", "avx1"), "variant 'avx1' is none of these providers'"),
         (("repro", "deadbeef"), "no recorded case has id 'deadbeef'"),
         (("repro", '{"op": 3}'), "names no op"),
         (("generate", "--op", "nothing"), "unknown op 'nothing'"),
@@ -92,6 +102,27 @@ def test_an_op_that_nobody_offers_ends_in_five(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(IGNORES_THE_BIAS)
     done = m2check(tmp_path, "run", "--op", "experts", "--provider", "mine.py")
     assert done.returncode == 5, done.stderr
+
+
+def test_a_run_without_a_judged_case_is_no_pass(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    refusing = replace(plain(), refuses=lambda op, case: "needs AMX")
+    record = Record.of(judge(find_op("linear").case(), refusing), run="now")
+    with pytest.raises(typer.Exit) as left:
+        conclude([record], tmp_path, sources={}, whole=False)
+    assert left.value.exit_code == 5
+    assert "linear: needs AMX" in capsys.readouterr().err
+    assert "not measured: linear-plain-cpu" in headline(lines([record]))
+
+
+def test_a_case_that_a_contract_hides_is_neither_wrong_nor_right(tmp_path: Path) -> None:
+    hidden = find_op("routing").case(
+        T=17, E=256, bias="none", regime="near_tie", scoring="softmax", renormalize=0, eps=1, valid=1, seed=7
+    )
+    coarse = dict.fromkeys(("logits", "scores", "selection"), "bfloat16")
+    (tmp_path / "mine.py").write_text(f"contract = {{'routing': {coarse}}}\nrouting = print\n")
+    done = m2check(tmp_path, "repro", hidden.json, "--provider", "mine.py")
+    assert done.returncode == 5, done.stderr
+    assert "the contract's own noise hides" in done.stderr
 
 
 def test_a_plain_run_passes_and_prints_records_as_json(tmp_path: Path) -> None:
