@@ -22,26 +22,33 @@ from minimax_m2.harness.verdict import Outcome
 SAMPLE = 60
 
 
-def check(case: Case, provider: Provider, cell: Cell) -> float:
-    """Judge one case; a verdict other than a pass is an AssertionError that says all there is to say."""
+def check(case: Case, provider: Provider, cell: Cell) -> float | None:
+    """Judge one case: its utilisation, or None where it is unsupported.
+
+    Any other verdict is an AssertionError that says all there is to say.
+    """
     verdict = judge(case, provider, cell.variant)
     if verdict.outcome is Outcome.UNSUPPORTED:
-        event(f"unsupported: {verdict.evidence[0]}")
-        return 0.0
+        return None
     if not verdict.passed:
         raise AssertionError(verdict.explain(provider.source))
     return verdict.utilisation
 
 
 def test_sampled_cases_are_right(cell: Cell, provider: Provider) -> None:
-    for case in sampled(find_op(cell.op), SAMPLE):
-        check(case, provider, cell)
+    judged = [check(case, provider, cell) is not None for case in sampled(find_op(cell.op), SAMPLE)]
+    if not any(judged):
+        pytest.skip(f"{cell.id}: none of {SAMPLE} sampled cases could be judged")
 
 
 @given(data=st.data())
 def test_drawn_cases_are_right(cell: Cell, provider: Provider, data: st.DataObject) -> None:
     case = data.draw(cases(find_op(cell.op)), label="case")
-    target(min(check(case, provider, cell), 1.0), label=f"utilisation of {cell.op}")
+    utilisation = check(case, provider, cell)
+    if utilisation is None:
+        event("unsupported")
+    else:
+        target(min(utilisation, 1.0), label=f"utilisation of {cell.op}")
 
 
 def test_no_tokens_give_empty_outputs(cell: Cell, provider: Provider) -> None:
