@@ -163,17 +163,24 @@ def poisoned(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> Tensor:
 
 
 def snapshot(op: Op, arguments: dict[str, Any]) -> dict[str, Tensor]:
-    """The bytes of every input that must not change, gaps between rows included."""
-    return {
-        name: _bytes(value).clone()
-        for name, value in arguments.items()
-        if isinstance(value, Tensor) and name not in op.mutates
-    }
+    """The bytes of every input that must not change: gaps between rows and the tensors of packed values included."""
+    return {name: _bytes(value).clone() for name, value in _tensors(op, arguments)}
 
 
 def changed(op: Op, arguments: dict[str, Any], before: dict[str, Tensor]) -> str:
     """Name of the first input whose bytes changed, or an empty string."""
-    return next((name for name, old in before.items() if not torch.equal(_bytes(arguments[name]), old)), "")
+    now = dict(_tensors(op, arguments))
+    return next((name for name, old in before.items() if not torch.equal(_bytes(now[name]), old)), "")
+
+
+def _tensors(op: Op, arguments: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
+    """Arguments that must not change by name; those of a packed value are told apart by field or place."""
+    for name, value in arguments.items():
+        if isinstance(value, Tensor) and name not in op.mutates:
+            yield name, value
+        elif isinstance(value, tuple):
+            places = getattr(value, "_fields", range(len(value)))
+            yield from ((f"{name}.{at}", v) for at, v in zip(places, value, strict=True) if isinstance(v, Tensor))
 
 
 def _bytes(value: Tensor) -> Tensor:

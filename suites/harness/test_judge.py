@@ -85,6 +85,22 @@ def test_each_defect_has_its_outcome(linear: Callable[..., Any], outcome: Outcom
     assert evidence in " ".join(verdict.evidence)
 
 
+def test_writing_to_a_packed_weight_is_told() -> None:
+    reference = plain()
+    right_one = reference.functions("fp8_linear")
+
+    def scaling(x: Tensor, packed: Any, **keywords: Any) -> Any:
+        assert right_one is not None
+        y = right_one(x, packed, **keywords)
+        packed.scale.mul_(2)
+        return y
+
+    case, pack = find_op("fp8_linear").case(), reference.functions("pack_fp8_linear")
+    verdict = judge(case, from_object(SimpleNamespace(fp8_linear=scaling, pack_fp8_linear=pack), name="tried"))
+    assert verdict.outcome is Outcome.WROTE_INPUT
+    assert "packed.scale" in verdict.evidence[0]
+
+
 def test_a_wrong_verdict_names_element_values_budget_and_replay() -> None:
     said = judged(off_by_a_row).explain("file.py")
     assert all(part in said for part in ("linear/cpu/tried", "y at [", "actual", "expected", "budget", "m2check repro"))
