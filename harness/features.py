@@ -10,6 +10,7 @@ from minimax_m2.harness.capture import capture_mismatch
 from minimax_m2.harness.case import Field
 from minimax_m2.harness.devices import absence
 from minimax_m2.harness.judge import judge
+from minimax_m2.harness.models import tiny_m2
 from minimax_m2.harness.op import all_ops, find_op
 from minimax_m2.harness.provider import Provider
 from minimax_m2.harness.sampling import sampled
@@ -81,6 +82,8 @@ def _finding(feature: Feature, device: str, provider_of: Callable[[str], Provide
     if unbuilt:
         return Finding(feature.name, device, Standing.NOT_YET_BUILT, f"no {device} kernel for {', '.join(unbuilt)}")
     reason = absence(device)
+    if reason is None and needed == MODEL_STEPS and tiny_m2() is None:
+        reason = "suites/data/tiny-m2 is part of the checkout only"
     if reason is not None:
         return Finding(feature.name, device, Standing.NOT_HERE, reason)
     for op_name, fields in feature.needs:
@@ -92,7 +95,10 @@ def _finding(feature: Feature, device: str, provider_of: Callable[[str], Provide
 
 def _failure(op_name: str, fields: dict[str, Field], provider: Provider, count: int) -> str:
     op = find_op(op_name)
-    for drawn in sampled(op, count):
+    drawn_cases = sampled(op, count)
+    if not drawn_cases:
+        return f"{op_name}: none of {count} draws is a case, so nothing was judged"
+    for drawn in drawn_cases:
         case = op.case(**{k: v for k, v in drawn.items() if k != "op"} | fields)
         for variant in provider.variants:
             verdict = judge(case, provider, variant)

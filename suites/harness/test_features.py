@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from minimax_m2.harness import features
 from minimax_m2.harness.features import FEATURES, Standing, survey
 from minimax_m2.harness.op import find_op
 from minimax_m2.harness.provider import Provider
@@ -52,3 +53,13 @@ def test_an_op_without_a_kernel_is_not_yet_built() -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
 def test_a_device_that_is_absent_is_not_here() -> None:
     assert standing(plain(), "bias-corrected routing", "gpu") is Standing.NOT_HERE
+
+
+def test_a_path_without_cases_is_not_proven(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features, "sampled", lambda op, count: [])
+    assert standing(plain(), "bias-corrected routing") is Standing.FAILING
+
+
+def test_a_capture_without_a_checkpoint_is_not_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features, "tiny_m2", lambda: None)
+    assert standing(plain(), "EAGLE3 capture") is Standing.NOT_HERE
