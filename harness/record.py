@@ -39,7 +39,7 @@ class Timing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """One result. ``utilisation`` and ``mean_z2`` are None where nothing was compared."""
+    """One result. ``utilisation`` and ``mean_z2`` are None where nothing was compared or the figure is not finite."""
 
     run: str
     op: str

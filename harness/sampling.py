@@ -12,8 +12,9 @@ from minimax_m2.harness.op import Op
 
 
 def sampled(op: Op, count: int, *, start: int = 0) -> list[Case]:
-    """``count`` cases that any machine draws alike. Every value of every factor occurs once the count allows it.
+    """``count`` draws that any machine makes alike, less those that the op's ``settle`` refuses.
 
+    Every value of every factor is drawn once the count allows it; ``settle`` may still change what a case becomes.
     Case ``i`` takes each factor's value from a shuffled deck of all its values, dealt anew when it is empty.
     """
     decks = {name: _dealt(name, len(values), start + count) for name, values in op.factors.items()}
@@ -38,8 +39,7 @@ def cases(op: Op, **fixed: Field) -> st.SearchStrategy[Case]:
     if unknown:
         raise ValueError(f"op {op.name} has no factor {unknown[0]!r}; it has {', '.join(op.factors)}")
     fields = {
-        name: st.just(fixed[name]) if name in fixed else st.sampled_from(values)
-        for name, values in op.factors.items()
+        name: st.just(fixed[name]) if name in fixed else st.sampled_from(values) for name, values in op.factors.items()
     }
     seeds = {"seed": st.integers(0, 2**32 - 1)}
     drawn = st.fixed_dictionaries({**fields, **seeds}).map(op.settle).filter(lambda settled: settled is not None)
