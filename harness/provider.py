@@ -71,6 +71,8 @@ def from_object(module: ModuleType | object, *, name: str, device: str = "cpu", 
     if not offered:
         raise ValueError(f"provider {name!r} offers no op; define functions named as in {', '.join(all_ops())}")
     contract = getattr(module, "contract", {})
+    if not isinstance(contract, Mapping) or not all(isinstance(fields, Mapping) for fields in contract.values()):
+        raise ValueError(f"provider {name!r} has contract={contract!r}; write {{op: {{field: value}}}}")
     for op in contract:
         if op not in offered:
             raise ValueError(f"provider {name!r} declares a contract for {op!r}, which it does not offer ({offered})")

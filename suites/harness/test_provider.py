@@ -48,6 +48,8 @@ def test_a_file_that_does_not_load_is_refused_with_its_line(tmp_path: Path, text
     "members, complaint",
     [
         ({"liner": print}, "offers no op; define functions named as in"),
+        ({"linear": print, "contract": {"linear": "bfloat16"}}, "contract={'linear': 'bfloat16'}; write"),
+        ({"linear": print, "contract": None}, "contract=None; write"),
         ({"linear": print, "contract": {"routing": {}}}, "contract for 'routing', which it does not offer"),
     ],
 )
