@@ -40,13 +40,32 @@ _ACCEPTED: dict[str, tuple[object, ...]] = {
     "layernorm_mlp_alpha": (1.0, None),
     "layernorm_mlp_beta": (1.0, None),
     "postnorm": (False, None),
+    "attention_type": ("full_attention", None),
+    "attention_output_gate": (False, None),
+    "qk_layernorm": (True, None),
+    "use_gemma_norm": (False, None),
+    "first_k_dense_replace": (0, None),
+    "mlp_only_layers": ([], None),
+    "decoder_sparse_step": (1, None),
+    "router_dtype": ("float32", "fp32", None),
+    "swiglu_limit": (None,),
+    "swiglu_alpha": (1.0, None),
 }
+
+# Lists with an entry a layer, and the one entry whose layer the reference computes.
+_EVERY_LAYER: dict[str, object] = {"attn_type_list": 1, "layer_types": "full_attention", "moe_layer_freq": 1}
+
+_ROPE_KEYS = ("rope_theta", "rope_type", "type", "partial_rotary_factor")
 
 _ACCEPTED_QUANTIZATION: dict[str, tuple[object, ...]] = {
     "quant_method": ("fp8",),
     "fmt": ("float8_e4m3fn", "e4m3", None),
     "activation_scheme": ("dynamic", None),
     "weight_block_size": ((128, 128),),
+    "scale_fmt": ("float", "float32", None),
+    "expert_dtype": ("fp8", None),
+    "kv_cache_scheme": (None,),
+    "modules_to_convert": (None, ()),
 }
 
 _POSITIVE = (
@@ -101,7 +120,8 @@ class MiniMaxM2Config:
     quantization_config: QuantizationConfig | None = None
 
     def __post_init__(self) -> None:
-        problems = [*_wrong_types(self), *_wrong_sizes(self)]
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        problems = _wrong_types(values) or _wrong_sizes(self)
         if problems:
             raise ValueError("config.json describes no MiniMax-M2:\n" + "\n".join(f"  {line}" for line in problems))
 
@@ -134,20 +154,21 @@ class MiniMaxM2Config:
         A missing key takes MiniMax-M2's value. The rotary width is ``rotary_dim`` (released checkpoints) or
         ``head_dim * rope_parameters["partial_rotary_factor"]`` (as transformers writes it); both must agree.
 
-        Raises ValueError that lists every key whose value the reference does not compute.
+        Raises ValueError that lists every key whose value the reference does not compute, or has the wrong type.
         Source: config.json of MiniMaxAI/MiniMax-M2, M2.1, M2.5, M2.7; transformers 5.23.0 MiniMaxM2Config.
         """
         raw = json.loads(text) if isinstance(text, str) else dict(text)
         if not isinstance(raw, dict):
             raise ValueError(f"config.json holds a {type(raw).__name__}; expected an object")
-        raw = {**raw, "num_local_experts": raw.get("num_local_experts", raw.get("num_experts"))}
         problems = _refusals(raw)
+        raw = {**raw, "num_local_experts": raw.get("num_local_experts", raw.get("num_experts"))}
         names = {field.name for field in dataclasses.fields(cls)} - {"quantization_config"}
         values = {name: raw[name] for name in names if raw.get(name) is not None}
         values |= _rotary(raw, values.get("head_dim", cls().head_dim), problems)
         quantization = raw.get("quantization_config")
-        if quantization:
+        if quantization not in (None, {}):
             values["quantization_config"] = _quantization(quantization, problems)
+        problems += _wrong_types(values)
         if problems:
             raise ValueError("config.json asks for what is not implemented:\n" + "\n".join(f"  {p}" for p in problems))
         return cls(**values)
@@ -166,33 +187,66 @@ def _refusals(raw: Mapping[str, Any]) -> list[str]:
     model_types = ("minimax_m2", "minimax") if raw.get("architectures") else ("minimax_m2",)
     if raw.get("model_type", "minimax_m2") not in model_types:
         problems.append(f"model_type={raw['model_type']!r}; implemented: 'minimax_m2'")
-    layers = raw.get("num_hidden_layers", 62)
-    attention = raw.get("attn_type_list")
-    if attention is not None and list(attention) != [1] * layers:
-        wrong = [index for index, kind in enumerate(attention) if kind != 1]
-        detail = f"layers {wrong} are not 1" if wrong else f"{len(attention)} entries for {layers} layers"
-        problems.append(f"attn_type_list: {detail}; implemented: 1 (full softmax attention) for every layer")
-    return problems
+    experts = raw.get("num_experts")
+    if experts is not None and raw.get("num_local_experts", experts) != experts:
+        problems.append(f"num_local_experts={raw['num_local_experts']!r} but num_experts={experts!r}; give one of them")
+    return problems + [problem for key in _EVERY_LAYER for problem in _layer_refusals(key, raw)]
+
+
+def _layer_refusals(key: str, raw: Mapping[str, Any]) -> list[str]:
+    kinds, meant = raw.get(key), _EVERY_LAYER[key]
+    if kinds is None or (key == "moe_layer_freq" and kinds == meant):
+        return []
+    expected = f"implemented: {meant!r} for every layer"
+    if not isinstance(kinds, list | tuple):
+        return [f"{key}={kinds!r}; {expected}"]
+    wrong: dict[str, list[int]] = {}
+    for layer, kind in enumerate(kinds):
+        if kind != meant:
+            wrong.setdefault(repr(kind), []).append(layer)
+    found = [f"{key}={kind} for layers {where}; {expected}" for kind, where in wrong.items()]
+    layers = raw.get("num_hidden_layers") or MiniMaxM2Config().num_hidden_layers
+    # A number of layers that is no number has a line of its own.
+    if isinstance(layers, int) and len(kinds) != layers:
+        found.append(f"{key} has {len(kinds)} entries for {layers} layers; {expected}")
+    return found
 
 
 def _rotary(raw: Mapping[str, Any], head_dim: object, problems: list[str]) -> dict[str, Any]:
     rope = raw.get("rope_parameters") or {}
+    if not isinstance(rope, Mapping):
+        problems.append(f"rope_parameters={rope!r}; expected an object")
+        return {}
+    problems += [
+        f"rope_parameters.{key}={value!r}; implemented: {', '.join(_ROPE_KEYS)} alone"
+        for key, value in rope.items()
+        if key not in _ROPE_KEYS and value is not None
+    ]
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind != "default":
         problems.append(f"rope_parameters.rope_type={kind!r}; implemented: 'default'")
-    found: dict[str, Any] = {}
-    if "rope_theta" in rope:
-        if raw.get("rope_theta", rope["rope_theta"]) != rope["rope_theta"]:
-            problems.append(f"rope_theta={raw['rope_theta']!r} but rope_parameters has {rope['rope_theta']!r}")
-        found["rope_theta"] = rope["rope_theta"]
-    factor = rope.get("partial_rotary_factor", raw.get("partial_rotary_factor"))
-    if isinstance(factor, (int, float)) and isinstance(head_dim, int):
+    both = {key: _given_twice(key, rope, raw, problems) for key in ("rope_theta", "partial_rotary_factor")}
+    found = {} if both["rope_theta"] is None else {"rope_theta": both["rope_theta"]}
+    factor = both["partial_rotary_factor"]
+    if factor is None:
+        return found
+    if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 < factor <= 1:
+        problems.append(f"partial_rotary_factor={factor!r}; expected a number above 0 and at most 1")
+    elif isinstance(head_dim, int):
         # transformers truncates here too; the nudge keeps 24 / 56 * 56 from becoming 23.
         width = math.floor(head_dim * factor + 1e-6)
         if raw.get("rotary_dim", width) not in (width, None):
             problems.append(f"rotary_dim={raw['rotary_dim']!r} but partial_rotary_factor={factor!r} means {width}")
         found["rotary_dim"] = width
     return found
+
+
+def _given_twice(key: str, rope: Mapping[str, Any], raw: Mapping[str, Any], problems: list[str]) -> Any:
+    """Return what rope_parameters or else the top level says; both may, if they agree."""
+    inner, outer = rope.get(key), raw.get(key)
+    if inner is not None and outer is not None and inner != outer:
+        problems.append(f"{key}={outer!r} but rope_parameters has {inner!r}")
+    return outer if inner is None else inner
 
 
 def _quantization(raw: object, problems: list[str]) -> QuantizationConfig | None:
@@ -205,25 +259,28 @@ def _quantization(raw: object, problems: list[str]) -> QuantizationConfig | None
         if value not in accepted:
             problems.append(f"quantization_config.{key}={raw.get(key)!r}; implemented: {accepted[0]!r}")
     kept = raw.get("modules_to_not_convert") or ()
+    if not isinstance(kept, list | tuple) or not all(isinstance(name, str) for name in kept):
+        problems.append(f"quantization_config.modules_to_not_convert={kept!r}; expected a list of names")
+        return None
     return QuantizationConfig(modules_to_not_convert=tuple(kept))
 
 
-def _wrong_types(config: MiniMaxM2Config) -> list[str]:
+def _wrong_types(values: Mapping[str, object]) -> list[str]:
     expected = {"int": (int,), "float": (int, float), "bool": (bool,)}
     return [
         f"{field.name}={value!r} is a {type(value).__name__}; expected {field.type}"
-        for field in dataclasses.fields(config)
-        if str(field.type) in expected
-        for value in (getattr(config, field.name),)
+        for field in dataclasses.fields(MiniMaxM2Config)
+        if field.name in values and str(field.type) in expected
+        for value in (values[field.name],)
         if not isinstance(value, expected[str(field.type)]) or (isinstance(value, bool) and field.type != "bool")
     ]
 
 
 def _wrong_sizes(config: MiniMaxM2Config) -> list[str]:
-    if _wrong_types(config):
-        return []
     problems = [
-        f"{name}={getattr(config, name)} is not positive" for name in _POSITIVE if not getattr(config, name) > 0
+        f"{name}={getattr(config, name)} is not positive and finite"
+        for name in _POSITIVE
+        if not 0 < getattr(config, name) < math.inf
     ]
     if problems:
         return problems

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -59,6 +60,13 @@ def test_released_checkpoints_are_read(name: str) -> None:
     assert config == MiniMaxM2Config(quantization_config=QuantizationConfig(), max_position_embeddings=positions)
 
 
+@pytest.mark.parametrize("name", RELEASED)
+def test_what_transformers_saves_is_what_it_read(name: str, tmp_path: Any) -> None:
+    transformers = pytest.importorskip("transformers")
+    transformers.MiniMaxM2Config(**RELEASED[name]).save_pretrained(tmp_path)
+    assert MiniMaxM2Config.from_pretrained(tmp_path) == MiniMaxM2Config.from_json(RELEASED[name])
+
+
 def test_the_way_transformers_writes_it_is_read() -> None:
     written = {k: v for k, v in M2.items() if k not in ("rotary_dim", "rope_theta", "quantization_config")}
     written["rope_parameters"] = {"partial_rotary_factor": 0.25, "rope_theta": 10000.0, "rope_type": "default"}
@@ -103,15 +111,42 @@ REFUSED: dict[str, Any] = {
     "rope_scaling": {"type": "yarn", "factor": 4.0},
     "model_type": "mixtral",
     "architectures": ["MixtralForCausalLM"],
-    "attn_type_list": [1] * 61 + [0],
+    "first_k_dense_replace": 3,
+    "mlp_only_layers": [0, 1],
+    "decoder_sparse_step": 2,
+    "moe_layer_freq": 2,
+    "swiglu_limit": 7.0,
+    "attention_type": "linear_attention",
+    "router_dtype": "bfloat16",
+    "qk_layernorm": False,
+    "use_gemma_norm": True,
+    "num_experts": 128,
+    "partial_rotary_factor": "0.5",
+    "attn_type_list": 7,
+    "layer_types": "full_attention",
+    "num_hidden_layers": "62",
+    "rms_norm_eps": "1e-6",
+    "head_dim": "128",
+    "rope_parameters": 5,
 }
 
 
 @pytest.mark.parametrize("key", REFUSED)
 def test_what_is_not_implemented_is_refused_by_name_and_value(key: str) -> None:
-    with pytest.raises(ValueError, match=key) as refusal:
+    with pytest.raises(ValueError, match=re.escape(f"{key}={REFUSED[key]!r}")):
         MiniMaxM2Config.from_json(json.dumps({**M2, key: REFUSED[key]}))
-    assert key == "attn_type_list" or repr(REFUSED[key]) in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "key, meant, other",
+    [("attn_type_list", 1, 0), ("layer_types", "full_attention", "sliding_attention"), ("moe_layer_freq", 1, 0)],
+)
+def test_every_layer_is_full_attention_and_experts(key: str, meant: object, other: object) -> None:
+    assert MiniMaxM2Config.from_json({**M2, key: [meant] * 62}) == MiniMaxM2Config.from_json(M2)
+    with pytest.raises(ValueError, match=re.escape(f"{key}={other!r} for layers [0, 61]")):
+        MiniMaxM2Config.from_json({**M2, key: [other, *[meant] * 60, other]})
+    with pytest.raises(ValueError, match=f"{key} has 61 entries for 62 layers"):
+        MiniMaxM2Config.from_json({key: [meant] * 61})
 
 
 QUANTIZATION_REFUSED: dict[str, Any] = {
@@ -119,24 +154,39 @@ QUANTIZATION_REFUSED: dict[str, Any] = {
     "weight_block_size": [64, 64],
     "activation_scheme": "static",
     "fmt": "e5m2",
+    "scale_fmt": "ue8m0",
+    "expert_dtype": "fp4",
+    "kv_cache_scheme": {"num_bits": 8, "type": "float"},
+    "modules_to_convert": ["embed_tokens"],
+    "modules_to_not_convert": "gate",
 }
 
 
 @pytest.mark.parametrize("key", QUANTIZATION_REFUSED)
 def test_other_quantisations_are_refused_by_name_and_value(key: str) -> None:
     quantization = {**M2["quantization_config"], key: QUANTIZATION_REFUSED[key]}
-    with pytest.raises(ValueError, match=rf"quantization_config\.{key}"):
+    with pytest.raises(ValueError, match=re.escape(f"quantization_config.{key}={quantization[key]!r}")):
         MiniMaxM2Config.from_json({**M2, "quantization_config": quantization})
 
 
 def test_every_refusal_stands_in_one_error() -> None:
-    with pytest.raises(ValueError, match=r"(?s)hidden_act='gelu'.*sliding_window=512"):
-        MiniMaxM2Config.from_json({**M2, "hidden_act": "gelu", "sliding_window": 512})
+    with pytest.raises(ValueError, match=r"(?s)hidden_act='gelu'.*sliding_window=512.*vocab_size='9'"):
+        MiniMaxM2Config.from_json({**M2, "hidden_act": "gelu", "sliding_window": 512, "vocab_size": "9"})
 
 
-def test_rope_scaling_in_the_new_spelling_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"rope_type='yarn'"):
-        MiniMaxM2Config.from_json({**M2, "rope_parameters": {"rope_type": "yarn", "factor": 2.0}})
+@pytest.mark.parametrize(
+    "key, value",
+    [("rope_type", "yarn"), ("factor", 2.0), ("mrope_section", [16, 24]), ("full_attention", {"rope_theta": 1e6})],
+)
+def test_what_the_rotation_does_not_compute_is_refused_by_name_and_value(key: str, value: object) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"rope_parameters.{key}={value!r}")):
+        MiniMaxM2Config.from_json({**M2, "rope_parameters": {key: value}})
+
+
+@pytest.mark.parametrize("factor", ["0.5", True, 0.0, 1.5, float("nan")], ids=repr)
+def test_a_rotary_factor_is_a_part_of_one(factor: object) -> None:
+    with pytest.raises(ValueError, match=f"partial_rotary_factor={factor!r}; expected a number"):
+        MiniMaxM2Config.from_json({**M2, "rope_parameters": {"partial_rotary_factor": factor}})
 
 
 def test_two_rotary_widths_that_disagree_are_refused() -> None:
@@ -151,6 +201,7 @@ IMPOSSIBLE: dict[str, Any] = {
     "hidden_size": 0,
     "num_hidden_layers": 2.5,
     "vocab_size": True,
+    "rope_theta": float("inf"),
 }
 
 
