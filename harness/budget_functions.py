@@ -185,6 +185,9 @@ def repeated(value: Tensor) -> Tensor | None:
     3,072 bfloat16 values over one root mean square some eight do, and their errors add up in a sum or a projection.
     """
     significand = (torch.frexp(value.abs()).mantissa * 2.0**40).round().to(torch.int64)
+    glimpse = significand.flatten()[:: max(1, value.numel() // 2**16)]
+    if value.numel() > 2**20 and glimpse.unique().numel() == glimpse.numel():
+        return None
     _, label, count = significand.flatten().unique(return_inverse=True, return_counts=True)
     if value.numel() == 0 or float(count.square().sum()) <= 1.25 * value.numel():
         return None

@@ -32,7 +32,7 @@ def run(
     *,
     ops: Iterable[str] = (),
     variants: Iterable[str] = (),
-    count: int = 24,
+    count: int = 16,
     roof: Roof | None = None,
     name: str | None = None,
     progress: Progress = lambda text, share: None,

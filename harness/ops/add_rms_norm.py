@@ -54,7 +54,7 @@ OP = Op(
         "normalised": ("dtype", "float32"),
         "out": ("dtype",),
     },
-    shapes={"decode": {"T": 4, "H": 3072}, "prefill": {"T": 1024, "H": 3072}},
+    shapes={"decode": {"T": 4, "H": 3072}, "prefill": {"T": 256, "H": 3072}},
     cost=cost,
     budgeted=("x", "residual"),
 )

@@ -135,7 +135,7 @@ OP = Op(
     shapes={
         "decode": {"B": 4, "S": 1024, "queries": "one", "Hk": 8, "D": 128},
         # One rank's heads at TP8.
-        "prefill": {"B": 1, "S": 1024, "queries": "all", "Hk": 1, "D": 128},
+        "prefill": {"B": 1, "S": 512, "queries": "all", "Hk": 1, "D": 128},
     },
     cost=cost,
     budgeted=("q", "k_scale", "v_scale"),

@@ -63,7 +63,7 @@ OP = Op(
     inputs=inputs,
     contract=lambda case: {"out": rms_norm.own_dtype(case)},
     choices={"out": ("dtype",)},
-    shapes={"decode": {"N": 1536, "H": 3072}, "prefill": {"N": 6144, "H": 3072}},
+    shapes={"decode": {"N": 384, "H": 3072}, "prefill": {"N": 768, "H": 3072}},
     cost=cost,
     budgeted=("q",),
 )

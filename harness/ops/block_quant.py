@@ -73,7 +73,7 @@ OP = Op(
     # float32 arithmetic has rounded the scale already.
     contract=lambda case: {"scale": None, "reciprocal": None},
     choices={"scale": ("float32",), "reciprocal": ("float32",)},
-    shapes={"decode": {"T": 4, "H": 3072}, "prefill": {"T": 1024, "H": 3072}},
+    shapes={"decode": {"T": 4, "H": 3072}, "prefill": {"T": 256, "H": 3072}},
     cost=cost,
     budgeted=("x",),
 )

@@ -58,6 +58,6 @@ OP = Op(
     inputs=inputs,
     contract=lambda case: {},
     choices={},
-    shapes={"decode": {"T": 16, "V": 2048, "H": 3072}, "prefill": {"T": 1024, "V": 2048, "H": 3072}},
+    shapes={"decode": {"T": 16, "V": 2048, "H": 3072}, "prefill": {"T": 256, "V": 2048, "H": 3072}},
     cost=cost,
 )

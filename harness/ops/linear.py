@@ -62,7 +62,7 @@ OP = Op(
     contract=contract,
     choices={},
     # One rank's share of the qkv projection at TP8.
-    shapes={"decode": {"T": 4, "N": 1024, "H": 3072}, "prefill": {"T": 1024, "N": 1024, "H": 3072}},
+    shapes={"decode": {"T": 4, "N": 1024, "H": 3072}, "prefill": {"T": 256, "N": 1024, "H": 3072}},
     cost=cost,
     budgeted=("x",),
 )

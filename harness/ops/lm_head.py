@@ -74,7 +74,7 @@ OP = Op(
     # A 48th of the vocabulary: the whole weight would take gigabytes to draw.
     shapes={
         "decode": {"T": 4, "V": 4168, "H": 3072},
-        "prefill": {"T": 1024, "V": 4168, "H": 3072, "rows": "int64", "N": 8},
+        "prefill": {"T": 256, "V": 4168, "H": 3072, "rows": "int64", "N": 8},
     },
     cost=cost,
     budgeted=("x",),

@@ -56,6 +56,6 @@ OP = Op(
     inputs=inputs,
     contract=lambda case: {},
     choices={},
-    shapes={"decode": {"T": 4, "E": 256, "K": 8}, "prefill": {"T": 2048, "E": 256, "K": 8, "block": 64}},
+    shapes={"decode": {"T": 4, "E": 256, "K": 8}, "prefill": {"T": 256, "E": 256, "K": 8, "block": 64}},
     cost=cost,
 )

@@ -76,7 +76,7 @@ OP = Op(
     inputs=inputs,
     contract=lambda case: {"normalised": None, "out": own_dtype(case)},
     choices={"normalised": ("dtype", "float32"), "out": ("dtype",)},
-    shapes={"decode": {"T": 4, "H": 3072}, "prefill": {"T": 1024, "H": 3072}},
+    shapes={"decode": {"T": 4, "H": 3072}, "prefill": {"T": 256, "H": 3072}},
     cost=cost,
     budgeted=("x",),
 )

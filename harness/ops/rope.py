@@ -117,7 +117,7 @@ OP = Op(
     inputs=inputs,
     contract=lambda case: {"cos_sin": None, "products": None, "out": case.word("dtype")},
     choices=ROTATION_CHOICES,
-    shapes={"decode": {"T": 16, "Hq": 48, "Hk": 8}, "prefill": {"T": 256, "Hq": 48, "Hk": 8}},
+    shapes={"decode": {"T": 16, "Hq": 48, "Hk": 8}, "prefill": {"T": 128, "Hq": 48, "Hk": 8}},
     cost=cost,
     budgeted=("q", "k"),
 )

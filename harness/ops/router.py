@@ -86,7 +86,7 @@ OP = Op(
     contract=lambda case: {"logits": None, "scores": None, "selection": None, "weights": "float32"},
     # Logits in the model's dtype choose other experts for about 4 % of tokens: no choice, a defect.
     choices={"scores": ("bfloat16",), "selection": ("bfloat16",)},
-    shapes={"decode": {"T": 4, "E": 256, "H": 3072, "K": 8}, "prefill": {"T": 1024, "E": 256, "H": 3072, "K": 8}},
+    shapes={"decode": {"T": 4, "E": 256, "H": 3072, "K": 8}, "prefill": {"T": 256, "E": 256, "H": 3072, "K": 8}},
     cost=cost,
     parts=("router_gemm", "routing"),
     budgeted=("x",),

@@ -51,7 +51,7 @@ OP = Op(
     # The sum is float32 already: no engine rounds it again.
     contract=lambda case: {"logits": None},
     choices={},
-    shapes={"decode": {"T": 4, "E": 256, "H": 3072}, "prefill": {"T": 1024, "E": 256, "H": 3072}},
+    shapes={"decode": {"T": 4, "E": 256, "H": 3072}, "prefill": {"T": 256, "E": 256, "H": 3072}},
     cost=cost,
     budgeted=("x",),
 )

@@ -126,7 +126,7 @@ OP = Op(
         "scores": ("float32", "bfloat16"),
         "selection": ("float32", "bfloat16"),
     },
-    shapes={"decode": {"T": 4, "E": 256, "K": 8}, "prefill": {"T": 1024, "E": 256, "K": 8}},
+    shapes={"decode": {"T": 4, "E": 256, "K": 8}, "prefill": {"T": 256, "E": 256, "K": 8}},
     cost=cost,
     budgeted=("logits",),
     expect=expect,
@@ -173,7 +173,7 @@ def packing(name: str, inputs: Callable[[Case, Bits], dict[str, Any]], outputs: 
         inputs=inputs,
         contract=lambda case: {},
         choices={},
-        shapes={"decode": {"T": 4, "E": 256, "K": 8}, "prefill": {"T": 1024, "E": 256, "K": 8}},
+        shapes={"decode": {"T": 4, "E": 256, "K": 8}, "prefill": {"T": 256, "E": 256, "K": 8}},
         cost=packing_cost,
     )
 

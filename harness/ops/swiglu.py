@@ -46,7 +46,7 @@ OP = Op(
     inputs=inputs,
     contract=lambda case: {"silu": None, "out": rms_norm.own_dtype(case)},
     choices={"silu": ("dtype", "float32"), "out": ("dtype",)},
-    shapes={"decode": {"T": 32, "I": 1536}, "prefill": {"T": 1024, "I": 1536}},
+    shapes={"decode": {"T": 32, "I": 1536}, "prefill": {"T": 256, "I": 1536}},
     cost=cost,
     budgeted=("gate_up",),
 )

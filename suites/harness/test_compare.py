@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from minimax_m2.harness.budget import Arithmetic, Budgeted, Shared
-from minimax_m2.harness.compare import ALPHA, compare, exactly, within_codes
+from minimax_m2.harness.compare import ALPHA, Comparison, compare, exactly, within_codes
 from minimax_m2.reference.composites import rms_normalise
 from minimax_m2.reference.contract import rounded
 
@@ -217,3 +217,7 @@ def test_one_flip_of_a_rare_code_decides_no_aggregate() -> None:
     flipped = value + 1e-2 * uniform(8, ROWS, COLUMNS)
     flipped[3, 3] = value[3, 3] + 1.0
     assert compare("y", flipped, budget(value, var, jump=jump)).passed
+
+
+def test_a_statistic_that_is_not_a_number_passes_nothing() -> None:
+    assert not Comparison("y", {"element": 0.5, "gain": float("nan")}, None, 9).passed
