@@ -28,7 +28,7 @@ lane install make venv
 lane lint make lint
 lane types make types
 lane test make test
-lane run make run
+lane run make run ARGS="--cases 8"
 
 printf '\n%-8s %7s  %s\n%s' lane seconds result "$table"
 printf '%d passed, %d failed\n' "$passed" "$failed"

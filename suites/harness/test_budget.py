@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from minimax_m2.harness.budget import RULES, Arithmetic, Budgeted
 from minimax_m2.harness.formats import FORMATS
-from minimax_m2.reference.composites import renormalise, rms_normalise, softmax
+from minimax_m2.reference.composites import renormalise, rms_normalise, softmax, unnormalised_softmax
 from minimax_m2.reference.contract import rounded
 
 ROWS, WIDTH = 300, 64
@@ -70,6 +70,7 @@ PROGRAMS = {
     "renormalise": Program(lambda x: renormalise(x[:, :8]), low=0.2, positive=True),
     "rms_normalise": Program(lambda x: rms_normalise(x, eps=1e-6), low=0.08),
     "softmax": Program(softmax, low=0.07),
+    "unnormalised_softmax": Program(unnormalised_softmax, low=0.07),
     "repeat_interleave": Program(lambda x: (x * UNEVEN)[:, :8].repeat_interleave(8, -1)),
     "expand": Program(lambda x: (x * UNEVEN)[:, :1].expand(ROWS, 8) * OTHER[:, :8].to(x.dtype)),
     "cat": Program(lambda x: torch.cat([x[:, :4] * UNEVEN, x[:, 4:] * OTHER[:, 4:].to(x.dtype)], -1)),

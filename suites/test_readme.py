@@ -1,0 +1,39 @@
+"""The README claims what a record proves, and documents the commands there are."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from typer.main import get_group
+
+from minimax_m2.harness.cli import app
+from minimax_m2.harness.proven import proven_table
+from minimax_m2.harness.record import Record, read
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def records() -> list[Record]:
+    (named,) = re.findall(r"^\*measured\* \((ci/results/[^ ,)]+)", README, re.MULTILINE)
+    return read(ROOT / named)
+
+
+def test_the_table_of_what_is_proven_is_that_of_the_record(records: list[Record]) -> None:
+    assert proven_table(records) in README
+
+
+def test_a_record_of_a_failure_would_change_the_table(records: list[Record]) -> None:
+    wrong = Record.from_json(records[0].json.replace('"outcome":"pass"', '"outcome":"wrong"', 1))
+    assert proven_table([wrong, *records[1:]]) not in README
+
+
+def test_every_command_is_documented_and_no_other() -> None:
+    assert set(re.findall(r"\bm2check ([a-z]+)", README)) == set(get_group(app).commands)
+
+
+def test_the_readme_stays_under_150_lines() -> None:
+    assert len(README.splitlines()) < 150
