@@ -51,7 +51,7 @@ def register_profiles() -> None:
 def pytest_configure(config: pytest.Config) -> None:
     for device in DEVICES:
         config.addinivalue_line("markers", f"{device}: runs on a {device}; markers come from cells")
-    config.addinivalue_line("markers", "nightly: too large for every change; leaves a record")
+    config.addinivalue_line("markers", "nightly: too large for every change; runs when asked for")
     settings.load_profile(config.getoption("hypothesis_profile", None) or "dev")
     config.stash[EXECUTED], config.stash[FILES] = set(), set()
     for device in DEVICES[1:]:

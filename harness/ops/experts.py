@@ -24,7 +24,7 @@ FACTORS: dict[str, tuple[Field, ...]] = {
     # Around a pair, one and two vectors, a block of 64 columns, and an e4m3 block of 128.
     "H": (64, 2, 17, 31, 33, 63, 65, 96, 128, 130, 257),
     # Around a pair, a vector, a block of 32; 96 and 192 cut e4m3 blocks between gate and up, as TP8 does.
-    "I": (32, 1, 2, 15, 31, 33, 48, 64, 96, 192),
+    "I": (32, 15, 17, 31, 33, 48, 64, 96, 192),
     # Tokens choose among so many experts only: the reference costs about a millisecond an active expert.
     "active": (8, 32),
     "load": ("even", "hot", "same", "holes", "none"),
