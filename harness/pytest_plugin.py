@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--expected", action="store_true", help="fail unless every cell of suites/expected was executed")
     for device in DEVICES[1:]:
         group.addoption(f"--{device}-require", choices=("device",), help=f"fail where no {device} is present")
-
 
     # Here, because Hypothesis looks --hypothesis-profile up in its own pytest_configure, which runs before ours.
     register_profiles()
@@ -111,19 +110,17 @@ def timed(benchmark: Any, cell: Cell, provider: Provider) -> Timed:
     return timed_by(benchmark, cell, provider)
 
 
-@pytest.hookimpl(hookwrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
-    outcome: Any = yield
-    cell = getattr(item, "callspec", None) and item.callspec.params.get("cell")  # type: ignore[attr-defined]
-    if isinstance(cell, Cell):
-        outcome.get_result().user_properties.append(("cell", cell.id))
+@pytest.fixture
+def executed(record_property: Callable[[str, object], None]) -> Callable[[Cell], None]:
+    """What a test calls once a provider has been judged on a cell: being collected, or refusing, is no execution."""
+    return lambda cell: record_property("cell", cell.id)
 
 
 @pytest.hookimpl
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     if report.when == "call" and report.outcome != "skipped":
         _config.stash[EXECUTED].update(str(value) for name, value in report.user_properties if name == "cell")
-        _config.stash[FILES].add(Path(report.nodeid.split("::")[0]).name)
+        _config.stash[FILES].add("/".join(Path(report.nodeid.split("::")[0]).parts[-2:]))
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
@@ -151,7 +148,7 @@ def missing(config: pytest.Config) -> list[str]:
     executed = {Cell.parse(text) for text in config.stash[EXECUTED]}
     stems = {op.stem or op.name for op in all_ops().values()}
     files = config.stash[FILES]
-    silent = [f"suites/test_{s}.py: no test executed" for s in sorted(stems) if f"test_{s}.py" not in files]
+    silent = [f"suites/test_{s}.py: no test executed" for s in sorted(stems) if f"suites/test_{s}.py" not in files]
     unlisted = [f"suites/expected/{s}.toml is missing" for s in sorted(stems) if not (folder / f"{s}.toml").is_file()]
     return [*(f"cell {cell.id}: not executed" for cell in lost(needed, executed)), *silent, *unlisted]
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from minimax_m2.harness import pytest_plugin
-from minimax_m2.harness.matrix import expected_dir, machine_kind, must_execute
+from minimax_m2.harness import conformance, pytest_plugin
+from minimax_m2.harness.matrix import Cell, expected_dir, machine_kind, must_execute
 from minimax_m2.harness.op import all_ops
+from minimax_m2.harness.providers.plain import plain
 from minimax_m2.harness.pytest_plugin import EXECUTED, FILES, missing
 
 STEMS = {op.stem or op.name for op in all_ops().values()}
@@ -20,7 +22,7 @@ def everything() -> Any:
     folder = expected_dir()
     assert folder is not None
     ran = {cell.id for cell in must_execute(folder, "cpu", machine_kind("cpu"))}
-    stash: dict[object, set[str]] = {EXECUTED: ran, FILES: {f"test_{stem}.py" for stem in STEMS}}
+    stash: dict[object, set[str]] = {EXECUTED: ran, FILES: {f"suites/test_{stem}.py" for stem in STEMS}}
     return SimpleNamespace(stash=stash)
 
 
@@ -42,8 +44,48 @@ def test_a_cell_that_did_not_run_is_named() -> None:
 
 def test_an_op_without_tests_is_named() -> None:
     config = everything()
-    config.stash[FILES].remove("test_linear.py")
+    config.stash[FILES].remove("suites/test_linear.py")
     assert said(config) == ["suites/test_linear.py: no test executed"]
+
+
+LINEAR = Cell("linear", "plain", "cpu")
+
+
+def test_a_cell_is_executed_once_a_case_is_judged() -> None:
+    seen: list[Cell] = []
+    conformance.test_sampled_cases_are_right(LINEAR, plain(), seen.append)
+    assert seen == [LINEAR]
+
+
+def test_a_provider_that_refuses_every_case_executes_no_cell() -> None:
+    seen: list[Cell] = []
+    with pytest.raises(pytest.skip.Exception, match="none of 60 sampled cases could be judged"):
+        conformance.test_sampled_cases_are_right(
+            LINEAR, replace(plain(), refuses=lambda op, case: "needs AMX"), seen.append
+        )
+    assert seen == []
+
+
+@pytest.mark.parametrize(
+    "properties, outcome, cells",
+    [([("cell", LINEAR.id)], "passed", {LINEAR.id}), ([], "passed", set()), ([("cell", LINEAR.id)], "skipped", set())],
+    ids=["judged", "collected", "skipped"],
+)
+def test_only_what_a_test_judged_counts(
+    properties: list[tuple[str, str]], outcome: str, cells: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stash: dict[object, set[str]] = {EXECUTED: set(), FILES: set()}
+    monkeypatch.setattr(pytest_plugin, "_config", SimpleNamespace(stash=stash))
+    test = f"suites/test_conformance.py::test_drawn_cases_are_right[{LINEAR.id}]"
+    report: Any = SimpleNamespace(when="call", outcome=outcome, nodeid=test, user_properties=properties)
+    pytest_plugin.pytest_runtest_logreport(report)
+    assert stash[EXECUTED] == cells
+
+
+def test_a_namesake_elsewhere_is_no_test_of_an_op() -> None:
+    config = everything()
+    config.stash[FILES] = {name.replace("suites/", "kernels/") for name in config.stash[FILES]}
+    assert len(said(config)) == len(STEMS)
 
 
 def test_a_wheel_without_expected_cells_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
