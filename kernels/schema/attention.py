@@ -11,7 +11,7 @@ MAX_HEAD_DIM = 512
 
 schema.define(
     "attention(Tensor q, Tensor k_cache, Tensor v_cache, Tensor block_table, Tensor seq_lens, Tensor query_start, "
-    "float scale, int max_query_len, int max_seq_len, Tensor? k_scale, Tensor? v_scale, Tensor(a!) out) -> ()"
+    "float scale, SymInt max_query_len, SymInt max_seq_len, Tensor? k_scale, Tensor? v_scale, Tensor(a!) out) -> ()"
 )
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch._dynamo.exc import Unsupported
+from torch.fx import GraphModule
 
 from minimax_m2.harness.language import provider_table
 from minimax_m2.harness.providers.ours import ours
@@ -35,9 +36,10 @@ CONFIG = MiniMaxM2Config(
     num_experts_per_tok=3,
 )
 WEIGHTS = random_weights(CONFIG, seed=3, dtype=torch.bfloat16)
-COS_SIN = cos_sin_table(num_positions=8, rotary_dim=CONFIG.rotary_dim, theta=CONFIG.rope_theta).to(torch.float32)
+COS_SIN = cos_sin_table(num_positions=300, rotary_dim=CONFIG.rotary_dim, theta=CONFIG.rope_theta).to(torch.float32)
 QUANTISED = ("qkv_proj", "o_proj", "w13", "w2")
 BATCHES = ({0: 5, 1: 3}, {0: 1, 1: 1})  # new tokens of each sequence: a prefill, then a decode
+LENGTHS = (5, 6, 7, 300)
 
 Run = Callable[[Tensor, Batch, list[Tensor], list[Tensor]], list[Tensor]]
 
@@ -105,3 +107,34 @@ def test_an_op_that_reads_numbers_on_the_host_is_no_graph() -> None:
     run = run_of(dataclasses.replace(table, router=router))
     with pytest.raises(Unsupported):
         bits_after(torch.compile(run, fullgraph=True, backend="aot_eager"))
+
+
+def graphs_over_lengths(run: Run) -> int:
+    """How many graphs torch.compile makes of ``run`` for prefills of ``LENGTHS``, one after the other."""
+    graphs: list[GraphModule] = []
+
+    def backend(graph: GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(run, fullgraph=True, dynamic=True, backend=backend)
+    for length in LENGTHS:
+        # Pages of one slot: no size but the length's own equals a number of the model, which compiles would share.
+        cache = PagedCache.empty(CONFIG, num_pages=length, page_size=1, dtype=torch.bfloat16)
+        hidden = torch.ones(length, CONFIG.hidden_size, dtype=torch.bfloat16)
+        compiled(hidden, cache.append({0: length}), cache.k, cache.v)
+    return len(graphs)
+
+
+@pytest.mark.parametrize("quantised", [False, True], ids=["bfloat16", "e4m3"])
+def test_one_graph_serves_every_length(quantised: bool) -> None:
+    assert graphs_over_lengths(run_of(provider_table(ours()), quantised=quantised)) == 1
+
+
+def test_an_op_that_asks_which_length_it_got_is_compiled_per_length() -> None:
+    table = provider_table(ours())
+
+    def attention(*tensors: Tensor, max_seq_len: int, **keywords: Any) -> Tensor:
+        return table.attention(*tensors, max_seq_len=LENGTHS[LENGTHS.index(max_seq_len)], **keywords)
+
+    assert graphs_over_lengths(run_of(dataclasses.replace(table, attention=attention))) == len(LENGTHS)
