@@ -12,7 +12,7 @@ from torch import Tensor
 from minimax_m2.harness.bits import Bits
 from minimax_m2.harness.budget import Arithmetic, Budgeted
 from minimax_m2.harness.case import Case
-from minimax_m2.harness.compare import Comparison, compare, exactly, within_codes
+from minimax_m2.harness.compare import ALPHA, Comparison, compare, exactly, within_codes
 from minimax_m2.harness.formats import FORMATS
 from minimax_m2.harness.op import Op, Pack
 from minimax_m2.reference.contract import Contract
@@ -36,8 +36,8 @@ class Expectation(Protocol):
         """Kinds of corruption that some case of this op must let apply."""
         ...
 
-    def judge(self, outputs: Outputs) -> list[Comparison]:
-        """Compare outputs of the expected shapes and dtypes."""
+    def judge(self, outputs: Outputs, *, alpha: float = ALPHA) -> list[Comparison]:
+        """Compare outputs of the expected shapes and dtypes; all tests together cry wolf at most ``alpha`` often."""
         ...
 
     def perfect(self) -> Outputs:
@@ -61,7 +61,7 @@ class Tensors:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: tuple(value.shape) for name, value in self.expected.items()}
 
-    def judge(self, outputs: Outputs) -> list[Comparison]:
+    def judge(self, outputs: Outputs, *, alpha: float = ALPHA) -> list[Comparison]:
         found = []
         for (name, value), actual in zip(self.expected.items(), outputs, strict=True):
             if isinstance(value, Tensor):
@@ -69,7 +69,7 @@ class Tensors:
             elif value.allowed is not None:
                 found.append(within_codes(name, actual, value))
             else:
-                found.append(compare(name, actual, value))
+                found.append(compare(name, actual, value, alpha / len(self.expected)))
         return found
 
     def perfect(self) -> Outputs:

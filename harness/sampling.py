@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import numpy as np
 from hypothesis import strategies as st
 
@@ -44,8 +42,3 @@ def cases(op: Op, **fixed: Field) -> st.SearchStrategy[Case]:
     seeds = {"seed": st.integers(0, 2**32 - 1)}
     drawn = st.fixed_dictionaries({**fields, **seeds}).map(op.settle).filter(lambda settled: settled is not None)
     return drawn.map(lambda settled: Case({"op": op.name, **(settled or {})}))
-
-
-def distinct(found: Iterable[Case]) -> list[Case]:
-    """The same cases, each once, in order."""
-    return list(dict.fromkeys(found))

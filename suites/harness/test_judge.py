@@ -11,14 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from minimax_m2.harness import expectation
+from minimax_m2.harness import expectation, ties
 from minimax_m2.harness.budget import Budgeted
 from minimax_m2.harness.case import Case
-from minimax_m2.harness.compare import Comparison, compare
-from minimax_m2.harness.judge import _expected, judge, repeat
+from minimax_m2.harness.compare import ALPHA, Comparison, compare
+from minimax_m2.harness.judge import _expected, expected, judge, repeat
 from minimax_m2.harness.op import find_op
 from minimax_m2.harness.provider import from_object
 from minimax_m2.harness.providers.plain import plain
+from minimax_m2.harness.ties import judge_ids
 from minimax_m2.harness.verdict import Outcome, Verdict
 
 LINEAR = find_op("linear")
@@ -149,6 +150,39 @@ def test_other_bits_in_one_buffer_are_told() -> None:
     assert not repeat(CASE, from_object(SimpleNamespace(linear=drifting), name="drifting"))
 
 
+@pytest.mark.parametrize("name, outputs", [("linear", 1), ("add_rms_norm", 2), ("qk_norm_rope", 3), ("routing", 2)])
+def test_all_tests_of_a_case_share_one_false_alarm_rate(
+    name: str, outputs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spent: list[float] = []
+
+    def counted(output: str, actual: Tensor, expected: Budgeted, alpha: float, **more: Any) -> Comparison:
+        spent.append(alpha)
+        return compare(output, actual, expected, alpha, **more)
+
+    def chosen(ids: Tensor, selection: Budgeted, *, valid: int, alpha: float) -> Comparison:
+        spent.append(alpha)
+        return judge_ids(ids, selection, valid=valid, alpha=alpha)
+
+    case, plain_one = find_op(name).case(), plain().functions(name)
+    expected(find_op(name), case, {})
+    for module in (expectation, ties):
+        monkeypatch.setattr(module, "compare", counted)
+    monkeypatch.setattr(ties, "judge_ids", chosen)
+
+    def into(*arguments: Any, **keywords: Any) -> None:
+        assert plain_one is not None
+        given, out = arguments[:-outputs], arguments[-outputs:]
+        returned = plain_one(*given, **keywords)
+        for place, value in zip(out, returned if outputs > 1 else (returned,), strict=True):
+            place.copy_(value)
+
+    both = SimpleNamespace(**{name: plain_one, f"{name}_out": into})
+    assert judge(case, from_object(both, name="both")).passed
+    assert len(spent) == 2 * outputs
+    assert sum(spent) == pytest.approx(ALPHA)
+
+
 @pytest.fixture
 def fresh() -> Iterator[None]:
     """Expectations are cached; one made with a tampered comparator must not outlive its test."""
@@ -157,9 +191,10 @@ def fresh() -> Iterator[None]:
     _expected.cache_clear()
 
 
-def widened(times: float) -> Callable[[str, Tensor, Budgeted], Comparison]:
-    def loose(output: str, actual: Tensor, expected: Budgeted) -> Comparison:
-        return compare(output, actual, replace(expected, var=expected.var * times**2, bound=expected.bound * times))
+def widened(times: float) -> Callable[..., Comparison]:
+    def loose(output: str, actual: Tensor, expected: Budgeted, alpha: float, **more: Any) -> Comparison:
+        wide = replace(expected, var=expected.var * times**2, bound=expected.bound * times)
+        return compare(output, actual, wide, alpha, **more)
 
     return loose
 
@@ -174,7 +209,9 @@ def test_a_comparator_that_is_too_loose_is_vacuous(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.usefixtures("fresh")
 def test_a_comparator_that_accepts_anything_is_vacuous(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(expectation, "compare", lambda output, *rest: Comparison(output, {"element": 0.0}, None, 1))
+    monkeypatch.setattr(
+        expectation, "compare", lambda output, *rest, **more: Comparison(output, {"element": 0.0}, None, 1)
+    )
     verdict = judged(right)
     assert verdict.outcome is Outcome.VACUOUS
     assert {"y:zeros", "y:rows", "y:row", "y:gain", "y:tile"} <= set(verdict.evidence[0].split(": ")[1].split(", "))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from torch import Tensor
@@ -26,10 +27,11 @@ def test_figures_belong_to_ops() -> None:
     assert set(committed()) <= set(all_ops())
 
 
-def loose(output: str, actual: Tensor, expected: Budgeted) -> Comparison:
+def loose(output: str, actual: Tensor, expected: Budgeted, alpha: float, **more: Any) -> Comparison:
     """A comparator that somebody made four times too wide."""
     shared = tuple(part._replace(coef=part.coef * 4) for part in expected.shared)
-    return compare(output, actual, replace(expected, var=expected.var * 16, bound=expected.bound * 4, shared=shared))
+    wide = replace(expected, var=expected.var * 16, bound=expected.bound * 4, shared=shared)
+    return compare(output, actual, wide, alpha, **more)
 
 
 @pytest.mark.parametrize("name", ["linear", "rms_norm"])
