@@ -7,6 +7,20 @@ from functools import cache
 import torch
 
 DEVICES = ("cpu", "gpu", "npu")
+TORCH_DEVICES = {"cpu": "cpu", "gpu": "cuda", "npu": "npu"}
+
+
+def torch_device(device: str) -> str:
+    """What torch calls a device of ours."""
+    return TORCH_DEVICES[device]
+
+
+def synchronise(device: str) -> None:
+    """Wait for a device, so that what a call did wrong is raised here and not at somebody's next call."""
+    if device == "gpu":
+        torch.cuda.synchronize()
+    elif device == "npu":
+        torch.npu.synchronize()  # type: ignore[attr-defined]
 
 
 @cache

@@ -13,6 +13,7 @@ from torch import Tensor
 from minimax_m2.harness.bits import Bits
 from minimax_m2.harness.case import Case
 from minimax_m2.harness.compare import ALPHA
+from minimax_m2.harness.devices import synchronise, torch_device
 from minimax_m2.harness.expectation import Expectation, Outputs, expectation
 from minimax_m2.harness.op import Op, Pack, find_op
 from minimax_m2.harness.provider import Provider
@@ -113,6 +114,7 @@ def calls(
         arguments = build(op, case, provider)
         before = snapshot(op, arguments)
         returned = call(op, function, arguments)
+        synchronise(provider.device)
         return _outputs(op, returned, arguments), changed(op, arguments, before)
 
     def into() -> tuple[Outputs, str]:
@@ -121,6 +123,7 @@ def calls(
         names = [name for name in right.dtypes if name not in op.mutates]
         outputs = [poisoned(right.shapes[name], right.dtypes[name], provider.device) for name in names]
         call(op, out_variant or function, arguments, outputs)
+        synchronise(provider.device)
         return (*outputs, *(arguments[name] for name in op.mutates)), changed(op, arguments, before)
 
     yield op.name, plain
@@ -140,7 +143,7 @@ def _placed(value: Any, provider: Provider) -> Any:
             raise ValueError(f"provider {provider.name!r} offers the op but not {value.function}; define both")
         return pack(**{k: _placed(v, provider) for k, v in value.arguments.items()})
     if isinstance(value, Tensor) and provider.device != "cpu":
-        return _moved(value, provider.device)
+        return _moved(value, torch_device(provider.device))
     return value
 
 
@@ -164,9 +167,10 @@ def _outputs(op: Op, returned: Any, arguments: dict[str, Any]) -> Outputs:
 
 def poisoned(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> Tensor:
     """Memory that nobody has written yet: NaN, or the largest integer."""
+    place = torch_device(device)
     if dtype.is_floating_point:
-        return torch.full(shape, torch.nan, device=device).to(dtype)
-    return torch.full(shape, torch.iinfo(dtype).max, dtype=dtype, device=device)
+        return torch.full(shape, torch.nan, device=place).to(dtype)
+    return torch.full(shape, torch.iinfo(dtype).max, dtype=dtype, device=place)
 
 
 def snapshot(op: Op, arguments: dict[str, Any]) -> dict[str, Tensor]:
