@@ -18,6 +18,7 @@ from minimax_m2.harness.expectation import Expectation, Outputs, expectation
 from minimax_m2.harness.op import Op, Pack, find_op
 from minimax_m2.harness.provider import Provider
 from minimax_m2.harness.verdict import Outcome, Verdict, describe
+from minimax_m2.harness.worker import Ended
 
 # A case's false-alarm rate is shared by the two ways to call an op, whether a provider offers both or not: what a
 # corruption must overcome is then the same for every provider.
@@ -64,6 +65,8 @@ def judge(case: Case, provider: Provider, variant: str = "") -> Verdict:
         try:
             with provider.enter(variant):
                 outputs, written = call()
+        except Ended as error:
+            return verdict(error.outcome, f"{name}: {error}")
         # SystemExit too: a provider that leaves must not take the run with it, least of all with exit code 0.
         except (Exception, SystemExit) as error:
             return verdict(Outcome.RAISED, f"{name} raised {type(error).__name__}: {error}")

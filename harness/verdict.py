@@ -15,6 +15,8 @@ class Outcome(Enum):
     PASS = "pass"
     WRONG = "wrong"
     RAISED = "raised"
+    CRASHED = "crashed"
+    TIMED_OUT = "timed out"
     WRONG_SHAPE = "wrong shape"
     WRONG_DTYPE = "wrong dtype"
     NOT_A_NUMBER = "not a number"

@@ -1,0 +1,257 @@
+"""A provider in a process of its own: it may crash, hang, leave or flood its output, and the run goes on.
+
+The process stays for many calls. Arguments go over by shared memory with their strides and gaps, so a write to an
+input is seen as well as in one process. A packed value stays where it was made. When the process ends, the call that
+it was busy with raises ``Ended`` with the outcome to record, and the next call starts another process.
+"""
+
+from __future__ import annotations
+
+import builtins
+import itertools
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import torch
+
+from minimax_m2.harness.case import Case
+from minimax_m2.harness.op import Op, all_ops
+from minimax_m2.harness.provider import Provider
+from minimax_m2.harness.transport import Arena, Channel, Handle, decoded, encoded
+from minimax_m2.harness.verdict import Outcome
+
+DEADLINE = 120.0
+KEPT_OUTPUT = 4096
+TOLD_LINES = 6
+# Seconds for a process that closed its end to be gone.
+LEAVING = 5.0
+
+
+class Ended(RuntimeError):
+    """The process of a provider did not answer; ``outcome`` says whether it died or was too slow."""
+
+    def __init__(self, outcome: Outcome, message: str) -> None:
+        super().__init__(message)
+        self.outcome = outcome
+
+
+class Worker:
+    """One process and what is needed to talk to it.
+
+    source    a provider's ``.py`` file, or ``module:function`` of one that builds the provider
+    deadline  seconds for one answer; the process is killed when they are over
+    """
+
+    def __init__(
+        self, source: str, *, deadline: float = DEADLINE, environment: Mapping[str, str] | None = None
+    ) -> None:
+        self.source, self.deadline = source, deadline
+        self.variant = ""
+        self._environment = dict(environment or {})
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lives = itertools.count()
+        self._life = -1
+        self._released: list[int] = []
+
+    def ask(self, verb: str, **message: Any) -> Any:
+        """Send one request that holds no tensors and return the answer."""
+        self._started()
+        return self._answer({"verb": verb, **message})
+
+    def call(self, function: str, positional: tuple[Any, ...], keywords: dict[str, Any], *, keep: bool = False) -> Any:
+        """Call a function of the provider; with ``keep`` its result stays there and a Handle comes back."""
+        self._started()
+        for value in (*positional, *keywords.values()):
+            if isinstance(value, Handle) and value.life != self._life:
+                raise ValueError(f"{function} was given a packed value whose process has ended; pack it again")
+        self._arena.clear()
+        request = {
+            "verb": "call",
+            "function": function,
+            "positional": [encoded(v, self._arena) for v in positional],
+            "keywords": {name: encoded(v, self._arena) for name, v in keywords.items()},
+            "variant": self.variant,
+            "keep": keep,
+            "behind": self._arena.used,
+        }
+        answer = self._answer(request)
+        self._arena.restore()
+        return self._value(answer)
+
+    def make(self, factory: str, **arguments: Any) -> Handle:
+        """Keep ``module:function`` of the provider and these JSON arguments there."""
+        return self._handle(int(self.ask("make", factory=factory, arguments=arguments)))
+
+    def invoke(self, kept: Handle, method: str, **arguments: Any) -> Any:
+        """Call a method of what ``make`` made, with JSON arguments."""
+        self._arena.clear()
+        return self._value(self.ask("invoke", handle=kept.number, method=method, arguments=arguments))
+
+    def pause(self) -> None:
+        """Stop the process with all of its threads, those that wait in a loop too."""
+        if self._process is not None:
+            os.kill(self._process.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        if self._process is not None:
+            os.kill(self._process.pid, signal.SIGCONT)
+
+    def close(self) -> None:
+        """End the process."""
+        if self._process is None:
+            return
+        process, self._process = self._process, None
+        self._channel.close()
+        # Its own session: whatever it started ends with it. Nothing may be left of either.
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        self._reader.join()
+
+    def _value(self, answer: Any) -> Any:
+        if isinstance(answer, dict) and "handle" in answer:
+            return self._handle(int(answer["handle"]))
+        value = decoded(answer, self._arena, {})
+        # The next call uses the arena again.
+        if isinstance(value, tuple):
+            return tuple(v.clone() if isinstance(v, torch.Tensor) else v for v in value)
+        return value.clone() if isinstance(value, torch.Tensor) else value
+
+    def _handle(self, number: int) -> Handle:
+        """A handle whose value is dropped there when nobody here holds it any more."""
+        handle = Handle(number, self._life)
+        weakref.finalize(handle, self._released.append, number)
+        return handle
+
+    def _started(self) -> None:
+        if self._process is not None:
+            return
+        self._life, self._released = next(self._lives), []
+        ours, theirs = socket.socketpair()
+        memory = os.memfd_create("arena")
+        self._arena, self._channel = Arena(memory), Channel(ours)
+        command = [sys.executable, "-m", "minimax_m2.harness.worker_process"]
+        command += [str(theirs.fileno()), str(os.dup(memory)), self.source, str(torch.get_num_threads())]
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            pass_fds=(theirs.fileno(), int(command[4])), start_new_session=True, env=os.environ | self._environment,
+        )  # fmt: skip
+        os.close(int(command[4]))
+        theirs.close()
+        self._printed = bytearray()
+        self._reader = threading.Thread(target=self._drain, args=(self._process, self._printed), daemon=True)
+        self._reader.start()
+        try:
+            self._receive("loading the provider")
+        except Exception:
+            self.close()
+            raise
+
+    @staticmethod
+    def _drain(process: subprocess.Popen[bytes], kept: bytearray) -> None:
+        """Read what the process prints, so that it never waits for us, and keep the end of it."""
+        assert process.stdout is not None, "the process was started with a pipe"
+        with process.stdout as pipe:
+            while part := os.read(pipe.fileno(), 1 << 16):
+                kept += part
+                del kept[:-KEPT_OUTPUT]
+
+    def _answer(self, request: dict[str, Any]) -> Any:
+        what = str(request.get("function") or request["verb"])
+        released = [self._released.pop() for _ in range(len(self._released))]
+        try:
+            self._channel.send(request | {"released": released})
+        except OSError as error:
+            raise self._ended(Outcome.CRASHED, what) from error
+        return self._receive(what)
+
+    def _receive(self, what: str) -> Any:
+        start = time.monotonic()
+        try:
+            message = self._channel.receive(self.deadline)
+        except TimeoutError as error:
+            raise self._ended(Outcome.TIMED_OUT, what, time.monotonic() - start) from error
+        except (EOFError, OSError, ValueError) as error:
+            raise self._ended(Outcome.CRASHED, what) from error
+        if "raised" in message:
+            kind = getattr(builtins, str(message["raised"]), None)
+            known = isinstance(kind, type) and issubclass(kind, Exception)
+            text = str(message["text"])
+            raise kind(text) if known else RuntimeError(f"{message['raised']}: {text}")  # type: ignore[misc]
+        return message["answer"]
+
+    def _ended(self, outcome: Outcome, what: str, seconds: float = 0.0) -> Ended:
+        process = self._process
+        assert process is not None, "only a started process can end"
+        if outcome is Outcome.TIMED_OUT:
+            self.close()
+            return Ended(outcome, f"no answer to {what} after {seconds:.0f} s; the process was killed")
+        # Its exit is looked at before it is reaped: until then nobody else can have its number.
+        until = time.monotonic() + LEAVING
+        while (left := os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)) is None:
+            if time.monotonic() > until:
+                break
+            time.sleep(0.01)
+        self.close()
+        told = [line for line in self._printed.decode(errors="replace").splitlines() if line.strip()]
+        words = f"; it printed: {' | '.join(told[:TOLD_LINES])}" if told else ""
+        return Ended(outcome, f"the process {ending(process.returncode if left else None)} during {what}{words}")
+
+
+def ending(code: int | None) -> str:
+    """A process's return code in words."""
+    if code is None:
+        return "closed its end and went on"
+    if code < 0:
+        return f"died by {signal.Signals(-code).name}"
+    return f"left with exit code {code}"
+
+
+def isolated(source: str, *, name: str, device: str = "cpu", deadline: float = DEADLINE) -> Provider:
+    """The provider of ``source`` in a process of its own, which starts when something is asked of it."""
+    return provider_in(Worker(source, deadline=deadline), name=name, device=device)
+
+
+def provider_in(worker: Worker, *, name: str, device: str = "cpu") -> Provider:
+    """See a worker as a provider. Raises ``Ended``, or what the provider raised, where it cannot be loaded."""
+    described = worker.ask("describe")
+    offered = frozenset(described["functions"])
+
+    def functions(function: str) -> Callable[..., Any] | None:
+        if function not in offered and not (function.startswith("pack_") and worker.ask("offers", function=function)):
+            return None
+        # What is no op lays out an argument: its result is nobody's business but the provider's.
+        keep = function.removesuffix("_out") not in all_ops()
+        return lambda *positional, **keywords: worker.call(function, positional, keywords, keep=keep)
+
+    @contextmanager
+    def enter(variant: str) -> Iterator[None]:
+        worker.variant, before = variant, worker.variant
+        try:
+            yield
+        finally:
+            worker.variant = before
+
+    def refuses(op: Op, case: Case) -> str | None:
+        return worker.ask("refuses", op=op.name, case=case.json)
+
+    return Provider(
+        name=name,
+        device=device,
+        functions=functions,
+        contract=described["contract"],
+        variants=tuple(described["variants"]),
+        enter=enter,
+        source=worker.source if worker.source.endswith(".py") else "",
+        refuses=refuses,
+    )

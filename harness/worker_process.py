@@ -1,0 +1,146 @@
+"""The process of a worker: load the provider, answer requests until the other end closes.
+
+Started as ``python -m minimax_m2.harness.worker_process SOCKET MEMORY SOURCE THREADS``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import importlib
+import itertools
+import resource
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minimax_m2.harness.case import Case
+from minimax_m2.harness.op import all_ops, find_op
+from minimax_m2.harness.provider import Provider, from_file
+from minimax_m2.harness.transport import Arena, Channel, decoded, encoded
+
+PR_SET_PDEATHSIG = 1
+
+
+def load(source: str) -> Provider:
+    """The provider of a ``.py`` file, or what ``module:function`` returns."""
+    if source.endswith(".py"):
+        return from_file(source)
+    return named(source)()
+
+
+def named(path: str) -> Callable[..., Any]:
+    """The object that ``module:name`` names."""
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+class Answers:
+    """What the process answers, a method a verb."""
+
+    def __init__(self, provider: Provider, arena: Arena) -> None:
+        self.provider, self.arena = provider, arena
+        self.kept: dict[int, Any] = {}
+        self._numbers = itertools.count()
+
+    def describe(self) -> dict[str, Any]:
+        functions = [f for op in all_ops() for f in (op, f"{op}_out") if self.provider.functions(f) is not None]
+        contract = {f: dict(self.provider.contract.get(f, {})) for f in functions if f in all_ops()}
+        return {"functions": functions, "contract": contract, "variants": list(self.provider.variants)}
+
+    def offers(self, function: str) -> bool:
+        return self.provider.functions(function) is not None
+
+    def refuses(self, op: str, case: str) -> str | None:
+        return self.provider.refuses(find_op(op), Case.from_json(case))
+
+    def call(
+        self, function: str, positional: list[Any], keywords: dict[str, Any], variant: str, keep: bool, behind: int
+    ) -> Any:
+        given = [decoded(v, self.arena, self.kept) for v in positional]
+        named_ = {name: decoded(v, self.arena, self.kept) for name, v in keywords.items()}
+        if keep:
+            given, named_ = [owned(v) for v in given], {name: owned(v) for name, v in named_.items()}
+        called = self.provider.functions(function)
+        if called is None:
+            raise ValueError(f"provider {self.provider.name!r} does not offer {function}")
+        with self.provider.enter(variant):
+            returned = called(*given, **named_)
+        if keep:
+            return self._keep(returned)
+        self.arena.clear()
+        return sent(returned, self.arena, behind)
+
+    def make(self, factory: str, arguments: dict[str, Any]) -> int:
+        return self._keep(named(factory)(self.provider, **arguments))["handle"]
+
+    def invoke(self, handle: int, method: str, arguments: dict[str, Any]) -> Any:
+        self.arena.clear()
+        return sent(getattr(self.kept[handle], method)(**arguments), self.arena, 0)
+
+    def release(self, numbers: list[int]) -> None:
+        for number in numbers:
+            del self.kept[number]
+
+    def _keep(self, value: Any) -> dict[str, int]:
+        number = next(self._numbers)
+        self.kept[number] = value
+        return {"handle": number}
+
+
+def owned(value: Any) -> Any:
+    """A copy that lives longer than the arena's next use."""
+    if isinstance(value, Tensor):
+        return value.clone() if value.is_contiguous() else torch.empty_like(value).copy_(value)
+    return tuple(owned(v) for v in value) if isinstance(value, tuple) else value
+
+
+def sent(value: Any, arena: Arena, behind: int) -> Any:
+    """A result as JSON; what is no tensor is told by its type, for the judge to refuse."""
+    if isinstance(value, Tensor):
+        return encoded(value.contiguous(), arena, behind=behind)
+    if isinstance(value, tuple | list):
+        return {"tuple": [sent(v, arena, behind) for v in value]}
+    return value if value is None or isinstance(value, bool | int | float | str) else type(value).__name__
+
+
+def serve(channel: Channel, arena: Arena, source: str) -> None:
+    """Answer until the other end closes."""
+    answers: Answers | None = None
+    while True:
+        try:
+            if answers is None:
+                answers = Answers(load(source), arena)
+                reply: Any = None
+            else:
+                request = channel.receive()
+                answers.release(request.pop("released"))
+                reply = getattr(answers, str(request.pop("verb")))(**request)
+        except EOFError:
+            return
+        # SystemExit too: a provider that leaves by it is told, not mistaken for one that died.
+        except (Exception, SystemExit) as error:
+            channel.send({"raised": type(error).__name__, "text": str(error)})
+            if answers is None:
+                return
+            continue
+        channel.send({"answer": reply})
+
+
+def main() -> None:
+    socket_, memory, source, threads = sys.argv[1:]
+    # Should the harness die, its workers go with it, even one that hangs.
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    faulthandler.enable()
+    torch.set_num_threads(int(threads))
+    serve(Channel(socket.socket(fileno=int(socket_))), Arena(int(memory)), source)
+
+
+if __name__ == "__main__":
+    main()
