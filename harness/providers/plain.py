@@ -38,8 +38,8 @@ def _at_float32(op: Op) -> Callable[..., Any]:
         given = dict(zip(parameters, positional, strict=False)) | keywords
         out_dtype = given.pop("out_dtype", None)
         # Codes of 8 bits are no working dtype: what comes of them has that of their scales.
-        wide_enough = (v for v in given.values() if isinstance(v, Tensor) and v.is_floating_point() and v.itemsize > 1)
-        first = next(wide_enough, None)
+        ranked = [given.get(name) for name in (*op.budgeted, *given)]
+        first = next((v for v in ranked if isinstance(v, Tensor) and v.is_floating_point() and v.itemsize > 1), None)
         kind = out_dtype or given.get("dtype") or (torch.float32 if first is None else first.dtype)
         wide = {name: v if name in op.mutates else _wide(v) for name, v in given.items()}
         arguments = [wide.pop(name) for name in op.positional() if name in wide]
@@ -48,7 +48,8 @@ def _at_float32(op: Op) -> Callable[..., Any]:
             return None
         values = returned if isinstance(returned, tuple) else (returned,)
         names = [name for name in op.outputs if name not in op.mutates]
-        cast = tuple(_narrow(v, op.outputs[n], kind) for n, v in zip(names, values, strict=True))
+        # Copied: a reference may return a view of its input, a kernel may not.
+        cast = tuple(_narrow(v, op.outputs[n], kind).clone() for n, v in zip(names, values, strict=True))
         return cast if isinstance(returned, tuple) else cast[0]
 
     call.__name__ = op.name
@@ -64,7 +65,7 @@ def _wide(value: Any) -> Any:
 
 
 def _narrow(value: Tensor, declared: str, kind: torch.dtype) -> Tensor:
-    """Outputs declared by dtype name keep it; those that follow a case field take the dtype of the first input."""
+    """Outputs declared by dtype name keep it; those that follow a case field take ``kind``."""
     if not value.is_floating_point() or value.element_size() == 1:
         return value
     named = getattr(torch, declared, None)
