@@ -87,9 +87,9 @@ def test_projections_of_two_dtypes_are_refused(dtypes: tuple[torch.dtype, torch.
     ],
 )
 def test_what_the_host_knows_raises_before_the_launch(change: dict[str, Any], message: str) -> None:
-    qkvz, ba = given()
+    arguments: dict[str, Any] = dict(zip(("qkvz", "ba"), given(), strict=True)) | SIZES | change
     with pytest.raises(ValueError, match=message):
-        qkvzba_split(**({"qkvz": qkvz, "ba": ba} | SIZES | change))
+        qkvzba_split(**arguments)
 
 
 def test_outputs_of_another_shape_are_refused() -> None:
