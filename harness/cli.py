@@ -272,7 +272,7 @@ def repro(
         judge(found, p, name)
         for p in providers
         if p.offers(found.op)
-        for name in p.variants
+        for name in p.variants_of(found.op)
         if name in (variant or p.variants)
     ]
     for verdict in verdicts:

@@ -12,7 +12,7 @@ import torch
 
 from minimax_m2.harness.devices import DEVICES, absence
 from minimax_m2.harness.op import all_ops
-from minimax_m2.harness.providers.ours import instruction_set_table, stems
+from minimax_m2.harness.providers.ours import dispatch_predicates, instruction_set_table, stems, tiled_ops
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,9 @@ def examine() -> Iterator[Symptom]:
 
 
 def instruction_sets() -> Iterator[Symptom]:
-    """The CPU's dispatch predicate: which variants may run, and why the others may not."""
+    """The CPU's dispatch predicates: which variants may run, why the others may not, and what a launch chooses by."""
     for name, lacking in instruction_set_table().items():
-        yield Symptom(f"cpu {name}", "runs" if not lacking else f"does not run: {lacking}")
+        yield Symptom(f"cpu {name}", "runs" if not lacking else f"not here: lacks {lacking}")
+    yield Symptom("cpu tile units", ", ".join(tiled_ops()) or "none")
+    for name, condition in dispatch_predicates().items():
+        yield Symptom(f"cpu dispatch {name}", condition)

@@ -100,7 +100,7 @@ def _failure(op_name: str, fields: dict[str, Field], provider: Provider, count: 
         return f"{op_name}: none of {count} draws is a case, so nothing was judged"
     for drawn in drawn_cases:
         case = op.case(**{k: v for k, v in drawn.items() if k != "op"} | fields)
-        for variant in provider.variants:
+        for variant in provider.variants_of(op.name):
             verdict = judge(case, provider, variant)
             if not verdict.passed:
                 return verdict.explain(provider.source).splitlines()[0]

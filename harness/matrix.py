@@ -11,6 +11,9 @@ from minimax_m2.harness.devices import DEVICES
 from minimax_m2.harness.op import all_ops
 from minimax_m2.harness.provider import Provider
 
+# Tiles are a variant of dense products only: an op whose file does not name that kind expects what the kind below has.
+BELOW = {"amx": "avx512_bf16"}
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class Cell:
@@ -41,7 +44,7 @@ def cells(providers: Iterable[Provider], ops: Iterable[str] = ()) -> list[Cell]:
         for op in wanted
         for provider in providers
         if provider.offers(op)
-        for variant in provider.variants
+        for variant in provider.variants_of(op)
     ]
 
 
@@ -72,12 +75,13 @@ def must_execute(folder: Path, device: str, kind: str) -> set[Cell]:
             raise ValueError(f"{path.name} names no op; known: {', '.join(ops)}")
         declared = tomllib.loads(path.read_text())
         kinds = declared.get(device, {})
-        if kind not in kinds:
+        wanted = kinds.get(kind, kinds.get(BELOW.get(kind, "")))
+        if wanted is None:
             if device in declared.get("absent", {}):
                 continue
             raise ValueError(f"{path.name} has no table [{device}.{kind}]; add it, or [absent] {device} = 'reason'")
         names = [op.name for op in ops.values() if (op.stem or op.name) == path.stem]
-        for provider, variants in kinds[kind].items():
+        for provider, variants in wanted.items():
             found |= {Cell(name, provider, device, variant) for name in names for variant in variants}
     return found
 

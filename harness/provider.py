@@ -21,6 +21,7 @@ class Provider:
     functions  resolves an op's name to a callable, or None where the provider does not offer it
     contract   where its kernels round, by op; what it leaves out takes the op's default
     variants   names of the code paths to judge apart (instruction sets); ``enter`` selects one
+    lacks      whether an op does without one of the variants
     source     what to write after ``--provider`` to get it again
     refuses    a reason why an op cannot run on a case, or None
     """
@@ -31,11 +32,15 @@ class Provider:
     contract: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     variants: tuple[str, ...] = ("",)
     enter: Callable[[str], AbstractContextManager[Any]] = lambda variant: nullcontext()
+    lacks: Callable[[str, str], bool] = lambda op, variant: False
     source: str = ""
     refuses: Callable[[Op, Any], str | None] = lambda op, case: None
 
     def offers(self, op: str) -> bool:
         return self.functions(op) is not None
+
+    def variants_of(self, op: str) -> tuple[str, ...]:
+        return tuple(variant for variant in self.variants if not self.lacks(op, variant))
 
 
 def from_file(path: str | Path, *, device: str = "cpu") -> Provider:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
@@ -18,9 +19,9 @@ def ours(device: str = "cpu") -> Provider:
     """The kernels of ``device``; on a CPU one variant an instruction set that this machine runs."""
     if device == "cpu":
         isa = importlib.import_module("minimax_m2.kernels.cpu.isa")
-        variants, enter = tuple(isa.available()), isa.forced
+        variants, enter, lacks = tuple(isa.available()), isa.forced, _lacks
     else:
-        variants, enter = ("",), _no_variant
+        variants, enter, lacks = ("",), _no_variant, _lacks_none
     return Provider(
         name="ours",
         device=device,
@@ -28,7 +29,14 @@ def ours(device: str = "cpu") -> Provider:
         contract=Contracts(device),
         variants=variants,
         enter=enter,
+        lacks=lacks,
     )
+
+
+def tiled_ops() -> tuple[str, ...]:
+    """Our CPU ops with a tile unit: the only ones that have the variant ``amx``."""
+    extension = importlib.import_module("minimax_m2.kernels.cpu.extension")
+    return tuple(op for op in all_ops() if extension.has_tiles(stem_of(op)))
 
 
 def instruction_set_table() -> dict[str, str]:
@@ -36,8 +44,22 @@ def instruction_set_table() -> dict[str, str]:
     isa = importlib.import_module("minimax_m2.kernels.cpu.isa")
     flags = isa.cpu_flags()
     table = {name: ", ".join(sorted(needed - flags)) for name, needed in isa.REQUIRED.items()}
-    table |= dict.fromkeys(isa.RESERVED, "reserved, no kernel is compiled for it yet")
     return table | {f"in force: {isa.current()}": ""}
+
+
+def dispatch_predicates() -> dict[str, str]:
+    """The choices between code paths that a CPU launch makes, as ``kernels/cpu/dispatch.h`` writes them."""
+    source = importlib.import_module("minimax_m2.kernels.cpu.extension").SOURCE_DIR / "dispatch.h"
+    found = re.findall(r"^constexpr bool (\w+\(.*?\)) \{ return (.*); \}$", source.read_text(), re.MULTILINE)
+    return dict(found)
+
+
+def _lacks(op: str, variant: str) -> bool:
+    return variant == "amx" and op not in tiled_ops()
+
+
+def _lacks_none(op: str, variant: str) -> bool:
+    return False
 
 
 def _no_variant(variant: str) -> AbstractContextManager[None]:

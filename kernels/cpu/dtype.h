@@ -37,17 +37,22 @@ static inline void with_index(Dtype dtype, Body&& body) {
 
 }  // namespace minimax_m2
 
-// Declares `result name(args)` once per ISA namespace and the table a binding launches through.
-// The order is the order of isa.COMPILED in isa.py.
+// Declares `result name(args)` once per ISA namespace and the table a binding launches through, in the order of
+// isa.COMPILED in isa.py. The last entry serves machines with AMX: MINIMAX_M2_TILED_KERNEL is for an op with a tile unit
+// (<op>_amx.cpp), the others run their highest vector variant there.
 #if defined(__x86_64__)
-#define MINIMAX_M2_KERNEL(result, name, ...)                \
+#define MINIMAX_M2_KERNEL(result, name, ...) MINIMAX_M2_KERNEL_TABLE(avx512_bf16, result, name, __VA_ARGS__)
+#define MINIMAX_M2_TILED_KERNEL(result, name, ...)       \
+  namespace minimax_m2::amx { result name(__VA_ARGS__); } \
+  MINIMAX_M2_KERNEL_TABLE(amx, result, name, __VA_ARGS__)
+#define MINIMAX_M2_KERNEL_TABLE(tiled, result, name, ...)   \
   namespace minimax_m2 {                                    \
   namespace portable { result name(__VA_ARGS__); }          \
   namespace avx2 { result name(__VA_ARGS__); }              \
   namespace avx512 { result name(__VA_ARGS__); }            \
   namespace avx512_bf16 { result name(__VA_ARGS__); }       \
-  [[maybe_unused]] static result (*const name##_table[])(__VA_ARGS__) = { \
-      portable::name, avx2::name, avx512::name, avx512_bf16::name};       \
+  [[maybe_unused]] static result (*const name##_table[])(__VA_ARGS__) = {        \
+      portable::name, avx2::name, avx512::name, avx512_bf16::name, tiled::name}; \
   }
 #else
 #define MINIMAX_M2_KERNEL(result, name, ...)                \
@@ -55,4 +60,5 @@ static inline void with_index(Dtype dtype, Body&& body) {
   namespace portable { result name(__VA_ARGS__); }          \
   [[maybe_unused]] static result (*const name##_table[])(__VA_ARGS__) = {portable::name}; \
   }
+#define MINIMAX_M2_TILED_KERNEL MINIMAX_M2_KERNEL
 #endif

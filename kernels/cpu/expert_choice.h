@@ -5,6 +5,7 @@
 #include <omp.h>
 #include <type_traits>
 
+#include "dispatch.h"
 #include "routing.h"
 #include "vector.h"
 
@@ -14,8 +15,6 @@ namespace {
 constexpr int N = Float::N;
 constexpr int MAX_EXPERTS = 1024;
 constexpr int MAX_TOP_K = 32;
-// Below this much work a fork-join (about 1 us) costs more than it saves.
-constexpr int64_t SERIAL_LOGITS = 8 * 256;
 
 constexpr int padded(int n) { return (n + N - 1) / N * N; }
 
@@ -148,7 +147,7 @@ template <class T, class Index>
 inline int64_t route(const RoutingArgs& args) {
   const int64_t count = args.num_tokens;
   int64_t first_bad = count;
-  if (count * args.num_experts < SERIAL_LOGITS) {
+  if (serial_logits(count, args.num_experts)) {
     first_bad = route_tokens<T, Index>(args, 0, count);
   } else {
 #pragma omp parallel reduction(min : first_bad)

@@ -1,8 +1,9 @@
 """Compiles an op's C++ on first use into a cache, loads it, and binds it to the ISA switch.
 
 An op is a stem with ``<op>_binding.cpp``. Its kernel sources are ``<op>.cpp`` and continuations ``<op>_<suffix>.cpp``
-(unless the longer stem is an op itself). Kernel sources are compiled once per ISA, the binding once; one shared
-library per op, keyed by every source and header it includes, flags, compiler and torch.
+(unless the longer stem is an op itself). Kernel sources are compiled once per vector ISA, the binding once; a source
+``<op>_amx.cpp`` is that op's tile unit and compiled for ``amx`` alone. One shared library per op, keyed by every source
+and header it includes, flags, compiler and torch.
 """
 
 from __future__ import annotations
@@ -54,11 +55,13 @@ _AVX512_FLAGS = [
     "-mavx512vl",
     "-mprefer-vector-width=512",
 ]
+_AVX512_BF16_FLAGS = [*_AVX512_FLAGS, "-mavx512bf16", "-mavx512vnni"]
 ISA_FLAGS: dict[str, list[str]] = {
     "portable": [],
     "avx2": ["-mavx2", "-mfma", "-mf16c"],
     "avx512": _AVX512_FLAGS,
-    "avx512_bf16": [*_AVX512_FLAGS, "-mavx512bf16", "-mavx512vnni"],
+    "avx512_bf16": _AVX512_BF16_FLAGS,
+    "amx": [*_AVX512_BF16_FLAGS, "-mamx-tile", "-mamx-bf16", "-mamx-int8"],
 }
 # The stable ABI of torch 2.11, the oldest this project supports.
 BINDING_FLAGS = [
@@ -118,7 +121,7 @@ def cache_dir() -> Path:
 
 
 def kernel_sources(op: str) -> list[Path]:
-    """List the files compiled once per ISA: ``<op>.cpp`` and its continuations."""
+    """List an op's kernel files: ``<op>.cpp`` and its continuations, a tile unit among them."""
     known = ops()
 
     def owner(stem: str) -> str:
@@ -126,6 +129,19 @@ def kernel_sources(op: str) -> list[Path]:
 
     paths = SOURCE_DIR.glob(f"{op}*.cpp")
     return sorted(path for path in paths if not path.stem.endswith("_binding") and owner(path.stem) == op)
+
+
+def has_tiles(op: str) -> bool:
+    """Whether ``op`` has a tile unit, and with it the variant ``amx``."""
+    return (SOURCE_DIR / f"{op}_amx.cpp").exists()
+
+
+def units(op: str) -> list[tuple[Path, str]]:
+    """List what is compiled for ``op``: pairs of a kernel source and an ISA, ascending by ISA."""
+    tiles = SOURCE_DIR / f"{op}_amx.cpp"
+    vector = [source for source in kernel_sources(op) if source != tiles]
+    found = [(source, name) for name in isa.VECTOR for source in vector]
+    return [*found, (tiles, "amx")] if has_tiles(op) and "amx" in isa.COMPILED else found
 
 
 def build_key(op: str) -> str:
@@ -183,7 +199,7 @@ def _compile(op: str, folder: Path, progress: Progress) -> None:
     try:
         # Ascending ISA order at the link: an inline function of the standard library that several objects
         # hold is taken from the first, which every processor can run.
-        jobs = [(source, name) for name in isa.COMPILED for source in kernel_sources(op)]
+        jobs = units(op)
         objects = [scratch / f"{source.stem}.{name}.o" for source, name in jobs]
         commands = [kernel_command(source, name, target) for (source, name), target in zip(jobs, objects, strict=True)]
         binding = scratch / f"{op}_binding.o"

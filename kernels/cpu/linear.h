@@ -19,4 +19,4 @@ struct LinearArgs {
 
 }  // namespace minimax_m2
 
-MINIMAX_M2_KERNEL(void, linear, const LinearArgs&)
+MINIMAX_M2_TILED_KERNEL(void, linear, const LinearArgs&)

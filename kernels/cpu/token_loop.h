@@ -1,17 +1,14 @@
 // The loop over independent tokens: threads split tokens, never the work of one, so their number changes no bit.
 #pragma once
-#include <cstdint>
+#include "dispatch.h"
 
 namespace minimax_m2::MINIMAX_M2_ISA {
 namespace {
 
-// Below this many values a fork-join (about 1 us) costs more than it saves.
-constexpr int64_t SERIAL_VALUES = 32 * 1024;
-
 template <class Body>
 inline void for_tokens(int64_t num_tokens, int64_t values_each, Body body) {
   // Not an if clause of the pragma: that still builds a team of one.
-  if (num_tokens == 1 || num_tokens * values_each < SERIAL_VALUES) {
+  if (serial_tokens(num_tokens, values_each)) {
     for (int64_t token = 0; token < num_tokens; ++token) body(token);
     return;
   }

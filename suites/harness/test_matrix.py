@@ -33,6 +33,27 @@ def test_cells_are_what_providers_offer_in_every_variant() -> None:
     assert cells([provider], ["routing"]) == []
 
 
+def test_a_variant_that_an_op_lacks_is_no_cell() -> None:
+    provider = replace(plain(), variants=("a", "b"), lacks=lambda op, variant: (op, variant) == ("linear", "b"))
+    assert [cell.id for cell in cells([provider], ["linear", "rope"])] == [
+        "linear-plain-cpu-a", "rope-plain-cpu-a", "rope-plain-cpu-b"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('[cpu.avx512_bf16]\nours = ["avx2"]\n', {"avx2"}),
+        ('[cpu.avx512_bf16]\nours = ["avx2"]\n[cpu.amx]\nours = ["avx2", "amx"]\n', {"avx2", "amx"}),
+    ],
+)
+def test_a_machine_with_tiles_is_of_the_kind_below_where_a_file_names_none(
+    text: str, expected: set[str], tmp_path: Path
+) -> None:
+    (tmp_path / "linear.toml").write_text(text)
+    assert {cell.variant for cell in must_execute(tmp_path, "cpu", "amx")} == expected
+
+
 def test_an_expected_cell_that_did_not_run_is_lost(tmp_path: Path) -> None:
     (tmp_path / "linear.toml").write_text("[cpu.avx2]\n" + AVX2)
     needed = must_execute(tmp_path, "cpu", "avx2")

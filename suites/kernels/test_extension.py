@@ -47,6 +47,14 @@ def test_a_continuation_belongs_to_the_longest_stem(fake_build: Path) -> None:
     assert [path.name for path in extension.kernel_sources("swiglu_quant")] == ["swiglu_quant.cpp"]
 
 
+def test_a_tile_unit_is_compiled_for_amx_alone(fake_build: Path) -> None:
+    (fake_build / "swiglu_amx.cpp").write_text("// tiles\n")
+    compiled = [f"{source.stem}.{name}" for source, name in extension.units("swiglu")]
+    assert [name for name in compiled if "amx" in name] == ["swiglu_amx.amx"] * ("amx" in isa.COMPILED)
+    assert "swiglu_rows.portable" in compiled
+    assert [extension.has_tiles(op) for op in extension.ops()] == [True, False]
+
+
 def test_the_key_follows_headers_of_headers(fake_build: Path) -> None:
     before = extension.build_key("swiglu")
     (fake_build / "deeper.h").write_text("// two\n")
@@ -57,7 +65,7 @@ def test_a_second_build_compiles_nothing(fake_build: Path) -> None:
     first, second = list[str](), list[str]()
     library = extension.build("swiglu", progress=first.append)
     assert extension.build("swiglu", progress=second.append) == library
-    assert len(first) == 2 * len(isa.COMPILED) + 2  # two kernel sources, the binding, the link
+    assert len(first) == 2 * len(isa.VECTOR) + 2  # two kernel sources, the binding, the link
     assert second == []
 
 
@@ -66,7 +74,7 @@ def test_builders_at_the_same_time_build_once(fake_build: Path) -> None:
         paths = set(pool.map(lambda _: extension.build("swiglu_quant"), range(4)))
     log = (fake_build.parent / "log").read_text().splitlines()
     assert len(paths) == 1
-    assert len(log) == len(isa.COMPILED) + 2
+    assert len(log) == len(isa.VECTOR) + 2
 
 
 def test_a_failing_compiler_shows_its_message_and_leaves_nothing(
@@ -114,12 +122,13 @@ def functions(listing: str, name: str) -> str:
         ("portable", "%xmm", "%[yz]mm"),
         ("avx2", "%ymm", "%zmm|%k[1-7]"),
         ("avx512", "%zmm", "vdpbf16ps|vcvtne"),
-        ("avx512_bf16", "%zmm", "tdpbf16ps"),
+        ("avx512_bf16", "%zmm", "%tmm"),
+        ("amx", "%tmm", "no higher one"),
     ],
 )
 def test_an_object_holds_its_own_instructions_and_no_higher_ones(op: str, name: str, own: str, foreign: str) -> None:
-    if name not in isa.COMPILED:
-        pytest.skip(f"{name} is compiled on x86-64 only")
+    if name not in {unit for _, unit in extension.units(op)}:
+        pytest.skip(f"{op} has no {name} unit, or this is no x86-64")
     listing = disassembly(op, name)
     assert re.search(own, functions(listing, name)), f"{op}.{name} has no {own} in its kernels"
     assert not re.search(foreign, listing), f"{op}.{name} holds {foreign}"

@@ -15,6 +15,8 @@ SKYLAKE_X = HASWELL | {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512cd"
 ZEN4 = SKYLAKE_X | {"avx512_bf16", "avx512_vnni"}
 KNIGHTS_LANDING = HASWELL | {"avx512f", "avx512cd"}  # no BW, DQ, VL
 COOPER_WITHOUT_VNNI = SKYLAKE_X | {"avx512_bf16"}
+SAPPHIRE_RAPIDS = ZEN4 | {"amx_tile", "amx_bf16", "amx_int8"}  # as the processor says it, before Linux is asked
+PERMITTED = SAPPHIRE_RAPIDS | {isa.TILE_PERMISSION}
 
 pytestmark = pytest.mark.skipif(isa.COMPILED == ("portable",), reason="variants beyond portable are x86-64's")
 
@@ -33,6 +35,11 @@ pytestmark = pytest.mark.skipif(isa.COMPILED == ("portable",), reason="variants 
         (ZEN4, "avx2", "avx2"),
         (ZEN4, "portable", "portable"),
         (HASWELL, "avx2", "avx2"),
+        (SAPPHIRE_RAPIDS, None, "avx512_bf16"),
+        (PERMITTED, None, "amx"),
+        (PERMITTED - {"amx_int8"}, None, "avx512_bf16"),
+        (PERMITTED, "avx512_bf16", "avx512_bf16"),
+        (PERMITTED, "amx", "amx"),
     ],
 )
 def test_the_highest_or_the_forced_variant_is_chosen(flags: frozenset[str], forced: str | None, chosen: str) -> None:
@@ -43,7 +50,8 @@ def test_the_highest_or_the_forced_variant_is_chosen(flags: frozenset[str], forc
     ("flags", "forced", "reason"),
     [
         (HASWELL, "avx512", "needs processor flags avx512bw, avx512dq, avx512f, avx512vl"),
-        (ZEN4, "amx", "is reserved"),
+        (ZEN4, "amx", "needs processor flags amx_bf16, amx_int8, amx_tile, tile_permission"),
+        (SAPPHIRE_RAPIDS, "amx", "needs processor flags tile_permission"),
         (ZEN4, "avx1024", "is unknown"),
         (NONE, "avx2", "needs processor flags avx2, f16c, fma"),
     ],
@@ -70,5 +78,5 @@ def test_the_environment_variable_forces_a_lower_variant(monkeypatch: pytest.Mon
     assert result.stdout.strip() == "portable"
 
 
-def test_amx_is_detected_without_executing_it() -> None:
-    assert isa.amx_permitted() in (True, False)
+def test_tile_registers_are_asked_for_not_tried() -> None:
+    assert (isa.TILE_PERMISSION in isa.cpu_flags()) == ("amx_tile" in isa.cpu_flags() and isa.tiles_permitted())
