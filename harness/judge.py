@@ -15,6 +15,7 @@ from minimax_m2.harness.case import Case
 from minimax_m2.harness.compare import ALPHA
 from minimax_m2.harness.devices import synchronise, torch_device
 from minimax_m2.harness.expectation import Expectation, Outputs, expectation
+from minimax_m2.harness.layout import Misplaced, demand_layout
 from minimax_m2.harness.op import Op, Pack, find_op
 from minimax_m2.harness.provider import Provider
 from minimax_m2.harness.verdict import Outcome, Verdict, describe
@@ -65,7 +66,7 @@ def judge(case: Case, provider: Provider, variant: str = "") -> Verdict:
         try:
             with provider.enter(variant):
                 outputs, written = call()
-        except Ended as error:
+        except (Ended, Misplaced) as error:
             return verdict(error.outcome, f"{name}: {error}")
         # SystemExit too: a provider that leaves must not take the run with it, least of all with exit code 0.
         except (Exception, SystemExit) as error:
@@ -118,7 +119,10 @@ def calls(
         before = snapshot(op, arguments)
         returned = call(op, function, arguments)
         synchronise(provider.device)
-        return _outputs(op, returned, arguments), changed(op, arguments, before)
+        written = changed(op, arguments, before)
+        if not written:
+            demand_layout(op, returned, arguments.values())
+        return _outputs(op, returned, arguments), written
 
     def into() -> tuple[Outputs, str]:
         arguments = build(op, case, provider)

@@ -47,6 +47,7 @@ class Op:
     stem      the file's name, where it is not the op's (``qk_sum_squares`` lives in ``qk_norm_rope``)
     budgeted  inputs whose errors are propagated; the other floating inputs are exact and plain
     mutates   inputs the op writes; they count as outputs, in this order, after the returned ones
+    contiguous  returned outputs that are contiguous as a whole; of the others the last dimension is
     expect    builds the expectation, where comparing tensors is not enough (routing is discrete)
     """
 
@@ -63,6 +64,7 @@ class Op:
     stem: str = ""
     budgeted: tuple[str, ...] = ()
     mutates: tuple[str, ...] = ()
+    contiguous: tuple[str, ...] = ()
     expect: Callable[..., Any] | None = field(default=None)
 
     @property

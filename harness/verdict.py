@@ -19,6 +19,8 @@ class Outcome(Enum):
     TIMED_OUT = "timed out"
     WRONG_SHAPE = "wrong shape"
     WRONG_DTYPE = "wrong dtype"
+    WRONG_LAYOUT = "wrong layout"
+    ALIASED = "aliased"
     NOT_A_NUMBER = "not a number"
     WROTE_INPUT = "wrote its input"
     VACUOUS = "vacuous"

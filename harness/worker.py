@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from minimax_m2.harness.case import Case
+from minimax_m2.harness.layout import Misplaced
 from minimax_m2.harness.op import Op, all_ops
 from minimax_m2.harness.provider import Provider
 from minimax_m2.harness.transport import Arena, Channel, Handle, decoded, encoded
@@ -183,6 +184,8 @@ class Worker:
             raise self._ended(Outcome.TIMED_OUT, what, time.monotonic() - start) from error
         except (EOFError, OSError, ValueError) as error:
             raise self._ended(Outcome.CRASHED, what) from error
+        if "outcome" in message:
+            raise Misplaced(Outcome(message["outcome"]), str(message["text"]))
         if "raised" in message:
             kind = getattr(builtins, str(message["raised"]), None)
             known = isinstance(kind, type) and issubclass(kind, Exception)

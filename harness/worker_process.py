@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from minimax_m2.harness.case import Case
+from minimax_m2.harness.layout import Misplaced, demand_layout
 from minimax_m2.harness.op import all_ops, find_op
 from minimax_m2.harness.provider import Provider, from_file
 from minimax_m2.harness.transport import Arena, Channel, decoded, encoded
@@ -73,6 +74,9 @@ class Answers:
             returned = called(*given, **named_)
         if keep:
             return self._keep(returned)
+        if function in all_ops():
+            # Here, because what is sent is a copy.
+            demand_layout(find_op(function), returned, [*given, *named_.values()])
         self.arena.clear()
         return sent(returned, self.arena, behind)
 
@@ -103,7 +107,8 @@ def owned(value: Any) -> Any:
 def sent(value: Any, arena: Arena, behind: int) -> Any:
     """A result as JSON; what is no tensor is told by its type, for the judge to refuse."""
     if isinstance(value, Tensor):
-        return encoded(value.contiguous(), arena, behind=behind)
+        # A copy: what the provider returns may be a view of its inputs, whose storage is the whole arena.
+        return encoded(value.clone(memory_format=torch.contiguous_format), arena, behind=behind)
     if isinstance(value, tuple | list):
         return {"tuple": [sent(v, arena, behind) for v in value]}
     return value if value is None or isinstance(value, bool | int | float | str) else type(value).__name__
@@ -123,6 +128,9 @@ def serve(channel: Channel, arena: Arena, source: str) -> None:
                 reply = getattr(answers, str(request.pop("verb")))(**request)
         except EOFError:
             return
+        except Misplaced as error:
+            channel.send({"outcome": error.outcome.value, "text": str(error)})
+            continue
         # SystemExit too: a provider that leaves by it is told, not mistaken for one that died.
         except (Exception, SystemExit) as error:
             channel.send({"raised": type(error).__name__, "text": str(error)})

@@ -72,5 +72,5 @@ def qk_norm_rope(
         y = normalised.reshape(qkv.shape[0], x.shape[-1] // head_dim, head_dim)
         turned = rotated(y[..., :rotary_dim], rows, contract=contract)
         outputs.append(torch.cat([turned, rounded(y[..., rotary_dim:], pass_site)], -1).to(qkv.dtype))
-    # flatten() copies the strided slice, so v is contiguous as q and k are.
-    return outputs[0], outputs[1], v.flatten().reshape(qkv.shape[0], num_kv_heads, head_dim)
+    # cat copies, even the slice of a single row, so v is memory of its own as q and k are.
+    return outputs[0], outputs[1], torch.cat([v], -1).reshape(qkv.shape[0], num_kv_heads, head_dim)

@@ -30,7 +30,7 @@ def plain(x: Tensor, residual: Tensor, weight: Tensor, *, eps: float, step: str 
         y = y.to(x.dtype).float()
     y = (y * weight.float()).to(x.dtype)
     if step == "stores the normalised row":
-        stored = y
+        stored = y.clone()
     if step == "stores x":
         stored = x.clone()
     if step == "skips the last row":

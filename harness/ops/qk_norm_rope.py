@@ -161,5 +161,6 @@ OPS = (
         cost=cost,
         parts=("qk_sum_squares", "rope"),
         budgeted=("qkv", "stats"),
+        contiguous=("q", "k", "v"),
     ),
 )

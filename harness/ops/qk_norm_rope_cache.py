@@ -67,5 +67,6 @@ OP = Op(
     parts=("qk_norm_rope", "kv_cache"),
     budgeted=("qkv", "stats"),
     mutates=("k_cache", "v_cache"),
+    contiguous=("q",),
     expect=expect,
 )
