@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from minimax_m2.harness.judge import judge
+from minimax_m2.harness.model_checks import loader_failures, model_failures
 from minimax_m2.harness.museum import WHOLES, Exhibit, exhibits, load, mended, museum_dir, read_exhibit
-from minimax_m2.harness.op import find_op
+from minimax_m2.harness.op import all_ops, find_op
 from minimax_m2.harness.provider import from_object
 from minimax_m2.harness.sampling import sampled
 from minimax_m2.harness.verdict import Outcome
@@ -29,6 +30,23 @@ def test_an_exhibit_is_right_without_its_line(tmp_path: Path, exhibit: Exhibit) 
     provider = from_object(load(file), name=exhibit.name)
     verdicts = [judge(case, provider) for case in sampled(find_op(exhibit.subject), 10)]
     assert [v.explain() for v in verdicts if not v.passed and v.outcome is not Outcome.UNSUPPORTED] == []
+
+
+@pytest.mark.parametrize("exhibit", [e for e in EXHIBITS if e.subject in WHOLES], ids=name)
+def test_a_whole_is_caught_with_its_line_and_right_without(tmp_path: Path, exhibit: Exhibit) -> None:
+    file = tmp_path / exhibit.path.name
+    file.write_text(mended(exhibit.path.read_text()))
+    failures = model_failures if exhibit.subject == "model" else loader_failures
+    assert exhibit.check in dict(failures(getattr(load(exhibit.path), exhibit.offers)))
+    assert dict(failures(getattr(load(file), exhibit.offers))) == {}
+
+
+def test_the_museum_covers_every_op_and_a_third_is_held_out() -> None:
+    bare = {*all_ops(), *WHOLES} - {exhibit.subject for exhibit in EXHIBITS}
+    # The recurrence of gated delta nets has no exhibit yet.
+    assert bare <= {"gated_delta_rule"}
+    assert len(EXHIBITS) >= 45
+    assert sum(exhibit.held_out for exhibit in EXHIBITS) * 3 >= len(EXHIBITS)
 
 
 WHOLE = '''

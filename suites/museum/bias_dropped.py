@@ -1,0 +1,32 @@
+"""Forgets the correction bias on the fused path."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minimax_m2.reference.routing import selection_scores, weights_at
+
+EXHIBIT = {
+    "subject": "routing",
+    "source": "https://github.com/NVIDIA/TensorRT-LLM/pull/13294",
+    "symptom": "MiniMax-M2 routes without its bias after a refactoring (found in review)",
+    "check": "ids:element",
+    "tolerance": (1e-3, 1e-3),
+    "tolerance_of": "vllm tests/kernels/moe/test_fused_topk.py",
+}
+
+
+def routing(
+    logits: Tensor, bias: Tensor | None, *, top_k: int, scoring: str = "sigmoid",
+    indices_dtype: torch.dtype = torch.int32, num_valid: Tensor | None = None, **weighing: Any,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    # right: added = bias
+    added = None
+    scores, selection = selection_scores(logits, added, scoring=scoring)
+    ids = selection.topk(top_k, -1).indices
+    if num_valid is not None:
+        ids = ids.masked_fill((torch.arange(len(ids)) >= num_valid)[:, None], -1)
+    return weights_at(scores, ids, **weighing), ids.to(indices_dtype)

@@ -1,0 +1,32 @@
+"""Divides by a sum that may vanish, without the guard that was asked for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minimax_m2.reference.routing import selection_scores, weights_at
+
+EXHIBIT = {
+    "subject": "routing",
+    "source": "https://github.com/flashinfer-ai/flashinfer/pull/3803",
+    "symptom": "NaN where all chosen sigmoids underflow",
+    "check": "weights:element",
+    "tolerance": (1e-3, 1e-3),
+    "tolerance_of": "vllm tests/kernels/moe/test_fused_topk.py",
+}
+
+
+def routing(
+    logits: Tensor, bias: Tensor | None, *, top_k: int, scoring: str = "sigmoid",
+    indices_dtype: torch.dtype = torch.int32, num_valid: Tensor | None = None, **weighing: Any,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    scores, selection = selection_scores(logits, bias, scoring=scoring)
+    ids = selection.topk(top_k, -1).indices
+    if num_valid is not None:
+        ids = ids.masked_fill((torch.arange(len(ids)) >= num_valid)[:, None], -1)
+    # right: asked: dict[str, Any] = weighing
+    asked: dict[str, Any] = weighing | {"eps": 0.0}
+    return weights_at(scores, ids, **asked), ids.to(indices_dtype)
