@@ -84,8 +84,10 @@ def within_codes(output: str, actual: Tensor, expected: Budgeted) -> Comparison:
     return _by_element(output, outside.double() * 2.0, got, expected.value, (high - low) / 2)
 
 
-def compare(output: str, actual: Tensor, expected: Budgeted, alpha: float = ALPHA) -> Comparison:
-    """Hold ``actual`` against ``expected`` and its budget."""
+def compare(
+    output: str, actual: Tensor, expected: Budgeted, alpha: float = ALPHA, *, hasty: bool = False
+) -> Comparison:
+    """Hold ``actual`` against ``expected`` and its budget; if ``hasty``, no further than the first failure."""
     got = actual.to(torch.float64)
     specified = torch.isfinite(expected.value) & torch.isfinite(expected.bound)
     same = (got == expected.value) | (got.isnan() & expected.value.isnan())
@@ -103,6 +105,8 @@ def compare(output: str, actual: Tensor, expected: Budgeted, alpha: float = ALPH
         torch.inf, posinf=torch.inf
     )
     found = _by_element(output, share, got, expected.value, limit)
+    if hasty and not found.passed:
+        return found
     tests, mean_z2 = dict(found.tests), float("nan")
     noisy = specified & (expected.sigma > 0)
     if expected.jump is not None:

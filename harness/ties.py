@@ -89,12 +89,12 @@ class Choice:
     def kinds(self) -> frozenset[str]:
         return frozenset({"zeros", "rows", "row", "tile", "gain", "twice", "other", "behind"})
 
-    def judge(self, outputs: Outputs, *, alpha: float = ALPHA) -> list[Comparison]:
+    def judge(self, outputs: Outputs, *, alpha: float = ALPHA, suspect: str = "") -> list[Comparison]:
         weights, ids = outputs
         found = judge_ids(ids, self.selection, valid=self.valid, alpha=alpha / 2)
         if found.notes and not torch.isfinite(torch.tensor(found.utilisation)):
             return [found]
-        judged = compare("weights", weights, self.weigh(ids.long()), alpha / 2)
+        judged = compare("weights", weights, self.weigh(ids.long()), alpha / 2, hasty=bool(suspect))
         if not judged.passed and judged.worst is not None:
             row = judged.worst.index[0]
             judged.notes.append(

@@ -179,8 +179,40 @@ def test_all_tests_of_a_case_share_one_false_alarm_rate(
 
     both = SimpleNamespace(**{name: plain_one, f"{name}_out": into})
     assert judge(case, from_object(both, name="both")).passed
-    assert len(spent) == 2 * outputs
-    assert sum(spent) == pytest.approx(ALPHA)
+    # The two calls gave equal bits, which are compared once, at the rate of one call.
+    assert len(spent) == outputs
+    assert sum(spent) == pytest.approx(ALPHA / 2)
+
+
+def test_other_bits_of_another_call_are_compared_too() -> None:
+    right = plain().functions("linear")
+
+    def into(x: Tensor, weight: Tensor, out: Tensor, **keywords: Any) -> None:
+        assert right is not None
+        out.copy_(right(x, weight, **keywords)).flatten()[0] += 1
+
+    verdict = judge(CASE, from_object(SimpleNamespace(linear=right, linear_out=into), name="other"))
+    assert verdict.outcome is Outcome.WRONG
+    assert verdict.evidence[0].startswith("linear_out: ")
+
+
+def test_a_corruption_is_asked_of_its_own_output_only() -> None:
+    case = find_op("add_rms_norm").case(T=5, H=128)
+    right = expected(find_op("add_rms_norm"), case, {})[0]
+    wrong = tuple(torch.zeros_like(output) for output in right.perfect())
+    (found,) = right.judge(wrong, suspect="residual")
+    assert (found.output, list(found.tests), found.passed) == ("residual", ["element"], False)
+    assert len(right.judge(wrong)) == 2
+    assert set(right.judge(wrong)[1].tests) > {"element"}
+
+
+def test_a_provider_that_writes_its_input_spoils_no_later_call() -> None:
+    def writing(x: Tensor, weight: Tensor, **keywords: Any) -> Tensor:
+        x.zero_()
+        return weight
+
+    assert judge(CASE, from_object(SimpleNamespace(linear=writing), name="writing")).outcome is Outcome.WROTE_INPUT
+    assert judge(CASE, plain()).passed
 
 
 @pytest.fixture
