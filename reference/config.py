@@ -153,6 +153,7 @@ class MiniMaxM2Config:
 
         A missing key takes MiniMax-M2's value. The rotary width is ``rotary_dim`` (released checkpoints) or
         ``head_dim * rope_parameters["partial_rotary_factor"]`` (as transformers writes it); both must agree.
+        ``rope_parameters`` with neither rotates whole heads, as transformers does that always writes them.
 
         Raises ValueError that lists every key whose value the reference does not compute, or has the wrong type.
         Source: config.json of MiniMaxAI/MiniMax-M2, M2.1, M2.5, M2.7; transformers 5.23.0 MiniMaxM2Config.
@@ -229,6 +230,8 @@ def _rotary(raw: Mapping[str, Any], head_dim: object, problems: list[str]) -> di
     found = {} if both["rope_theta"] is None else {"rope_theta": both["rope_theta"]}
     factor = both["partial_rotary_factor"]
     if factor is None:
+        if rope and raw.get("rotary_dim") is None and isinstance(head_dim, int):
+            found["rotary_dim"] = head_dim
         return found
     if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 < factor <= 1:
         problems.append(f"partial_rotary_factor={factor!r}; expected a number above 0 and at most 1")

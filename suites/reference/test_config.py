@@ -82,6 +82,28 @@ def test_every_rotary_width_survives_its_factor(head_dim: int) -> None:
     assert read == list(widths)
 
 
+ROPE = {"rope_type": "default", "rope_theta": 10000.0}
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        {"rope_parameters": ROPE},
+        {"rope_parameters": ROPE, "head_dim": 96},
+        {"rope_parameters": ROPE, "rotary_dim": 32},
+        {"rope_parameters": {**ROPE, "partial_rotary_factor": 0.25}},
+        {"rotary_dim": 48, "head_dim": 96},
+    ],
+    ids=str,
+)
+def test_as_many_channels_turn_as_in_transformers(raw: dict[str, Any]) -> None:
+    transformers = pytest.importorskip("transformers")
+    from transformers.models.minimax_m2.modeling_minimax_m2 import MiniMaxM2RotaryEmbedding
+
+    rotary = MiniMaxM2RotaryEmbedding(transformers.MiniMaxM2Config(**raw))
+    assert 2 * len(rotary.inv_freq) == MiniMaxM2Config.from_json(raw).rotary_dim
+
+
 def test_a_missing_key_takes_the_value_of_m2() -> None:
     assert MiniMaxM2Config.from_json("{}") == MiniMaxM2Config()
 
