@@ -16,6 +16,8 @@ lint: venv
 	ci/lint.sh $(ARGS)
 types: venv
 	ci/types.sh $(ARGS)
+peers: venv
+	ci/peers.sh $(ARGS)
 bench: venv
 	$(BIN)/python -m pytest suites --benchmark-only $(ARGS)
 clean:
@@ -35,5 +37,5 @@ else
 	$(BIN)/pip install -q -c .venv/pins.txt torch $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 endif
 	$(BIN)/pip install -q -c .venv/pins.txt 'setuptools>=77'
-	$(BIN)/pip install -q -c .venv/pins.txt --no-build-isolation -e '.[dev,transformers]'
+	$(BIN)/pip install -q -c .venv/pins.txt --no-build-isolation -e '.[dev,transformers,triton]'
 	touch $@

@@ -1,0 +1,53 @@
+"""Time calls on a GPU: one CUDA graph of many calls on rotated arguments, replayed between events."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+
+# Distinct bytes that one replay touches: several times the second-level cache of any GPU, so that each call is cold.
+ROTATED_BYTES = 200_000_000
+MOST_SETS = 64
+FEWEST_CALLS = 24
+REPLAYS = (7, 60)
+
+
+def sets_for(bytes_of_a_call: int) -> int:
+    """How many sets of arguments to rotate over so that no call finds its inputs in the cache."""
+    return max(1, min(MOST_SETS, math.ceil(ROTATED_BYTES / max(bytes_of_a_call, 1))))
+
+
+def replayed(calls: Sequence[Callable[[], object]], *, budget: float) -> list[float]:
+    """Seconds a call, one figure a replay, within about ``budget`` seconds of replays.
+
+    Raises whatever capture raises for a call that waits for the device: such a call cannot serve a captured graph.
+    """
+    rounds = math.ceil(FEWEST_CALLS / len(calls))
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    # Compilation and lazy set-up happen here, outside the graph.
+    with torch.cuda.stream(stream):
+        for call in calls:
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(rounds):
+            for call in calls:
+                call()
+    graph.replay()
+    torch.cuda.synchronize()
+    once = _replay(graph)
+    replays = max(REPLAYS[0], min(REPLAYS[1], int(budget / max(once, 1e-6))))
+    return [_replay(graph) / (rounds * len(calls)) for _ in range(replays)]
+
+
+def _replay(graph: torch.cuda.CUDAGraph) -> float:
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    graph.replay()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) * 1e-3

@@ -1,0 +1,122 @@
+"""Level G0: our GPU kernels in Triton's interpreter, on CPU tensors, in a process of their own.
+
+``TRITON_INTERPRET=1 python -m minimax_m2.harness.interpreter routing --cases 12`` prints one JSON object.
+Triton decides what ``@triton.jit`` makes when a kernel's file is imported, so the variable must be set before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy
+
+from minimax_m2.harness.case import Case
+from minimax_m2.harness.judge import judge
+from minimax_m2.harness.op import Op, find_op
+from minimax_m2.harness.provider import Provider, from_file
+from minimax_m2.harness.providers.ours import Contracts, function_of
+from minimax_m2.harness.sampling import sampled
+from minimax_m2.harness.verdict import Outcome
+
+# A program takes milliseconds here: what a tile edge can show, a few dozen rows show.
+MOST_ROWS = 80
+
+
+@dataclass(frozen=True, slots=True)
+class Interpreted:
+    """What one op's cases gave; ``launches`` is the witness that Triton functions ran, and nothing else did."""
+
+    op: str
+    judged: int
+    refused: int
+    launches: int
+    failures: tuple[str, ...]
+
+
+def interpreted(file: str = "") -> Provider:
+    """Our GPU kernels, or somebody's in a file, as a provider of CPU tensors.
+
+    Raises RuntimeError unless TRITON_INTERPRET=1 was set before anything imported Triton.
+    """
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        raise RuntimeError("TRITON_INTERPRET is not 1; start a process of its own with it, Triton reads it on import")
+    if file:
+        return replace(from_file(file), refuses=refuses)
+    return Provider(
+        name="ours", device="cpu", functions=lambda name: function_of("gpu", name), contract=Contracts("gpu"),
+        refuses=refuses,
+    )  # fmt: skip
+
+
+def refuses(op: Op, case: Any) -> str | None:
+    """Why a case cannot be shown here."""
+    if "bfloat16" in (case.get("dtype"), case.get("table"), case.get("out")):
+        return "Triton's interpreter computes bfloat16 on raw bits and rounds to it by cutting off"
+    if int(case.get("T", 0)) > MOST_ROWS:
+        return f"the interpreter takes milliseconds a row; more than {MOST_ROWS} rows show no new edge of a tile"
+    return None
+
+
+def judged(name: str, count: int, file: str = "") -> Interpreted:
+    """Judge the first ``count`` sampled cases of an op that are not refused."""
+    provider, op = interpreted(file), find_op(name)
+    launches = _counted_launches()
+    passed, refused, failures = 0, 0, []
+    for case in sampled(op, 8 * count):
+        verdict = judge(Case(case), provider)
+        refused += verdict.outcome is Outcome.UNSUPPORTED
+        if verdict.passed:
+            passed += 1
+        elif verdict.outcome is not Outcome.UNSUPPORTED:
+            failures.append(verdict.explain(f"G0 {name}"))
+        if passed + len(failures) == count:
+            break
+    return Interpreted(name, passed + len(failures), refused, len(launches), tuple(failures))
+
+
+def _counted_launches() -> list[str]:
+    """Names of the kernels that the interpreter runs from now on."""
+    from triton.runtime.interpreter import GridExecutor
+
+    # The interpreter divides by zero and overflows as a GPU does; numpy would print each.
+    numpy.seterr(all="ignore")
+    launches: list[str] = []
+    run = GridExecutor.__call__
+
+    def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        launches.append(self.fn.__name__)
+        return run(self, *args, **kwargs)
+
+    GridExecutor.__call__ = counted
+    return launches
+
+
+def in_own_process(name: str, count: int, file: str = "") -> Interpreted:
+    """Judge in a new process; RuntimeError with its output where it dies."""
+    command = [sys.executable, "-m", "minimax_m2.harness.interpreter", name, "--cases", str(count), "--file", file]
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"G0 {name} ended with {done.returncode}:\n{done.stderr[-4000:]}")
+    found = json.loads(done.stdout.splitlines()[-1])
+    return Interpreted(**{**found, "failures": tuple(found["failures"])})
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("op")
+    parser.add_argument("--cases", type=int, default=12)
+    parser.add_argument("--file", default="", help="a provider file of Triton kernels; ours without it")
+    given = parser.parse_args(arguments)
+    sys.stdout.write(json.dumps(asdict(judged(given.op, given.cases, given.file))) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,63 @@
+"""Launchers: registered at torch's dispatcher, called directly where nothing is being compiled."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# The oldest architecture that every kernel compiles for.
+OLDEST = 80
+
+_library = torch.library.Library("minimax_m2", "IMPL")
+
+
+def registered(name: str, launch: Callable[..., None]) -> Callable[..., None]:
+    """Register ``launch`` as the CUDA kernel of ``torch.ops.minimax_m2.<name>``; return what wrappers call.
+
+    Eager code skips the dispatcher, which costs more than the launch. Compiled code goes through it, so that the op
+    stays one node of the graph and its dispatch by shape happens inside.
+    """
+    _library.impl(name, launch, "CUDA")
+    op = getattr(torch.ops.minimax_m2, name)
+
+    def call(*args: Any) -> None:
+        if torch.compiler.is_compiling():
+            op(*args)
+        else:
+            launch(*args)
+
+    return call
+
+
+def on_device_of(x: Tensor) -> AbstractContextManager[Any]:
+    """Make ``x``'s GPU the current one: Triton launches there whatever its arguments say."""
+    if x.is_cuda and x.device.index != torch.cuda.current_device():
+        return torch.cuda.device(x.device)
+    return nullcontext()
+
+
+def capability(x: Tensor) -> int:
+    """The compute capability whose path runs: 90 for sm_90; ``MINIMAX_M2_GPU_ARCH`` forces a lower one.
+
+    A tensor of no GPU (the interpreter) takes the oldest path unless the variable says otherwise.
+    """
+    forced = os.environ.get("MINIMAX_M2_GPU_ARCH")
+    if not x.is_cuda:
+        return int(forced) if forced else OLDEST
+    major, minor = torch.cuda.get_device_capability(x.device)
+    return min(int(forced), 10 * major + minor) if forced else 10 * major + minor
+
+
+def converts_e4m3(capability: int) -> bool:
+    """Whether the hardware converts float32 to e4m3."""
+    return capability >= 89
+
+
+def power_of_two(n: int) -> int:
+    """The smallest power of two that is at least ``n``, and at least 1: what a Triton tile may be wide."""
+    return 1 << max(n - 1, 0).bit_length()

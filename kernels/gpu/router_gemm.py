@@ -1,0 +1,127 @@
+"""The router's logits in true float32, on a GPU: no TF32, and no tensor core that rounds towards zero."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from minimax_m2.kernels import schema
+from minimax_m2.kernels.gpu.launch import on_device_of, registered
+from minimax_m2.kernels.schema import router_gemm as router_gemm_schema
+
+# Programs that keep every multiprocessor of a large GPU busy.
+PROGRAMS = 256
+REDUCED = 512
+
+
+class Tiling(NamedTuple):
+    """How one product is cut: tokens and experts of a program, channels of a step, parts of the sum over H."""
+
+    tokens: int
+    experts: int
+    channels: int
+    parts: int
+
+
+def tiling(num_tokens: int, num_experts: int, hidden: int) -> Tiling:
+    """Cut H into as many parts as fill the machine; a sum has the same order whatever the tokens beside it hold."""
+    tokens = 16 if num_tokens <= 16 else 32 if num_tokens <= 64 else 64
+    experts, channels = 32, 64
+    tiles = triton.cdiv(num_tokens, tokens) * triton.cdiv(num_experts, experts)
+    steps = triton.cdiv(hidden, channels)
+    return Tiling(tokens, experts, channels, max(1, min(PROGRAMS // tiles, steps // 2)))
+
+
+@triton.jit
+def router_gemm_kernel(
+    x_ptr, weight_ptr, part_ptr, x_stride, weight_stride, T, E, H, length,
+    TOKENS: tl.constexpr, EXPERTS: tl.constexpr, CHANNELS: tl.constexpr, STEPS: tl.constexpr,
+):  # fmt: skip
+    """One part of the sum for a tile of logits."""
+    token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
+    expert = tl.program_id(1) * EXPERTS + tl.arange(0, EXPERTS)
+    part = tl.program_id(2)
+    x_rows = x_ptr + token.to(tl.int64)[None, :] * x_stride
+    weight_rows = weight_ptr + expert.to(tl.int64)[:, None] * weight_stride
+    logits = tl.zeros((EXPERTS, TOKENS), tl.float32)
+    for step in range(STEPS):
+        within = step * CHANNELS + tl.arange(0, CHANNELS)
+        h = part * length + within
+        inside = (within < length) & (h < H)
+        w = tl.load(weight_rows + h[None, :], mask=(expert < E)[:, None] & inside[None, :], other=0.0)
+        x = tl.load(x_rows + h[:, None], mask=(token < T)[None, :] & inside[:, None], other=0.0)
+        # Tensor cores would cut each sum towards zero, TF32 each factor: float32 multiply-adds round to nearest.
+        logits += tl.dot(w, x.to(tl.float32), input_precision="ieee")
+    place = (part.to(tl.int64) * T + token[None, :]) * E + expert[:, None]
+    tl.store(part_ptr + place, logits, mask=(token < T)[None, :] & (expert < E)[:, None])
+
+
+@triton.jit
+def add_parts_kernel(part_ptr, bias_ptr, logits_ptr, n, E, PARTS: tl.constexpr, HAS_BIAS: tl.constexpr,
+                     BLOCK: tl.constexpr):  # fmt: skip
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < n
+    logits = tl.load(part_ptr + at, mask=inside, other=0.0)
+    for part in range(1, PARTS):
+        logits += tl.load(part_ptr + tl.cast(part, tl.int64) * n + at, mask=inside, other=0.0)
+    if HAS_BIAS:
+        logits += tl.load(bias_ptr + at % E, mask=inside, other=0.0)
+    tl.store(logits_ptr + at, logits, mask=inside)
+
+
+def _launch(x: Tensor, weight: Tensor, bias: Tensor | None, logits: Tensor) -> None:
+    num_tokens, num_experts, hidden = *logits.shape, x.shape[1]
+    cut = tiling(num_tokens, num_experts, hidden)
+    steps = triton.cdiv(triton.cdiv(hidden, cut.channels), cut.parts)
+    whole = cut.parts == 1 and bias is None
+    parts = logits if whole else torch.empty((cut.parts, *logits.shape), dtype=torch.float32, device=x.device)
+    grid = (triton.cdiv(num_tokens, cut.tokens), triton.cdiv(num_experts, cut.experts), cut.parts)
+    with on_device_of(x):
+        router_gemm_kernel[grid](
+            x, weight, parts, x.stride(0), weight.stride(0), num_tokens, num_experts, hidden, steps * cut.channels,
+            TOKENS=cut.tokens, EXPERTS=cut.experts, CHANNELS=cut.channels, STEPS=steps, num_warps=4, num_stages=3,
+        )  # fmt: skip
+        if not whole:
+            add_parts_kernel[(triton.cdiv(logits.numel(), REDUCED),)](
+                parts, bias, logits, logits.numel(), num_experts,
+                PARTS=cut.parts, HAS_BIAS=bias is not None, BLOCK=REDUCED, num_warps=4,
+            )  # fmt: skip
+
+
+_call = registered("router_gemm", _launch)
+
+
+def router_gemm(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Multiply the hidden states by the router's weight: ``float32(x) @ weight^T (+ bias)``.
+
+    x       [T, H] bfloat16, float16 or float32, row stride free
+    weight  [E, H] float32, row stride free; bias [E] float32 or None
+    returns [T, E] float32
+
+    float32 multiply-adds whatever the dtype of x. The sum over H is cut into parts that are added in one order.
+
+    Raises ValueError or TypeError for shapes, dtypes and strides outside the above.
+    """
+    router_gemm_schema.check(x, weight, bias)
+
+    logits = torch.empty((x.shape[0], weight.shape[0]), dtype=torch.float32, device=x.device)
+
+    if x.shape[0] > 0:
+        _call(x, weight, bias, logits)
+    return logits
+
+
+def router_gemm_out(x: Tensor, weight: Tensor, bias: Tensor | None, logits: Tensor) -> None:
+    """Do what ``router_gemm`` does, into ``logits``, contiguous ``[T, E]`` float32."""
+    router_gemm_schema.check(x, weight, bias)
+    schema.expect_shape("logits", logits, (x.shape[0], weight.shape[0]), "[T, E]")
+    schema.expect_dtype("logits", logits, (torch.float32,))
+    schema.expect_contiguous("logits", logits)
+    schema.expect_device("logits", logits, x.device)
+
+    if x.shape[0] > 0:
+        _call(x, weight, bias, logits)

@@ -1,0 +1,217 @@
+"""Routing on a GPU: score, select, weigh in one launch, a program a token; and its packed format."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from minimax_m2.kernels import schema
+from minimax_m2.kernels.gpu.exponential import exp, sigmoid
+from minimax_m2.kernels.gpu.launch import on_device_of, power_of_two, registered
+from minimax_m2.kernels.schema import routing as routing_schema
+
+# Words of pack_routing that one program handles.
+PACKED = 1024
+
+
+@triton.jit
+def scored(logits, inside, SOFTMAX: tl.constexpr):
+    """The score of each expert of a row, float32."""
+    if SOFTMAX:
+        top = tl.max(tl.where(inside, logits, -float("inf")), 0)
+        e = tl.where(inside, exp(logits - top), 0.0)
+        return tl.div_rn(e, tl.sum(e, 0))
+    return sigmoid(logits)
+
+
+@triton.jit
+def select_and_weigh(
+    scores, bias, inside, invalid, weights_ptr, ids_ptr, scale, eps,
+    K: tl.constexpr, LANES: tl.constexpr, BLOCK: tl.constexpr, RENORMALIZE: tl.constexpr, HAS_BIAS: tl.constexpr,
+):  # fmt: skip
+    """Write the K experts of a row, by descending score + bias and rising id; a NaN anywhere chooses none."""
+    expert = tl.arange(0, BLOCK)
+    selection = scores
+    if HAS_BIAS:
+        selection = scores + bias
+    unordered = tl.sum(tl.where(inside & (selection != selection), 1, 0), 0) > 0
+    # One integer a candidate, in the order of selection and then of falling id: each round is one maximum. 0.0 is
+    # added so that -0 and 0 are equal.
+    bits = (selection + 0.0).to(tl.int32, bitcast=True)
+    ordered = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64)
+    taken: tl.constexpr = -(1 << 62)
+    key = tl.where(inside, (ordered << 10) | (1023 - expert).to(tl.int64), taken)
+    lane = tl.arange(0, LANES)
+    chosen = tl.full((LANES,), -1, tl.int32)
+    weights = tl.zeros((LANES,), tl.float32)
+    for k in range(K):
+        best = tl.max(key, 0)
+        winner = 1023 - (best & 1023).to(tl.int32)
+        hit = expert == winner
+        score = tl.sum(tl.where(hit, scores, 0.0), 0)
+        chosen = tl.where(lane == k, winner, chosen)
+        weights = tl.where(lane == k, score, weights)
+        key = tl.where(hit, taken, key)
+    if RENORMALIZE:
+        # As a tree: one after the other, equal scores would round the same way K times.
+        weights = tl.div_rn(weights, tl.sum(weights, 0) + eps)
+    weights = weights * scale
+    weights = tl.where(unordered, float("nan"), weights)
+    weights = tl.where(invalid, 0.0, weights)
+    chosen = tl.where(unordered | invalid, -1, chosen)
+    tl.store(weights_ptr + lane, weights, mask=lane < K)
+    tl.store(ids_ptr + lane, chosen.to(ids_ptr.dtype.element_ty), mask=lane < K)
+
+
+@triton.jit
+def routing_kernel(
+    logits_ptr, bias_ptr, num_valid_ptr, weights_ptr, ids_ptr, stride, E, scale, eps,
+    K: tl.constexpr, LANES: tl.constexpr, BLOCK: tl.constexpr, SOFTMAX: tl.constexpr, RENORMALIZE: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_VALID: tl.constexpr,
+):  # fmt: skip
+    t = tl.program_id(0).to(tl.int64)
+    expert = tl.arange(0, BLOCK)
+    inside = expert < E
+    logits = tl.load(logits_ptr + t * stride + expert, mask=inside, other=0.0).to(tl.float32)
+    bias = tl.zeros((BLOCK,), tl.float32)
+    if HAS_BIAS:
+        bias = tl.load(bias_ptr + expert, mask=inside, other=0.0)
+    invalid = t < 0
+    if HAS_VALID:
+        invalid = t >= tl.load(num_valid_ptr)
+    select_and_weigh(
+        scored(logits, inside, SOFTMAX), bias, inside, invalid, weights_ptr + t * K, ids_ptr + t * K, scale, eps,
+        K, LANES, BLOCK, RENORMALIZE, HAS_BIAS,
+    )  # fmt: skip
+
+
+@triton.jit
+def pack_routing_kernel(weights_ptr, ids_ptr, packed_ptr, n, expert_start, BLOCK: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < n
+    ids = tl.load(ids_ptr + at, mask=inside, other=-1).to(tl.int64)
+    bits = tl.load(weights_ptr + at, mask=inside, other=0.0).to(tl.int32, bitcast=True)
+    # To nearest even on the bits; a NaN keeps its top payload bit, which rounding up could carry away.
+    nearest = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    is_nan = (bits & 0x7FFFFFFF) > 0x7F800000
+    half = tl.where(is_nan, (bits >> 16) | 0x40, nearest)
+    local = tl.where(ids < expert_start, -1, ids - expert_start).to(tl.int32)
+    tl.store(packed_ptr + at, (local << 16) | (half & 0xFFFF), mask=inside)
+
+
+@triton.jit
+def unpack_routing_kernel(packed_ptr, weights_ptr, ids_ptr, n, expert_start, BLOCK: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < n
+    packed = tl.load(packed_ptr + at, mask=inside, other=0)
+    local = packed >> 16
+    tl.store(weights_ptr + at, (packed << 16).to(tl.float32, bitcast=True), mask=inside)
+    tl.store(ids_ptr + at, tl.where(local < 0, -1, local + expert_start), mask=inside)
+
+
+def _launch(
+    logits: Tensor, bias: Tensor | None, top_k: int, renormalize: bool, softmax: bool, scale: float, eps: float,
+    num_valid: Tensor | None, weights: Tensor, ids: Tensor,
+) -> None:  # fmt: skip
+    num_tokens, num_experts = logits.shape
+    block = power_of_two(num_experts)
+    with on_device_of(logits):
+        routing_kernel[(num_tokens,)](
+            logits, bias, num_valid, weights, ids, logits.stride(0), num_experts, scale, eps,
+            K=top_k, LANES=power_of_two(top_k), BLOCK=block, SOFTMAX=softmax, RENORMALIZE=renormalize,
+            HAS_BIAS=bias is not None, HAS_VALID=num_valid is not None, num_warps=1 if block <= 512 else 2,
+        )  # fmt: skip
+
+
+def _launch_pack(weights: Tensor, ids: Tensor, expert_start: int, packed: Tensor) -> None:
+    with on_device_of(ids):
+        pack_routing_kernel[(triton.cdiv(ids.numel(), PACKED),)](
+            weights, ids, packed, ids.numel(), expert_start, BLOCK=PACKED
+        )
+
+
+def _launch_unpack(packed: Tensor, expert_start: int, weights: Tensor, ids: Tensor) -> None:
+    with on_device_of(packed):
+        unpack_routing_kernel[(triton.cdiv(packed.numel(), PACKED),)](
+            packed, weights, ids, packed.numel(), expert_start, BLOCK=PACKED
+        )
+
+
+_call = registered("routing", _launch)
+_call_pack = registered("pack_routing", _launch_pack)
+_call_unpack = registered("unpack_routing", _launch_unpack)
+
+
+def routing(
+    logits: Tensor, bias: Tensor | None, *, top_k: int, renormalize: bool = True, scoring: str = "sigmoid",
+    scale: float = 1.0, eps: float = 0.0, indices_dtype: torch.dtype = torch.int32, num_valid: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Select experts by score plus bias; weigh them by score alone.
+
+        s = sigmoid(logits) or softmax(logits);  ids = the top_k largest of s + bias
+        w = s[ids];  w = w / (sum(w) + eps) if renormalize;  w = w * scale
+
+    logits     [T, E] float32, bfloat16 or float16, row stride free; E 1..1024
+    bias       [E] float32 or None, for selection only
+    num_valid  int32 scalar tensor or None: rows from there on get id -1 and weight 0
+    returns    weights [T, K] float32, ids [T, K] indices_dtype, by descending score + bias, ties to the lower id
+
+    All in float32. A row in which some score + bias is NaN gets ids -1 and NaN weights: nothing here may wait for the
+    host.
+
+    Raises ValueError or TypeError for shapes, dtypes, strides and sizes outside the above.
+    """
+    routing_schema.check(logits, bias, top_k=top_k, scoring=scoring, indices_dtype=indices_dtype, num_valid=num_valid)
+
+    num_tokens = logits.shape[0]
+    weights = torch.empty((num_tokens, top_k), dtype=torch.float32, device=logits.device)
+    ids = torch.empty((num_tokens, top_k), dtype=indices_dtype, device=logits.device)
+
+    if num_tokens > 0:
+        _call(logits, bias, top_k, renormalize, scoring == "softmax", scale, eps, num_valid, weights, ids)
+    return weights, ids
+
+
+def routing_out(
+    logits: Tensor, bias: Tensor | None, weights: Tensor, ids: Tensor, *, top_k: int, renormalize: bool = True,
+    scoring: str = "sigmoid", scale: float = 1.0, eps: float = 0.0, indices_dtype: torch.dtype = torch.int32,
+    num_valid: Tensor | None = None,
+) -> None:  # fmt: skip
+    """Do what ``routing`` does, into ``weights`` and ``ids``, contiguous ``[T, K]``."""
+    routing_schema.check(logits, bias, top_k=top_k, scoring=scoring, indices_dtype=indices_dtype, num_valid=num_valid)
+    routing_schema.check_outputs(weights, ids, shape=(logits.shape[0], top_k), device=logits.device)
+    schema.expect_dtype("ids", ids, (indices_dtype,))
+
+    if logits.shape[0] > 0:
+        _call(logits, bias, top_k, renormalize, scoring == "softmax", scale, eps, num_valid, weights, ids)
+
+
+def pack_routing(weights: Tensor, ids: Tensor, *, expert_start: int = 0) -> Tensor:
+    """Pack a weight and its expert into one int32: ``(id - expert_start) << 16 | bits of bfloat16(weight)``.
+
+    weights [T, K] float32, ids [T, K] int32 or int64, contiguous; returns [T, K] int32
+
+    The weight is rounded to nearest even. An id of -1, or below ``expert_start``, has the field 0xffff: the packed
+    value is negative, its weight bits stay.
+    """
+    routing_schema.check_pack(weights, ids, expert_start=expert_start)
+
+    packed = torch.empty(ids.shape, dtype=torch.int32, device=ids.device)
+
+    if packed.numel() > 0:
+        _call_pack(weights, ids, expert_start, packed)
+    return packed
+
+
+def unpack_routing(packed: Tensor, *, expert_start: int = 0) -> tuple[Tensor, Tensor]:
+    """Undo ``pack_routing``: weights as float32 of the bfloat16, ids int32, -1 for negative packed values."""
+    routing_schema.check_unpack(packed, expert_start=expert_start)
+
+    weights = torch.empty(packed.shape, dtype=torch.float32, device=packed.device)
+    ids = torch.empty(packed.shape, dtype=torch.int32, device=packed.device)
+
+    if packed.numel() > 0:
+        _call_unpack(packed, expert_start, weights, ids)
+    return weights, ids

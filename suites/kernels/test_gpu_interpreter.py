@@ -1,0 +1,50 @@
+"""Level G0: the source of every GPU kernel is right, in Triton's interpreter, without a GPU."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from minimax_m2.harness.interpreter import in_own_process
+from minimax_m2.harness.op import all_ops
+from minimax_m2.harness.providers.ours import function_of
+
+pytest.importorskip("triton", reason="Triton is not installed; the levels G0 and G1 are not here")
+
+BUILT = [name for name in all_ops() if function_of("gpu", name) is not None]
+CASES = 12
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("op", [pytest.param(name, id=f"G0-{name}") for name in BUILT])
+def test_the_source_is_right_in_the_interpreter(op: str) -> None:
+    found = in_own_process(op, CASES)
+
+    assert not found.failures, "\n".join(found.failures)
+    assert found.judged == CASES, f"{found.refused} cases were refused, {found.judged} judged"
+    # The witness: outputs that no Triton function wrote would have been made by something else.
+    assert found.launches >= found.judged, f"{found.launches} launches for {found.judged} cases of {op}"
+
+
+@pytest.mark.gpu
+def test_a_wrong_kernel_is_caught_in_the_interpreter(tmp_path: Path) -> None:
+    source = Path(kernel_file("rms_norm")).read_text()
+    wrong = source.replace("width) + eps))", "width)) + eps)")
+    assert wrong != source
+    file = tmp_path / "eps_outside_the_root.py"
+    # Registered once by our own kernel; a second registration is refused.
+    file.write_text(wrong.replace('registered("rms_norm", _launch)', "_launch"))
+
+    found = in_own_process("rms_norm", CASES, str(file))
+
+    assert found.launches >= found.judged
+    assert any("rms_norm" in failure for failure in found.failures), "eps added to the root passed"
+
+
+def kernel_file(op: str) -> str:
+    spec = find_spec(f"minimax_m2.kernels.gpu.{op}")
+    assert spec is not None
+    assert spec.origin is not None
+    return spec.origin
