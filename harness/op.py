@@ -39,8 +39,8 @@ class Op:
     settle    makes drawn fields consistent (``K <= E``); returns None to refuse a draw
     inputs    builds the arguments, by the reference's parameter names, in the dtypes the provider sees
     contract  where a kernel rounds unless its provider says otherwise
-    choices   what a provider may say instead, by contract field; each value stands for an engine that does so,
-              and "dtype" for the dtype of the case: most engines round to what they return
+    choices   what a provider may say instead, by contract field: each value with the ``engine:file`` that does so;
+              "dtype" stands for the dtype of the case: most engines round to what they return
     shapes    the named cases that are timed: ``decode`` and ``prefill``
     cost      least bytes and flops of a case
     parts     the ops a fusion is made of
@@ -56,7 +56,7 @@ class Op:
     factors: Mapping[str, tuple[Field, ...]]
     inputs: Callable[[Case, Bits], dict[str, Any]]
     contract: Callable[[Case], dict[str, Any]]
-    choices: Mapping[str, tuple[Any, ...]]
+    choices: Mapping[str, Mapping[Any, str]]
     shapes: Mapping[str, Mapping[str, Field]]
     cost: Callable[[Case], Cost]
     settle: Callable[[dict[str, Field]], dict[str, Field] | None] = lambda fields: fields
@@ -105,7 +105,7 @@ class Op:
                 raise ValueError(
                     f"contract field {self.name}.{name}={value!r} is unknown; {self.name} has {', '.join(fields)}"
                 )
-            legal = {**self.choices, **GENERAL_CHOICES}.get(name, (fields[name],))
+            legal = tuple({**self.choices, **GENERAL_CHOICES}.get(name, (fields[name],)))
             if name == "exp_ulps":
                 _check_exp_ulps(self.name, value)
             elif value not in (*legal, fields[name]):

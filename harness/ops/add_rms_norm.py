@@ -49,10 +49,9 @@ OP = Op(
     contract=contract,
     # A (vLLM) and C (transformers): variance_of "rounded", normalised "dtype".
     choices={
-        "residual": ("dtype",),
-        "variance_of": ("rounded", "unrounded"),
-        "normalised": ("dtype", "float32"),
-        "out": ("dtype",),
+        "residual": {"dtype": rms_norm.VLLM},
+        "variance_of": {"rounded": rms_norm.VLLM, "unrounded": rms_norm.SGLANG},
+        **rms_norm.OP.choices,
     },
     shapes={"decode": {"T": 4, "H": 3072}, "prefill": {"T": 256, "H": 3072}},
     cost=cost,

@@ -33,7 +33,11 @@ OP = Op(
     factors=FACTORS,
     inputs=inputs,
     contract=contract,
-    choices={**add_rms_norm.OP.choices, **block_quant.OP.choices, "out": ("dtype", "float32")},
+    choices={
+        **add_rms_norm.OP.choices,
+        **block_quant.OP.choices,
+        "out": {"dtype": "vLLM:csrc/quantization/fused_kernels/fused_layernorm_dynamic_per_token_quant.cu"},
+    },
     shapes=add_rms_norm.OP.shapes,
     cost=cost,
     parts=("add_rms_norm", "block_quant"),

@@ -32,6 +32,9 @@ FACTORS: dict[str, tuple[Field, ...]] = {
     "gap": (0, 8),
 }
 
+TRANSFORMERS = "transformers:src/transformers/models/minimax_m2/modeling_minimax_m2.py"
+FLASH = "FlashAttention:csrc/flash_attn/src/flash_fwd_kernel.h"
+
 
 class Batch(NamedTuple):
     """Lengths of the sequences, queries included, and where each one's queries start."""
@@ -126,11 +129,10 @@ OP = Op(
     inputs=inputs,
     contract=contract,
     choices={
-        # dtype: transformers' eager attention.
-        "scores": ("float32", "dtype"),
-        # None: float32 weights, our CPU kernel. dtype: FlashAttention, which casts them for the second product.
-        "probabilities": (None, "dtype"),
-        "normalised": (True,),  # transformers, eager
+        "scores": {"dtype": TRANSFORMERS},
+        # None: float32 weights. dtype: cast for the second product.
+        "probabilities": {None: "ours:kernels/cpu/attention.h", "dtype": FLASH},
+        "normalised": {True: TRANSFORMERS},
     },
     shapes={
         "decode": {"B": 4, "S": 1024, "queries": "one", "Hk": 8, "D": 128},

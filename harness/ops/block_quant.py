@@ -72,7 +72,10 @@ OP = Op(
     inputs=inputs,
     # float32 arithmetic has rounded the scale already.
     contract=lambda case: {"scale": None, "reciprocal": None},
-    choices={"scale": ("float32",), "reciprocal": ("float32",)},
+    choices={
+        "scale": {"float32": "SGLang:python/sglang/srt/layers/quantization/fp8_kernel.py"},
+        "reciprocal": {"float32": "vLLM:csrc/moe/minimax_m2_topk_quant_kernels.cu"},
+    },
     shapes={"decode": {"T": 4, "H": 3072}, "prefill": {"T": 256, "H": 3072}},
     cost=cost,
     budgeted=("x",),

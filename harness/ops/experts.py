@@ -10,6 +10,7 @@ from torch import Tensor
 from minimax_m2.harness.bits import Bits, regime_values, strided
 from minimax_m2.harness.case import Case, Field
 from minimax_m2.harness.op import Cost, Op, Pack
+from minimax_m2.harness.ops import fp8_linear, swiglu
 from minimax_m2.reference.routing import pack_routing
 
 # Half-widths of uniform weights, dyadic, whose standard deviation is the scale's name.
@@ -155,18 +156,19 @@ def contract(case: Case) -> dict[str, Any]:
     }
 
 
-CHOICES: dict[str, tuple[Any, ...]] = {
-    "dequantised": ("bfloat16",),  # vllm-ascend, at load
-    "routing_weights": ("bfloat16",),  # FlashInfer trtllm_routed
-    "activation": ("e4m3",),  # vLLM, SGLang, DeepGEMM W8A8
-    "reciprocal": ("float32",),  # vLLM since vllm#43592
-    "scale_format": ("ue8m0",),  # DeepGEMM, SM100
-    "gate_up": ("dtype", None),  # dtype: vLLM and SGLang Triton, SGLang cpu FP8
-    "silu": ("dtype", "float32"),  # dtype: vLLM silu_and_mul
-    "act": ("dtype", "float32"),  # dtype: all
-    "down": ("dtype",),  # transformers
-    "weighted": ("dtype", None),  # dtype: vLLM and SGLang Triton
-    "combine": ("dtype", None),  # dtype: transformers
+TRITON = "vLLM:vllm/model_executor/layers/fused_moe/fused_moe.py"
+SGLANG_CPU = "SGLang:sgl-kernel/csrc/cpu/moe.cpp"
+TRANSFORMERS = "transformers:src/transformers/models/minimax_m2/modeling_minimax_m2.py"
+
+CHOICES: dict[str, dict[Any, str]] = {
+    **fp8_linear.OP.choices,
+    "routing_weights": {"bfloat16": "SGLang:python/sglang/srt/layers/moe/moe_runner/flashinfer_trtllm.py"},
+    "gate_up": {"dtype": TRITON, None: SGLANG_CPU},
+    "silu": swiglu.OP.choices["silu"],
+    "act": {"dtype": TRITON},
+    "down": {"dtype": TRANSFORMERS},
+    "weighted": {"dtype": TRITON, None: SGLANG_CPU},
+    "combine": {"dtype": TRANSFORMERS, None: SGLANG_CPU},
 }
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from minimax_m2.harness.bits import REGIMES, Bits, regime_values, strided
 from minimax_m2.harness.case import Case, Field
 from minimax_m2.harness.op import Cost, Op, Pack
+from minimax_m2.harness.ops import block_quant
 
 FACTORS: dict[str, tuple[Field, ...]] = {
     # Around register blocks of 1 and 3 rows, a 64-token tile and a slab of 120 rows.
@@ -92,10 +93,12 @@ OP = Op(
     inputs=inputs,
     contract=contract,
     choices={
-        "dequantised": ("bfloat16",),  # vllm-ascend, at load
-        "activation": ("e4m3",),  # vLLM, SGLang, DeepGEMM W8A8
-        "reciprocal": ("float32",),  # vLLM since vllm#43592
-        "scale_format": ("ue8m0",),  # DeepGEMM, SM100
+        # At load.
+        "dequantised": {"bfloat16": "vllm-ascend:vllm_ascend/patch/worker/patch_minimax_m2.py"},
+        "activation": {"e4m3": "SGLang:python/sglang/srt/layers/quantization/fp8_kernel.py"},
+        "reciprocal": block_quant.OP.choices["reciprocal"],
+        # On SM100.
+        "scale_format": {"ue8m0": "DeepGEMM:deep_gemm/utils/math.py"},
     },
     # One rank's share of the qkv projection at TP8.
     shapes={"decode": {"T": 4, "N": 1024, "H": 3072}, "prefill": {"T": 256, "N": 1024, "H": 3072}},

@@ -22,6 +22,8 @@ FACTORS: dict[str, tuple[Field, ...]] = {
     "gap": (0, 8),
 }
 
+FLA = "SGLang:sgl-kernel/csrc/cpu/mamba/fla.cpp"
+
 
 def named(fields: dict[str, Field]) -> dict[str, Field]:
     """Parameters of the activations' dtype carry its name."""
@@ -55,7 +57,7 @@ OP = Op(
     settle=named,
     inputs=inputs,
     contract=lambda case: {"exp_b": None, "beta": own_dtype(case)},
-    choices={"exp_b": ("dtype",), "beta": ("dtype",)},
+    choices={"exp_b": {"dtype": FLA}, "beta": {"dtype": FLA}},
     shapes={"decode": {"T": 16, "Hv": 32}, "prefill": {"T": 256, "Hv": 32}},
     cost=cost,
     budgeted=("a", "b", "A_log"),

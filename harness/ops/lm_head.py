@@ -69,8 +69,8 @@ OP = Op(
     settle=settle,
     inputs=inputs,
     contract=lambda case: {"out": None},
-    # vLLM and SGLang multiply in the model's dtype and cast the logits afterwards.
-    choices={"out": ("dtype",)},
+    # It multiplies in the model's dtype and casts the logits afterwards.
+    choices={"out": {"dtype": "vLLM:vllm/model_executor/layers/logits_processor.py"}},
     # A 48th of the vocabulary: the whole weight would take gigabytes to draw.
     shapes={
         "decode": {"T": 4, "V": 4168, "H": 3072},

@@ -11,7 +11,7 @@ from minimax_m2.harness.bits import REGIMES, Bits, strided
 from minimax_m2.harness.case import Case, Field
 from minimax_m2.harness.op import Cost, Op
 from minimax_m2.harness.ops import rope
-from minimax_m2.harness.ops.rope import ROTATION, ROTATION_CHOICES, channels, dtype_of, positions, table
+from minimax_m2.harness.ops.rope import MODEL_DTYPE, ROTATION, ROTATION_CHOICES, channels, dtype_of, positions, table
 
 EPS = 1e-6
 # A group of three ranks: a number that divides neither the heads nor the widths by accident.
@@ -111,9 +111,13 @@ def contract(case: Case) -> dict[str, Any]:
     }  # fmt: skip
 
 
-CHOICES: dict[str, tuple[Any, ...]] = ROTATION_CHOICES | {
-    "eps_on": ("sum",),  # SGLang tp_qknorm.cuh
-    "normalised": ("bfloat16", "float16", "float32"),  # NPU split_qkv_tp_rmsnorm_rope stores the norm in model dtype
+CHOICES: dict[str, dict[Any, str]] = ROTATION_CHOICES | {
+    "eps_on": {"sum": "SGLang:python/sglang/jit_kernel/csrc/distributed/tp_qknorm.cuh"},
+    # The NPU operator, as every pair of unfused kernels, stores the norm in the model's dtype.
+    "normalised": dict.fromkeys(
+        MODEL_DTYPE, "sgl-kernel-npu:python/sgl_kernel_npu/sgl_kernel_npu/norm/split_qkv_tp_rmsnorm_rope.py"
+    )
+    | {"float32": "vLLM:csrc/libtorch_stable/minimax_reduce_rms_kernel.cu"},
 }
 
 

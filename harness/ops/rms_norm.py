@@ -22,6 +22,9 @@ FACTORS: dict[str, tuple[Field, ...]] = {
     "gap": (0, 8),
 }
 
+# The engines whose conventions differ: two roundings and one.
+VLLM, SGLANG = "vLLM:csrc/layernorm_kernels.cu", "SGLang:sgl-kernel/csrc/cpu/norm.cpp"
+
 
 def rows(case: Case, bits: Bits, name: str, width: int) -> Tensor:
     """Activations ``[T, width]`` of the case's regime, float64; in ``zero_rows`` every third row is 0."""
@@ -75,7 +78,7 @@ OP = Op(
     factors=FACTORS,
     inputs=inputs,
     contract=lambda case: {"normalised": None, "out": own_dtype(case)},
-    choices={"normalised": ("dtype", "float32"), "out": ("dtype",)},
+    choices={"normalised": {"dtype": VLLM, "float32": SGLANG}, "out": {"dtype": VLLM}},
     shapes={"decode": {"T": 4, "H": 3072}, "prefill": {"T": 256, "H": 3072}},
     cost=cost,
     budgeted=("x",),

@@ -32,10 +32,15 @@ ROTATION: dict[str, tuple[Field, ...]] = {
     "table_gap": (0, 8),
 }
 
-# Model dtype, or float32 (None: nothing but the arithmetic rounds).
-ROTATION_CHOICES: dict[str, tuple[Any, ...]] = {
-    "cos_sin": ("dtype", "bfloat16", "float16", "float32"),  # vLLM casts the table to the model's dtype
-    "products": ("dtype", "bfloat16", "float16", "float32"),  # vLLM csrc/pos_encoding_kernels.cu computes in scalar_t
+# Model dtype, by whatever name, or float32 (None: nothing but the arithmetic rounds).
+MODEL_DTYPE = ("dtype", "bfloat16", "float16")
+ROTATION_CHOICES: dict[str, dict[Any, str]] = {
+    # vLLM casts the table to the model's dtype.
+    "cos_sin": dict.fromkeys(MODEL_DTYPE, "vLLM:vllm/model_executor/layers/rotary_embedding/base.py")
+    | {"float32": "SGLang:python/sglang/srt/layers/rotary_embedding.py"},
+    # vLLM computes in scalar_t.
+    "products": dict.fromkeys(MODEL_DTYPE, "vLLM:csrc/pos_encoding_kernels.cu")
+    | {"float32": "FlashInfer:include/flashinfer/pos_enc.cuh"},
 }
 
 

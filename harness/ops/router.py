@@ -85,7 +85,7 @@ OP = Op(
     inputs=inputs,
     contract=lambda case: {"logits": None, "scores": None, "selection": None, "weights": "float32"},
     # Logits in the model's dtype choose other experts for about 4 % of tokens: no choice, a defect.
-    choices={"scores": ("bfloat16",), "selection": ("bfloat16",)},
+    choices={},
     shapes={"decode": {"T": 4, "E": 256, "H": 3072, "K": 8}, "prefill": {"T": 256, "E": 256, "H": 3072, "K": 8}},
     cost=cost,
     parts=("router_gemm", "routing"),

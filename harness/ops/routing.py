@@ -34,6 +34,8 @@ FACTORS: dict[str, tuple[Field, ...]] = {
     "gap": (0, 8),
 }
 
+SGLANG = "SGLang:python/sglang/srt/layers/moe/topk.py"
+
 
 def settle(fields: dict[str, Field]) -> dict[str, Field]:
     return fields | {"K": min(int(fields["K"]), int(fields["E"]))}
@@ -121,10 +123,12 @@ OP = Op(
     settle=settle,
     inputs=inputs,
     contract=lambda case: {"logits": None, "scores": None, "selection": None, "weights": "float32"},
+    # vLLM's apply_sigmoid returns the dtype of the logits. Logits, bias and biased scores in 16 bits were defects where
+    # they occurred (sglang#33764, sglang#37133, TensorRT-LLM#13328).
     choices={
-        "logits": ("float32", "bfloat16"),
-        "scores": ("float32", "bfloat16"),
-        "selection": ("float32", "bfloat16"),
+        "logits": {"float32": SGLANG},
+        "scores": {"float32": SGLANG, "dtype": "vLLM:csrc/moe/grouped_topk_kernels.cu"},
+        "selection": {"float32": SGLANG},
     },
     shapes={"decode": {"T": 4, "E": 256, "K": 8}, "prefill": {"T": 256, "E": 256, "K": 8}},
     cost=cost,

@@ -22,6 +22,8 @@ FACTORS: dict[str, tuple[Field, ...]] = {
     "gap": (0, 8),
 }
 
+VLLM = "vLLM:csrc/activation_kernels.cu"
+
 
 def gate_up_of(case: Case, bits: Bits) -> Tensor:
     """``[T, 2*I]``, gate first."""
@@ -45,7 +47,10 @@ OP = Op(
     factors=FACTORS,
     inputs=inputs,
     contract=lambda case: {"silu": None, "out": rms_norm.own_dtype(case)},
-    choices={"silu": ("dtype", "float32"), "out": ("dtype",)},
+    choices={
+        "silu": {"dtype": VLLM, "float32": "SGLang:sgl-kernel/csrc/cpu/activation.cpp"},
+        "out": {"dtype": VLLM},
+    },
     shapes={"decode": {"T": 32, "I": 1536}, "prefill": {"T": 256, "I": 1536}},
     cost=cost,
     budgeted=("gate_up",),

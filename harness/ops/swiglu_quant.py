@@ -41,10 +41,9 @@ OP = Op(
     inputs=inputs,
     contract=contract,
     choices={
-        "silu": ("dtype", "float32"),
-        "out": ("dtype", "float32"),
-        "ties": ("even", "up"),
+        **swiglu.OP.choices,
         **block_quant.OP.choices,
+        "ties": {"up": "sgl-kernel-npu:python/sgl_kernel_npu/sgl_kernel_npu/activation/swiglu_quant.py"},
     },
     shapes=swiglu.OP.shapes,
     cost=cost,

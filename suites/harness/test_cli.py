@@ -116,9 +116,9 @@ def test_a_run_without_a_judged_case_is_no_pass(tmp_path: Path, capsys: pytest.C
 
 def test_a_case_that_a_contract_hides_is_neither_wrong_nor_right(tmp_path: Path) -> None:
     hidden = find_op("routing").case(
-        T=17, E=256, bias="none", regime="near_tie", scoring="softmax", renormalize=0, eps=1, valid=1, seed=7
+        T=1, E=17, K=4, bias="none", regime="near_tie", dtype="bfloat16", eps=1, ids="int64", seed=236
     )
-    coarse = dict.fromkeys(("logits", "scores", "selection"), "bfloat16")
+    coarse = {"scores": "dtype"}
     (tmp_path / "mine.py").write_text(f"contract = {{'routing': {coarse}}}\nrouting = print\n")
     done = m2check(tmp_path, "repro", hidden.json, "--provider", "mine.py")
     assert done.returncode == 5, done.stderr
