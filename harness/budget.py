@@ -9,6 +9,8 @@
              are linear in the same R errors, so ``(sum limited)^2`` is what their correlations add up to
     jump     the largest single step a re-quantised code can make (Bernstein's atom), 0 where nothing is quantised
     allowed  for a freshly quantised value only: lowest and highest code that a correct kernel may produce
+    grid     spacing of the points on which a kernel's value lies; ``None``: the arithmetic's own. What a rounding
+             leaves, and sums of such numbers, lie on coarser grids, where a further rounding errs by few values only
 
 Errors are propagated to first order. A rounding to a format with precision p is modelled as uniform noise of half
 a spacing, variance ``half_ulp^2 / 3``. Every primitive adds the rounding of the arithmetic it runs in. A primitive
@@ -25,7 +27,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from minimax_m2.harness.formats import FORMATS, Format, half_ulp
+from minimax_m2.harness.formats import FORMATS, Format, half_ulp, lowest_bit, rounding_variance
 
 RULES: dict[str, Callable[..., Any]] = {}
 
@@ -69,6 +71,7 @@ class Budgeted:
     limited: Tensor | None = None
     jump: Tensor | None = None
     allowed: tuple[Tensor, Tensor] | None = field(default=None)
+    grid: Tensor | None = None
 
     @classmethod
     def exact(cls, value: Tensor, arithmetic: Arithmetic | None = None) -> Budgeted:
@@ -125,6 +128,7 @@ class Budgeted:
             limited=None if self.limited is None else move(self.limited),
             jump=None if self.jump is None else move(self.jump),
             allowed=None if self.allowed is None else (move(self.allowed[0]), move(self.allowed[1])),
+            grid=None if self.grid is None else move(self.grid),
         )
 
     def __getitem__(self, index: Any) -> Budgeted:
@@ -221,19 +225,31 @@ def element_labels(value: Tensor) -> Tensor:
     return torch.arange(value.numel(), device=value.device).view(value.shape)
 
 
-def with_roundoff(x: Budgeted, *, ulps: float = 0.5, exact: Tensor | None = None) -> Budgeted:
+def grid_of(x: Budgeted) -> Tensor:
+    """Spacing of the points on which a kernel holds ``x``: a known number lies on multiples of its lowest bit."""
+    spacing = 2 * half_ulp(x.value, x.arithmetic.format) if x.grid is None else x.grid
+    return torch.where(x.is_exact, lowest_bit(x.value), spacing)
+
+
+def with_roundoff(
+    x: Budgeted, *, ulps: float = 0.5, exact: Tensor | None = None, grid: Tensor | None = None
+) -> Budgeted:
     """Add the rounding of one elementary operation whose result is ``x``: ``ulps`` spacings of the arithmetic.
 
     ``exact`` marks elements computed from exact operands by a correctly rounded operation: there a representable
     result is not rounded at all, and any other errs by a known amount. (Products of a few significant bits lie on so
     few points between two neighbours that uniform noise would understate their error by up to a factor of 3.)
-    Results below the smallest normal number may be flushed to zero.
+    ``grid`` is the spacing of the points on which the unrounded result lies. Results below the smallest normal number
+    may be flushed to zero.
     """
     fmt = x.arithmetic.format
     worst = half_ulp(x.value, fmt) * (2.0 * ulps)
     tiny = x.value.abs() < 2.0**fmt.emin
     worst = torch.where(tiny, x.value.abs().clamp_min(worst), worst)
     noise = worst / 3**0.5
+    if grid is not None:
+        noise = torch.where(tiny, noise, rounding_variance(x.value, fmt, grid).sqrt())
+        worst = torch.where(tiny | (grid < 4 * worst), worst, 0.0)
     if exact is not None:
         known = (x.value.to(fmt.dtype).to(torch.float64) - x.value).abs()
         noise = torch.where(exact & ~tiny, known, noise)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from minimax_m2.harness.budget import Budgeted, Shared, element_labels, new_shared, rule, with_roundoff
+from minimax_m2.harness.budget import Budgeted, Shared, element_labels, grid_of, new_shared, rule, with_roundoff
 from minimax_m2.harness.budget_movement import anyone, lift
+from minimax_m2.harness.formats import half_ulp
 
 
 def _spread(p: Budgeted, slope: Tensor, out: Tensor) -> tuple[Tensor, list[Shared], Tensor | None, Tensor | None]:
@@ -84,15 +86,24 @@ def _both(a: Any, b: Any) -> tuple[Budgeted, Budgeted]:
 @rule("add")
 def _add(a: Any, b: Any) -> Budgeted:
     x, y = _both(a, b)
-    value, one = x.value + y.value, torch.ones((), dtype=torch.float64)
-    return with_roundoff(binary(x, y, value, one, one, x.bound + y.bound), exact=x.is_exact & y.is_exact)
+    return _total(x, y, x.value + y.value, 1.0)
 
 
 @rule("sub")
 def _sub(a: Any, b: Any) -> Budgeted:
     x, y = _both(a, b)
-    value, one = x.value - y.value, torch.ones((), dtype=torch.float64)
-    return with_roundoff(binary(x, y, value, one, -one, x.bound + y.bound), exact=x.is_exact & y.is_exact)
+    return _total(x, y, x.value - y.value, -1.0)
+
+
+def _total(x: Budgeted, y: Budgeted, value: Tensor, sign: float) -> Budgeted:
+    """A sum: multiples of two spacings add up to a multiple of the finer, which is no rounding where it fits."""
+    one = torch.ones((), dtype=torch.float64)
+    total = binary(x, y, value, one, sign * one, x.bound + y.bound)
+    grid = torch.minimum(grid_of(x), grid_of(y)).expand(value.shape)
+    out = with_roundoff(total, exact=x.is_exact & y.is_exact, grid=grid)
+    if x.grid is None and y.grid is None:
+        return out
+    return replace(out, grid=torch.maximum(grid, 2 * half_ulp(value, x.arithmetic.format)))
 
 
 @rule("mul", "multiply")
@@ -102,10 +113,15 @@ def _mul(a: Any, b: Any) -> Budgeted:
     bound = x.value.abs() * y.bound + y.value.abs() * x.bound + x.bound * y.bound
     out = binary(x, y, value, y.value, x.value, bound)
     if not isinstance(b, Budgeted) and _powers_of_two(y.value):
-        return out
+        return replace(out, grid=_scaled_grid(x, y.value))
     if not isinstance(a, Budgeted) and _powers_of_two(x.value):
-        return out
+        return replace(out, grid=_scaled_grid(y, x.value))
     return with_roundoff(out, exact=x.is_exact & y.is_exact | certain_zero(x) | certain_zero(y))
+
+
+def _scaled_grid(x: Budgeted, by: Tensor) -> Tensor | None:
+    """The grid of ``x`` times powers of two, which keep it."""
+    return None if x.grid is None else torch.where(by == 0, torch.inf, x.grid * by.abs())
 
 
 def certain_zero(x: Budgeted) -> Tensor:

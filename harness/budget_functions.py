@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from minimax_m2.harness.budget import Budgeted, Shared, new_shared, rule, with_roundoff
+from minimax_m2.harness.budget import Budgeted, Shared, grid_of, new_shared, rule, with_roundoff
 from minimax_m2.harness.budget_arithmetic import certain_zero
 from minimax_m2.harness.budget_movement import lift
-from minimax_m2.harness.formats import FORMATS, half_ulp
+from minimax_m2.harness.formats import FORMATS, half_ulp, rounding_variance
 from minimax_m2.reference.contract import rounded
 
 
@@ -136,10 +136,10 @@ def _clamp_min(x: Budgeted, min: float) -> Budgeted:
 
 @rule(rounded.__name__)
 def _rounded(x: Budgeted, site: str | None) -> Budgeted:
-    """A named rounding site: uniform noise of half a spacing, or code flips where the format is a quantiser's.
+    """A named rounding site: noise on the grid of the value, or code flips where the format is a quantiser's.
 
-    A value known without error rounds to a known number: sums of two bfloat16 values lie on so few points between
-    two neighbours that uniform noise would understate their error by a half.
+    A value known without error rounds to a known number. One that a kernel already holds on the format's grid, as a
+    float32 result at a float32 site, is not rounded again.
     """
     if site is None:
         return x
@@ -150,12 +150,13 @@ def _rounded(x: Budgeted, site: str | None) -> Budgeted:
         return quantised(x, fmt, lambda v: v.clamp(-fmt.largest, fmt.largest).to(fmt.dtype).to(torch.float64))
     # The spacing is that of the largest value the kernel may hold here: an error can reach the next binade.
     spacing = half_ulp(x.value.abs() + x.bound.nan_to_num(0.0, posinf=0.0), fmt)
-    known = x.value.to(fmt.dtype).to(torch.float64) - x.value
-    error = torch.where(x.is_exact, known.abs(), half_ulp(x.value, fmt) / 3**0.5)
-    worst = torch.where(error > 0, spacing, 0.0)
+    known, grid = x.value.to(fmt.dtype).to(torch.float64) - x.value, grid_of(x)
+    error = torch.where(x.is_exact, known.abs(), rounding_variance(x.value, fmt, grid).sqrt())
+    worst = torch.where(torch.where(x.is_exact, error > 0, grid < 2 * spacing), spacing, 0.0)
     overflow = x.value.abs() + x.bound >= fmt.largest + half_ulp(torch.tensor(fmt.largest, dtype=torch.float64), fmt)
-    out = replace(x, bound=torch.where(overflow, torch.inf, x.bound + worst), allowed=None)
-    parts = [*x.shared, *one_sided(known, error)]
+    coarser = torch.maximum(grid, 2 * half_ulp(x.value, fmt))
+    out = replace(x, bound=torch.where(overflow, torch.inf, x.bound + worst), allowed=None, grid=coarser)
+    parts = [*x.shared, *one_sided(torch.where(error > 0, known, 0.0), error)]
     label = repeated(x.value)
     if label is None:
         return replace(out, var=x.var + error.square(), shared=tuple(parts))

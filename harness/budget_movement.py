@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minimax_m2.harness.budget import Budgeted, Shared, element_labels, new_shared, rule
+from minimax_m2.harness.budget import Budgeted, Shared, element_labels, grid_of, new_shared, rule
 
 
 def _movement(name: str) -> None:
@@ -113,6 +113,7 @@ def _joined(parts: list[Budgeted], join: Callable[[list[Tensor]], Tensor]) -> Bu
         shared=tuple(shared),
         limited=_join_optional([p.limited for p in parts], parts, join),
         jump=_join_optional([p.jump for p in parts], parts, join),
+        grid=None if all(p.grid is None for p in parts) else join([grid_of(p) for p in parts]),
     )
 
 

@@ -11,18 +11,14 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
-from minimax_m2.harness.bits import Bits
 from minimax_m2.harness.case import Case
-from minimax_m2.harness.expectation import Expectation, Outputs, call_reference, expectation
+from minimax_m2.harness.expectation import emulated, expectation
 from minimax_m2.harness.formats import name_of
-from minimax_m2.harness.op import Op, Pack, all_ops
+from minimax_m2.harness.op import Op, all_ops
 from minimax_m2.harness.sampling import sampled
-from minimax_m2.reference.contract import Contract
 
 CASES = 120
 # Factors that scale the weights: by name (0.005, 0.02, 0.1) or in thousandths.
@@ -41,25 +37,6 @@ class Figure:
     elements: int
 
 
-def emulated(op: Op, case: Case) -> tuple[Expectation, Outputs]:
-    """The expectation of a case, and what a kernel returns that rounds where the default contract says."""
-    contract = op.full_contract(case, {})
-    right = expectation(op, case, contract)
-    arguments = {
-        name: value if name in op.mutates else _narrow(op, value) for name, value in op.inputs(case, Bits(case)).items()
-    }
-    returned = call_reference(op, arguments, Contract(contract))
-    return right, tuple(value.to(dtype) for value, dtype in zip(returned, right.dtypes.values(), strict=True))
-
-
-def _narrow(op: Op, value: Any) -> Any:
-    if isinstance(value, Pack):
-        return getattr(op.module, value.function)(**{k: _narrow(op, v) for k, v in value.arguments.items()})
-    if isinstance(value, Tensor) and value.is_floating_point():
-        return value.to(torch.float32)
-    return value
-
-
 def figures(op: Op, cases: int = CASES) -> list[Figure]:
     """Measure the first ``cases`` sampled cases of an op."""
     field = weight_scale(op)
@@ -67,8 +44,9 @@ def figures(op: Op, cases: int = CASES) -> list[Figure]:
     for case in sampled(op, cases):
         if degenerate(case):
             continue
-        right, outputs = emulated(op, case)
-        for found in right.judge(outputs):
+        contract = op.full_contract(case, {})
+        right = expectation(op, case, contract)
+        for found in right.judge(emulated(op, case, contract, torch.float32)):
             if found.mean_z2 == found.mean_z2:
                 key = (found.output, name_of(right.dtypes[found.output]), _scale(case, field))
                 total[key][0] += found.mean_z2 * found.elements

@@ -1,4 +1,4 @@
-"""Correct kernels raise no alarm: plain torch in float32 and ours, on every op's sampled cases."""
+"""Correct kernels raise no alarm: plain torch in float32, ours and transformers', on every op's sampled cases."""
 
 from __future__ import annotations
 
@@ -35,18 +35,29 @@ def alarms(op_name: str, provider: Provider, count: int, start: int = 0) -> list
     return found
 
 
+def transformers() -> Provider:
+    """The installed transformers, which rounds where no other provider here does; skips where there is none."""
+    pytest.importorskip("transformers")
+    from minimax_m2.harness.providers.transformers_ops import transformers_ops
+
+    return transformers_ops()
+
+
+PROVIDERS = (plain, ours, transformers)
+
+
 def offered(op_name: str, provider: Provider) -> Provider:
     if not cells([provider], [op_name]):
         pytest.skip(f"{provider.name} does not offer {op_name}")
     return provider
 
 
-@pytest.mark.parametrize("make", [plain, ours])
+@pytest.mark.parametrize("make", PROVIDERS)
 def test_a_correct_kernel_raises_no_alarm(op_name: str, make: Callable[[], Provider]) -> None:
     assert alarms(op_name, offered(op_name, make()), SLICE, START) == []
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("make", [plain, ours])
+@pytest.mark.parametrize("make", PROVIDERS)
 def test_a_correct_kernel_raises_no_alarm_in_a_thousand_cases(op_name: str, make: Callable[[], Provider]) -> None:
     assert alarms(op_name, offered(op_name, make()), NIGHTLY) == []
