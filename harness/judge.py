@@ -150,8 +150,7 @@ def calls(
     def into() -> tuple[Outputs, str]:
         arguments = build(op, case, provider)
         before = snapshot(op, arguments)
-        names = [name for name in right.dtypes if name not in op.mutates]
-        outputs = [poisoned(right.shapes[name], right.dtypes[name], provider.device) for name in names]
+        outputs = blank(op, right, provider)
         call(op, out_variant or function, arguments, outputs)
         synchronise(provider.device)
         return (*outputs, *(arguments[name] for name in op.mutates)), changed(op, arguments, before)
@@ -201,6 +200,12 @@ def call(op: Op, function: Callable[..., Any], arguments: dict[str, Any], output
 def _outputs(op: Op, returned: Any, arguments: dict[str, Any]) -> Outputs:
     values = () if returned is None else tuple(returned) if isinstance(returned, tuple | list) else (returned,)
     return (*values, *(arguments[name] for name in op.mutates))
+
+
+def blank(op: Op, right: Expectation, provider: Provider) -> list[Tensor]:
+    """The outputs to hand to ``<op>_out``; written inputs are passed as such."""
+    names = [name for name in right.dtypes if name not in op.mutates]
+    return [poisoned(right.shapes[name], right.dtypes[name], provider.device) for name in names]
 
 
 def poisoned(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
+from itertools import groupby, product
 
 from minimax_m2.harness.case import Case
 from minimax_m2.harness.judge import judge
@@ -39,25 +40,38 @@ def run(
 ) -> Iterator[Record]:
     """Judge every cell on ``count`` sampled cases of its op; with a ``roof`` also time its decode and prefill shapes.
 
-    Cells of one op follow each other, so an expectation is computed once for all that share a contract.
+    The cells of an op meet one case after the other, so its inputs are drawn once and its expectation is computed once
+    for all that share a contract.
     """
     known = {(p.name, p.device): p for p in providers}
     only = set(variants)
     chosen = [c for c in cells(known.values(), ops) if not only or c.variant in only]
     label = name or run_name()
-    for position, cell in enumerate(chosen):
-        progress(cell.id, position / len(chosen))
-        provider, op = known[cell.provider, cell.device], find_op(cell.op)
-        clean = True
-        for case in judgeable(op, provider, count):
+    done = 0
+    for op_name, group in groupby(chosen, key=lambda cell: cell.op):
+        op, mine = find_op(op_name), [(cell, known[cell.provider, cell.device]) for cell in group]
+        wrong: set[Cell] = set()
+        progress(op_name, done / len(chosen))
+        for case, cell, provider in deal(op, mine, count):
             record = Record.of(judge(case, provider, cell.variant), run=label)
-            clean &= record.outcome in (Outcome.PASS.value, Outcome.UNSUPPORTED.value)
+            if record.outcome not in (Outcome.PASS.value, Outcome.UNSUPPORTED.value):
+                wrong.add(cell)
             yield record
-        if roof is not None and clean:
-            for shape in op.shapes:
-                progress(f"{cell.id} {shape}", position / len(chosen))
+        for shape, (cell, provider) in product(op.shapes, mine):
+            if roof is not None and cell not in wrong:
+                progress(f"{cell.id} {shape}", done / len(chosen))
                 yield timed(op, shape, cell, provider, roof, label)
+        done += len(mine)
     progress("done", 1.0)
+
+
+def deal(op: Op, mine: list[tuple[Cell, Provider]], count: int) -> Iterator[tuple[Case, Cell, Provider]]:
+    """Every case with every cell that is to meet it, case by case."""
+    wanted = {(provider.name, provider.device): judgeable(op, provider, count) for _, provider in mine}
+    for case in dict.fromkeys(case for cases in wanted.values() for case in cases):
+        for cell, provider in mine:
+            if case in wanted[cell.provider, cell.device]:
+                yield case, cell, provider
 
 
 def judgeable(op: Op, provider: Provider, count: int) -> list[Case]:

@@ -181,6 +181,7 @@ def test_all_tests_of_a_case_share_one_false_alarm_rate(
     assert judge(case, from_object(both, name="both")).passed
     # The two calls gave equal bits, which are compared once, at the rate of one call.
     assert len(spent) == outputs
+    # derived: a sum of a few rounded shares
     assert sum(spent) == pytest.approx(ALPHA / 2)
 
 
