@@ -14,6 +14,9 @@ from typing import Any, NamedTuple
 from minimax_m2.harness.bits import Bits
 from minimax_m2.harness.case import Case, Field
 
+# Where a provider's kernel rounds: contract fields, or a function of the case where its paths round differently.
+Declared = Mapping[str, Any] | Callable[[Case], Mapping[str, Any]]
+
 
 class Pack(NamedTuple):
     """An argument that each provider lays out for itself: ``function(**arguments)`` of the provider makes it."""
@@ -97,8 +100,9 @@ class Op:
         kinds = inspect.signature(self.reference).parameters.values()
         return tuple(p.name for p in kinds if p.kind is p.POSITIONAL_OR_KEYWORD)
 
-    def full_contract(self, case: Case, declared: Mapping[str, Any]) -> dict[str, Any]:
+    def full_contract(self, case: Case, declared: Declared) -> dict[str, Any]:
         """The default contract of a case with what a provider declares; unknown fields and values are refused."""
+        declared = declared(case) if callable(declared) else declared
         fields = self.contract(case) | {"arithmetic": "float32", "exp_ulps": 1.0}
         for name, value in declared.items():
             if name not in fields:

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from minimax_m2.harness.op import Op, all_ops
+from minimax_m2.harness.op import Declared, Op, all_ops
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,7 +19,8 @@ class Provider:
     """An implementation on one device.
 
     functions  resolves an op's name to a callable, or None where the provider does not offer it
-    contract   where its kernels round, by op; what it leaves out takes the op's default
+    contract   where its kernels round, by op, or a function of the case that says so; what it leaves out takes the
+               op's default
     variants   names of the code paths to judge apart (instruction sets); ``enter`` selects one
     lacks      whether an op does without one of the variants
     source     what to write after ``--provider`` to get it again
@@ -29,7 +30,7 @@ class Provider:
     name: str
     device: str
     functions: Callable[[str], Callable[..., Any] | None]
-    contract: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    contract: Mapping[str, Declared] = field(default_factory=dict)
     variants: tuple[str, ...] = ("",)
     enter: Callable[[str], AbstractContextManager[Any]] = lambda variant: nullcontext()
     lacks: Callable[[str, str], bool] = lambda op, variant: False
@@ -76,8 +77,10 @@ def from_object(module: ModuleType | object, *, name: str, device: str = "cpu", 
     if not offered:
         raise ValueError(f"provider {name!r} offers no op; define functions named as in {', '.join(all_ops())}")
     contract = getattr(module, "contract", {})
-    if not isinstance(contract, Mapping) or not all(isinstance(fields, Mapping) for fields in contract.values()):
-        raise ValueError(f"provider {name!r} has contract={contract!r}; write {{op: {{field: value}}}}")
+    if not isinstance(contract, Mapping) or not all(isinstance(f, Mapping) or callable(f) for f in contract.values()):
+        raise ValueError(
+            f"provider {name!r} has contract={contract!r}; write {{op: {{field: value}}}}, or a function of the case"
+        )
     for op in contract:
         if op not in offered:
             raise ValueError(f"provider {name!r} declares a contract for {op!r}, which it does not offer ({offered})")

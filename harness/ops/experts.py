@@ -165,7 +165,8 @@ CHOICES: dict[str, dict[Any, str]] = {
     "routing_weights": {"bfloat16": "SGLang:python/sglang/srt/layers/moe/moe_runner/flashinfer_trtllm.py"},
     "gate_up": {"dtype": TRITON, None: SGLANG_CPU},
     "silu": swiglu.OP.choices["silu"],
-    "act": {"dtype": TRITON},
+    # Unrounded where the kernel that gates also quantises.
+    "act": {"dtype": TRITON, "float32": "vLLM:vllm/model_executor/layers/fused_moe/batched_deep_gemm_moe.py"},
     "down": {"dtype": TRANSFORMERS},
     "weighted": {"dtype": TRITON, None: SGLANG_CPU},
     "combine": {"dtype": TRANSFORMERS, None: SGLANG_CPU},

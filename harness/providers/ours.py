@@ -11,7 +11,7 @@ from functools import cache
 from types import ModuleType
 from typing import Any
 
-from minimax_m2.harness.op import all_ops
+from minimax_m2.harness.op import Declared, all_ops
 from minimax_m2.harness.provider import Provider
 
 
@@ -94,15 +94,17 @@ def _module(device: str, stem: str) -> ModuleType:
     return importlib.import_module(f"minimax_m2.kernels.{device}.{stem}")
 
 
-class Contracts(Mapping[str, Mapping[str, Any]]):
+class Contracts(Mapping[str, Declared]):
     """The contract each kernel module declares: ``contract`` for the op of its name, or by op in a stem of many."""
 
     def __init__(self, device: str) -> None:
         self.device = device
 
-    def __getitem__(self, op: str) -> Mapping[str, Any]:
+    def __getitem__(self, op: str) -> Declared:
         stem = stem_of(op)
         declared = getattr(_module(self.device, stem), "contract", {}) if stem in stems(self.device) else {}
+        if callable(declared):
+            return declared
         nested = declared.get(op)
         return nested if isinstance(nested, Mapping) else {} if _by_op(declared) else declared
 
