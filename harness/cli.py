@@ -18,6 +18,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 from minimax_m2.harness import doctor as examination
 from minimax_m2.harness.case import Case
+from minimax_m2.harness.commands_score import score
 from minimax_m2.harness.devices import DEVICES
 from minimax_m2.harness.features import Standing, survey
 from minimax_m2.harness.judge import judge
@@ -205,6 +206,9 @@ def list_ops(as_json: JsonOption = False) -> None:
         fusion = f" = {' + '.join(row['parts'])}" if row["parts"] else ""
         offered = ", ".join(row["providers"]) or "nobody"
         console.print(f"{row['op']}{fusion}  [dim]{', '.join(row['outputs'])}; offered by {offered}[/]")
+
+
+app.command()(score)
 
 
 @app.command()

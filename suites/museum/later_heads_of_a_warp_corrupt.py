@@ -10,7 +10,7 @@ EXHIBIT = {
     "subject": "rope",
     "source": "https://github.com/vllm-project/vllm/pull/51049",
     "symptom": "garbage or NaN on H200 once tokens times heads reach 10240",
-    "check": "q:element",
+    "check": "tokens repeated",
     "tolerance": None,
 }
 

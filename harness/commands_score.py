@@ -1,0 +1,139 @@
+"""``m2check score``: how many known bugs and planted defects the harness catches."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from minimax_m2.harness.museum import exhibits, museum_dir
+from minimax_m2.harness.mutation import mutants
+from minimax_m2.harness.op import all_ops, find_op
+from minimax_m2.harness.score import GENERIC, HELD_OUT, MUSEUM, Kill, rate, score_museum, score_mutants
+
+CASES, SHORT_CASES = 60, 40
+SHORT_SHARE = 4
+"""The short form judges every exhibit, but of the generic mutants only every so many-th."""
+GOAL = 0.97
+
+
+def score(
+    op: Annotated[list[str] | None, typer.Option("--op", help="only this op (repeatable)")] = None,
+    short: Annotated[bool, typer.Option("--short", help="every exhibit, a quarter of the generic mutants")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON instead of tables")] = False,
+) -> None:
+    """Judge the museum's bugs and generic mutants: kills by op and by check, survivors by name."""
+    # Here, because cli registers this command.
+    from minimax_m2.harness.cli import NOTHING_MEASURED, WRONG, console, finish, working
+
+    chosen = [find_op(name) for name in op or all_ops()]
+    folder, start = museum_dir(), time.perf_counter()
+    hung = [] if folder is None else [e for e in exhibits(folder) if not op or e.subject in op]
+    generic = [mutant for o in chosen for mutant in mutants(o)][:: SHORT_SHARE if short else 1]
+    cases = SHORT_CASES if short else CASES
+    with working() as bar:
+        task = bar.add_task("starting", total=1.0)
+
+        def tell(text: str, share: float) -> None:
+            bar.update(task, description=text, completed=share)
+
+        kills = [
+            *score_museum(hung, cases=cases, progress=tell),
+            *score_mutants(generic, cases=cases, progress=tell),
+        ]
+    seconds = time.perf_counter() - start
+    if as_json:
+        for kill in kills:
+            typer.echo(json.dumps(asdict(kill)))
+    else:
+        for table in (by_group(kills), by_op(kills), by_check(kills), leniency(kills)):
+            console.print(table)
+        for kill in kills:
+            if kill.survived:
+                console.print(f"survived: {kill.name} ({kill.group})", markup=False)
+    if not kills:
+        finish(NOTHING_MEASURED, "nothing was measured", "no exhibit and no mutant of these ops", "m2check list")
+    real = [kill for kill in kills if kill.group != GENERIC]
+    planted = [kill for kill in kills if kill.group == GENERIC]
+    lost = [kill for kill in real if kill.survived]
+    told = f"{sum(not k.survived for k in real)} of {len(real)} bugs and {rate(planted):.1%} of mutants are caught"
+    if lost:
+        finish(
+            WRONG, told, f"{lost[0].name} survives {lost[0].examples} examples", f"m2check score --op {lost[0].subject}"
+        )
+    if rate(planted) < GOAL:
+        first = next(kill for kill in planted if kill.survived)
+        finish(WRONG, told, f"{first.name} survives; the goal is {GOAL:.0%}", f"m2check score --op {first.subject}")
+    finish(0, told, f"{seconds:.0f} s, {sum(kill.examples for kill in kills)} examples", "m2check run")
+
+
+def by_group(kills: Iterable[Kill]) -> Table:
+    """Caught and surviving, museum and mutants apart, and what was written before the checks were tuned by itself."""
+    table = Table(title="wrong providers", title_justify="left")
+    for name in (
+        "group",
+        "caught",
+        "of",
+        "share",
+        "as expected",
+        "examples to the first kill: median",
+        "largest",
+        "seconds",
+    ):
+        table.add_column(name, justify="left" if name == "group" else "right")
+    for group in (MUSEUM, HELD_OUT, GENERIC):
+        own = [kill for kill in kills if kill.group == group]
+        caught = [kill for kill in own if not kill.survived]
+        counts = sorted(kill.examples for kill in caught) or [0]
+        as_expected = "" if group == GENERIC else str(sum(kill.as_expected for kill in caught))
+        row = (str(len(caught)), str(len(own)), f"{rate(own):.1%}", as_expected, str(counts[len(counts) // 2]))
+        table.add_row(group, *row, str(counts[-1]), f"{sum(kill.seconds for kill in own):.0f}")
+    return table
+
+
+def by_op(kills: Iterable[Kill]) -> Table:
+    """Caught of all, by what is broken."""
+    table = Table(title="by op", title_justify="left")
+    table.add_column("op")
+    for group in (MUSEUM, HELD_OUT, GENERIC):
+        table.add_column(group, justify="right")
+    found = list(kills)
+    for subject in dict.fromkeys(kill.subject for kill in sorted(found, key=lambda kill: kill.subject)):
+        cells = []
+        for group in (MUSEUM, HELD_OUT, GENERIC):
+            own = [kill for kill in found if kill.subject == subject and kill.group == group]
+            cells.append(f"{sum(not kill.survived for kill in own)}/{len(own)}" if own else "")
+        table.add_row(subject, *cells)
+    return table
+
+
+def by_check(kills: Iterable[Kill]) -> Table:
+    """How often each kind of check fired on a first wrong example, and how often nothing else did."""
+    table = Table(title="by check", title_justify="left")
+    for name in ("check", "fired", "alone"):
+        table.add_column(name, justify="left" if name == "check" else "right")
+    fired, alone = Counter[str](), Counter[str]()
+    for kill in kills:
+        kinds = {check.partition(":")[2] or check for check in kill.checks}
+        fired.update(kinds)
+        alone.update(kinds if len(kinds) == 1 else ())
+    for check, count in fired.most_common():
+        table.add_row(check, str(count), str(alone[check]))
+    return table
+
+
+def leniency(kills: Iterable[Kill]) -> Table:
+    """Bugs that the tolerance of the engine's own test accepts on some of our cases."""
+    table = Table(title="what the tolerance of the engine's own test lets pass", title_justify="left")
+    for name in ("bug", "op", "accepted", "of wrong outputs"):
+        table.add_column(name, justify="right" if name in ("accepted", "of wrong outputs") else "left")
+    for kill in kills:
+        if kill.accepted is not None and kill.noticed:
+            table.add_row(kill.name, kill.subject, str(kill.accepted), str(kill.noticed))
+    return table

@@ -1,0 +1,1 @@
+"""Relations by what they change: rows, labels, memory, the paged cache."""
