@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,40 +28,47 @@ from minimax_m2.harness.worker import Ended
 ALPHA_OF_A_CALL = ALPHA / 2
 
 
-# Comparisons of outputs by a hash of their bits.
-Known = dict[bytes, list[Comparison]]
+class Known(NamedTuple):
+    """What is known of a case under a contract: ``compared`` holds comparisons by a hash of the outputs' bits."""
+
+    right: Expectation
+    unnoticed: tuple[str, ...]
+    applied: frozenset[str]
+    compared: dict[bytes, list[Comparison]]
 
 
 @lru_cache(maxsize=64)
-def _expected(case: Case, contract: str) -> tuple[Expectation, tuple[str, ...], Known]:
+def _expected(case: Case, contract: str) -> Known:
     op = find_op(case.op)
     found = expectation(op, case, json.loads(contract))
-    unnoticed = []
-    for kind, wrong in found.corruptions():
-        output = kind.partition(":")[0]
+    unnoticed, applied = [], set()
+    for name, wrong in found.corruptions():
+        output, _, kind = name.partition(":")
+        applied.add(kind)
         if all(c.passed for c in found.judge(wrong, alpha=ALPHA_OF_A_CALL, suspect=output)):
-            unnoticed.append(kind)
-    return found, tuple(unnoticed), {}
+            unnoticed.append(name)
+    return Known(found, tuple(unnoticed), frozenset(applied), {})
 
 
 def expected(op: Op, case: Case, declared: Mapping[str, Any]) -> tuple[Expectation, tuple[str, ...]]:
     """The expectation of a case under a provider's contract, and the corruptions that it fails to notice."""
-    return _expected(case, _full(op, case, declared))[:2]
+    known = _expected(case, _full(op, case, declared))
+    return known.right, known.unnoticed
 
 
 def _full(op: Op, case: Case, declared: Mapping[str, Any]) -> str:
     return json.dumps(op.full_contract(case, declared), sort_keys=True)
 
 
-def _compared(right: Expectation, outputs: Outputs, known: Known) -> list[Comparison]:
+def _compared(outputs: Outputs, known: Known) -> list[Comparison]:
     """Judge outputs of the right shapes; equal bits, as of ``<op>`` and ``<op>_out``, are judged once."""
     digest = hashlib.blake2b()
     for output in outputs:
         digest.update(output.reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
     key = digest.digest()
-    if key not in known:
-        known[key] = right.judge(outputs, alpha=ALPHA_OF_A_CALL)
-    return known[key]
+    if key not in known.compared:
+        known.compared[key] = known.right.judge(outputs, alpha=ALPHA_OF_A_CALL)
+    return known.compared[key]
 
 
 def judge(case: Case, provider: Provider, variant: str = "") -> Verdict:
@@ -78,7 +85,8 @@ def judge(case: Case, provider: Provider, variant: str = "") -> Verdict:
     if refusal is not None:
         return verdict(Outcome.UNSUPPORTED, refusal)
     declared = provider.contract.get(op.name, {})
-    right, unnoticed, known = _expected(case, _full(op, case, declared))
+    known = _expected(case, _full(op, case, declared))
+    right, unnoticed = known.right, known.unnoticed
     if unnoticed and declared and not expected(op, case, {})[1]:
         # The case can judge a kernel, but not one that rounds so often: no fault of either.
         return verdict(Outcome.UNSUPPORTED, f"the contract's own noise hides {', '.join(unnoticed)} in so small a case")
@@ -100,7 +108,7 @@ def judge(case: Case, provider: Provider, variant: str = "") -> Verdict:
         if malformed is not None:
             return verdict(malformed[0], f"{name}: {malformed[1]}")
         on_host = tuple(o.detach().cpu() for o in outputs)
-        found = _compared(right, on_host, known)
+        found = _compared(on_host, known)
         comparisons += found
         failed = [c for c in found if not c.passed]
         if failed:
@@ -110,7 +118,9 @@ def judge(case: Case, provider: Provider, variant: str = "") -> Verdict:
                 utilisation=max(c.utilisation for c in found),
             )  # fmt: skip
     utilisation = max((c.utilisation for c in comparisons), default=0.0)
-    return verdict(Outcome.PASS, comparisons=tuple(comparisons), utilisation=utilisation)
+    return verdict(
+        Outcome.PASS, comparisons=tuple(comparisons), utilisation=utilisation, due=right.kinds, applied=known.applied
+    )  # fmt: skip
 
 
 def repeat(case: Case, provider: Provider, variant: str = "") -> bool:

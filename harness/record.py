@@ -39,7 +39,10 @@ class Timing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """One result. ``utilisation`` and ``mean_z2`` are None where nothing was compared or the figure is not finite."""
+    """One result. ``utilisation`` and ``mean_z2`` are None where nothing was compared or the figure is not finite.
+
+    A verdict on a whole cell (no case of its run let a corruption apply) has no case: {} and the id "".
+    """
 
     run: str
     op: str

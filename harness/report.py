@@ -13,6 +13,9 @@ from minimax_m2.harness.record import Record
 from minimax_m2.harness.summary import Line, lines
 from minimax_m2.harness.table import microseconds, number
 
+# As many cases as the conformance suite judges: there every kind of corruption of every op applies somewhere.
+ENOUGH = 60
+
 
 def page(
     records: Sequence[Record], *, absent: Iterable[str], models: Sequence[ModelRow] = (),
@@ -60,13 +63,17 @@ def _some(names: Sequence[str]) -> str:
 def failure(record: Record, provider: str = "") -> str:
     """What was wrong with one case, and how to see it again."""
     cell = "/".join(part for part in (record.op, record.device, record.provider, record.variant) if part)
-    return "\n".join([f"{cell}  case {record.case_id}: {record.outcome}", *record.evidence, replay(record, provider)])
+    which = f"case {record.case_id}" if record.case else "all cases"
+    return "\n".join([f"{cell}  {which}: {record.outcome}", *record.evidence, replay(record, provider)])
 
 
 def replay(record: Record, provider: str = "") -> str:
-    """The command that judges a recorded case again."""
+    """The command that judges a recorded case again, or more cases where none was enough."""
     option = f" --provider {provider}" if provider else f" --with {record.provider}"
-    return f"m2check repro {record.case_id}{option}" + (f" --variant {record.variant}" if record.variant else "")
+    variant = f" --variant {record.variant}" if record.variant else ""
+    if not record.case:
+        return f"m2check run --op {record.op} --cases {ENOUGH}{option}{variant}"
+    return f"m2check repro {record.case_id}{option}{variant}"
 
 
 def _rows(folded: Iterable[Line]) -> list[dict[str, Any]]:

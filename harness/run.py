@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import groupby, product
 
@@ -15,7 +17,7 @@ from minimax_m2.harness.record import Record
 from minimax_m2.harness.roofline import Roof
 from minimax_m2.harness.sampling import sampled
 from minimax_m2.harness.timing import time_case
-from minimax_m2.harness.verdict import Outcome
+from minimax_m2.harness.verdict import Outcome, Verdict
 
 # A provider that takes one case in so many still gets its full count.
 REFUSALS = 20
@@ -51,18 +53,37 @@ def run(
     for op_name, group in groupby(chosen, key=lambda cell: cell.op):
         op, mine = find_op(op_name), [(cell, known[cell.provider, cell.device]) for cell in group]
         wrong: set[Cell] = set()
+        passed: dict[Cell, list[Verdict]] = {}
         progress(op_name, done / len(chosen))
         for case, cell, provider in deal(op, mine, count):
-            record = Record.of(judge(case, provider, cell.variant), run=label)
-            if record.outcome not in (Outcome.PASS.value, Outcome.UNSUPPORTED.value):
+            verdict = judge(case, provider, cell.variant)
+            if verdict.passed:
+                passed.setdefault(cell, []).append(verdict)
+            elif verdict.outcome is not Outcome.UNSUPPORTED:
                 wrong.add(cell)
-            yield record
+            yield Record.of(verdict, run=label)
+        hollow = {cell: found for cell, found in passed.items() if cell not in wrong and untried(found)}
+        wrong |= set(hollow)
+        yield from (vacuous(cell, found, label) for cell, found in hollow.items())
         for shape, (cell, provider) in product(op.shapes, mine):
             if roof is not None and cell not in wrong:
                 progress(f"{cell.id} {shape}", done / len(chosen))
                 yield timed(op, shape, cell, provider, roof, label)
         done += len(mine)
     progress("done", 1.0)
+
+
+def untried(found: list[Verdict]) -> list[str]:
+    """The kinds of corruption that were due in a cell's run and that none of its cases let apply."""
+    due, applied = (frozenset[str]().union(*kinds) for kinds in zip(*((v.due, v.applied) for v in found), strict=True))
+    return sorted(due - applied)
+
+
+def vacuous(cell: Cell, found: list[Verdict], label: str) -> Record:
+    """A verdict on a whole cell, of no case: it was never shown that its cases could have caught a wrong kernel."""
+    told = f"no case of {len(found)} lets these corruptions apply: {', '.join(untried(found))}; judge more cases"
+    verdict = replace(found[-1], outcome=Outcome.VACUOUS, evidence=(told,), comparisons=(), utilisation=math.nan)
+    return replace(Record.of(verdict, run=label), case={}, case_id="")
 
 
 def deal(op: Op, mine: list[tuple[Cell, Provider]], count: int) -> Iterator[tuple[Case, Cell, Provider]]:

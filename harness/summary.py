@@ -25,7 +25,8 @@ class Line:
 
     @property
     def judged(self) -> list[Record]:
-        return [r for r in self.records if r.outcome != Outcome.UNSUPPORTED.value]
+        """Records of judged cases; a verdict on the whole cell is none."""
+        return [r for r in self.records if r.case and r.outcome != Outcome.UNSUPPORTED.value]
 
     @property
     def verdict(self) -> str:

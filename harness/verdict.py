@@ -33,6 +33,7 @@ class Verdict:
 
     utilisation  largest test statistic over its limit: 1 is the edge of the budget, above is wrong
     evidence     sentences for a person: element, both values, budget
+    due          kinds of corruption that some case of the op must let apply; ``applied`` those that this one did
     """
 
     outcome: Outcome
@@ -44,6 +45,8 @@ class Verdict:
     evidence: tuple[str, ...] = ()
     utilisation: float = float("nan")
     comparisons: tuple[Comparison, ...] = field(default=())
+    due: frozenset[str] = frozenset()
+    applied: frozenset[str] = frozenset()
 
     @property
     def passed(self) -> bool:

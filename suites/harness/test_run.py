@@ -15,6 +15,7 @@ from minimax_m2.harness.op import Op, find_op
 from minimax_m2.harness.provider import Provider, from_object
 from minimax_m2.harness.providers.ours import ours
 from minimax_m2.harness.providers.plain import plain
+from minimax_m2.harness.report import failure, replay
 from minimax_m2.harness.roofline import SIZES, Roof
 from minimax_m2.harness.run import run
 from minimax_m2.harness.summary import lines
@@ -52,6 +53,20 @@ def test_only_right_cells_are_timed() -> None:
     records = list(run([plain(), wrong()], ops=["swiglu"], count=4, roof=ROOF))
     assert {r.provider for r in records if r.timing} == {"plain"}
     assert {r.provider for r in records} == {"plain", "wrong"}
+
+
+def test_a_run_that_never_tried_a_corruption_is_vacuous() -> None:
+    def one_row(op: Op, case: Case) -> str | None:
+        return None if case.number("T") == 1 else "one token only"
+
+    single = Provider(name="single", device="cpu", functions=plain().functions, refuses=one_row)
+    records = list(run([single, plain()], ops=["swiglu"], count=4, roof=ROOF))
+    one, all_rows = lines(records)
+    assert (one.verdict, all_rows.verdict) == ("vacuous", "pass")
+    assert "row, rows" in one.failed[0].evidence[0]
+    assert len(one.judged) == 4
+    assert "all cases: vacuous" in failure(one.failed[0])
+    assert replay(one.failed[0]) == "m2check run --op swiglu --cases 60 --with single"
 
 
 def test_every_provider_gets_its_own_count_of_cases() -> None:
