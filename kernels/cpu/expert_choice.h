@@ -13,8 +13,6 @@ namespace minimax_m2::MINIMAX_M2_ISA {
 namespace {
 
 constexpr int N = Float::N;
-constexpr int MAX_EXPERTS = 1024;
-constexpr int MAX_TOP_K = 32;
 
 constexpr int padded(int n) { return (n + N - 1) / N * N; }
 
@@ -25,6 +23,7 @@ struct alignas(64) Scratch {
   float candidate[MAX_EXPERTS + N];  // choices at or above the bound, in order of expert
   int32_t candidate_id[MAX_EXPERTS + N];
   int32_t rank[MAX_EXPERTS + N];
+  int32_t by_rank[MAX_EXPERTS + N];  // candidates, best first
 };
 
 // rank[i] = how many of values[0..n) come before i: larger, or equal with a lower index. The order is total, so ranks
@@ -116,12 +115,13 @@ inline bool route_token(const RoutingArgs& args, int64_t token, Scratch& s) {
   }
   rank_by_counting(s.candidate, count, s.rank);
 
+  // Every candidate is placed, those below the top k too: which they are is a coin toss, and a missed branch costs more.
+  for (int i = 0; i < count; ++i) s.by_rank[s.rank[i]] = s.candidate_id[i];
   float chosen[MAX_TOP_K];
   Index* ids = static_cast<Index*>(args.ids) + token * args.top_k;
-  for (int i = 0; i < count; ++i) {
-    if (s.rank[i] >= args.top_k) continue;
-    ids[s.rank[i]] = static_cast<Index>(s.candidate_id[i]);
-    chosen[s.rank[i]] = s.score[s.candidate_id[i]];
+  for (int k = 0; k < args.top_k; ++k) {
+    ids[k] = static_cast<Index>(s.by_rank[k]);
+    chosen[k] = s.score[s.by_rank[k]];
   }
   // In double: near-equal weights would all round the float32 sum the same way, an error shared by the whole batch.
   double divisor = args.renormalize ? args.eps : 1.0;

@@ -4,6 +4,9 @@
 
 namespace minimax_m2 {
 
+constexpr int MAX_EXPERTS = 1024;
+constexpr int MAX_TOP_K = 32;
+
 struct RoutingArgs {
   const void* logits;  // [T, E], last dimension contiguous
   int64_t logits_stride;

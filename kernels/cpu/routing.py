@@ -11,6 +11,9 @@ from minimax_m2.kernels.schema import routing as routing_schema
 
 extension.load("routing")
 
+# The binding checks what it reads, a decode step being shorter than the checks in Python; those say what was refused.
+_routing = torch.ops.minimax_m2.routing.default
+
 
 def routing(
     logits: Tensor,
@@ -41,15 +44,16 @@ def routing(
     Raises ValueError or TypeError for shapes, dtypes, strides and sizes outside the above, and ValueError for a row
     in which some score + bias is NaN.
     """
-    routing_schema.check(logits, bias, top_k=top_k, scoring=scoring, indices_dtype=indices_dtype, num_valid=num_valid)
-
-    num_tokens = logits.shape[0]
-    weights = torch.empty((num_tokens, top_k), dtype=torch.float32)
-    ids = torch.empty((num_tokens, top_k), dtype=indices_dtype)
-
-    if num_tokens > 0:
-        softmax = scoring == "softmax"
-        torch.ops.minimax_m2.routing(logits, bias, top_k, renormalize, softmax, scale, eps, num_valid, weights, ids)
+    try:
+        weights = torch.empty((logits.shape[0], top_k), dtype=torch.float32)
+        ids = torch.empty((logits.shape[0], top_k), dtype=indices_dtype)
+        softmax = routing_schema.IS_SOFTMAX[scoring]
+        _routing(logits, bias, top_k, renormalize, softmax, scale, eps, num_valid, weights, ids)
+    except schema.REFUSED:
+        routing_schema.check(
+            logits, bias, top_k=top_k, scoring=scoring, indices_dtype=indices_dtype, num_valid=num_valid
+        )
+        raise
     return weights, ids
 
 
@@ -68,13 +72,16 @@ def routing_out(
     num_valid: Tensor | None = None,
 ) -> None:
     """Do what ``routing`` does, into ``weights`` and ``ids``, contiguous ``[T, K]``."""
-    routing_schema.check(logits, bias, top_k=top_k, scoring=scoring, indices_dtype=indices_dtype, num_valid=num_valid)
-    routing_schema.check_outputs(weights, ids, shape=(logits.shape[0], top_k), device=logits.device)
     schema.expect_dtype("ids", ids, (indices_dtype,))
-
-    if logits.shape[0] > 0:
-        softmax = scoring == "softmax"
-        torch.ops.minimax_m2.routing(logits, bias, top_k, renormalize, softmax, scale, eps, num_valid, weights, ids)
+    try:
+        softmax = routing_schema.IS_SOFTMAX[scoring]
+        _routing(logits, bias, top_k, renormalize, softmax, scale, eps, num_valid, weights, ids)
+    except schema.REFUSED:
+        routing_schema.check(
+            logits, bias, top_k=top_k, scoring=scoring, indices_dtype=indices_dtype, num_valid=num_valid
+        )
+        routing_schema.check_outputs(weights, ids, shape=(logits.shape[0], top_k), device=logits.device)
+        raise
 
 
 def pack_routing(weights: Tensor, ids: Tensor, *, expert_start: int = 0) -> Tensor:

@@ -1,15 +1,28 @@
-// Registers routing, pack_routing and unpack_routing for the CPU. Shapes and dtypes were checked by routing.py.
+// Registers routing, pack_routing and unpack_routing for the CPU. The packed format's arguments were checked by routing.py.
 #include "routing.h"
 
-#include "binding.h"
+#include "argument_checks.h"
 
 #include <algorithm>
 
 namespace minimax_m2 {
 namespace {
 
+// As schema/routing.py says.
+bool accepts(const Tensor& logits, const std::optional<Tensor>& bias, int64_t top_k,
+             const std::optional<Tensor>& num_valid, const Tensor& weights, const Tensor& ids) {
+  if (!is_float(logits) || !has_shape(logits, {ANY, ANY}) || !has_rows(logits)) return false;
+  const int64_t num_tokens = logits.size(0), num_experts = logits.size(1);
+  return within(num_experts, 1, MAX_EXPERTS) && within(top_k, 1, std::min<int64_t>(MAX_TOP_K, num_experts)) &&
+         (!bias || is_dense(*bias, ScalarType::Float, {num_experts})) &&
+         (!num_valid || (num_valid->scalar_type() == ScalarType::Int && num_valid->numel() == 1)) &&
+         is_dense(weights, ScalarType::Float, {num_tokens, top_k}) && is_index(ids) &&
+         is_dense(ids, ids.scalar_type(), {num_tokens, top_k});
+}
+
 void routing(const Tensor& logits, std::optional<Tensor> bias, int64_t top_k, bool renormalize, bool softmax,
              double scale, double eps, std::optional<Tensor> num_valid, Tensor weights, Tensor ids) {
+  require(accepts(logits, bias, top_k, num_valid, weights, ids), "routing");
   const int64_t num_tokens = logits.size(0);
   int64_t valid = num_tokens;
   if (num_valid.has_value()) {

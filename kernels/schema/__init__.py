@@ -17,6 +17,9 @@ _library = torch.library.Library("minimax_m2", "FRAGMENT")
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 INDICES = (torch.int32, torch.int64)
 
+# What a wrapper catches to say, by its check, why an allocation or a launch was refused.
+REFUSED = (IndexError, KeyError, RuntimeError, ValueError)
+
 
 def define(schema: str) -> None:
     """Define the op ``schema``, which returns nothing, and its fake.

@@ -9,7 +9,7 @@ from minimax_m2.kernels import schema
 
 MAX_EXPERTS = 1024
 MAX_TOP_K = 32
-SCORINGS = ("sigmoid", "softmax")
+IS_SOFTMAX = {"sigmoid": False, "softmax": True}
 
 schema.define(
     "routing(Tensor logits, Tensor? bias, int top_k, bool renormalize, bool softmax, float scale, float eps, "
@@ -51,8 +51,8 @@ def check_choice(
     """Raise what the host can know about a choice among ``num_experts``, wherever its logits come from."""
     schema.expect_range("num_experts", num_experts, 1, MAX_EXPERTS, "logits is [T, E]")
     schema.expect_range("top_k", top_k, 1, min(MAX_TOP_K, num_experts), "MiniMax-M2 uses 8")
-    if scoring not in SCORINGS:
-        raise ValueError(f"scoring={scoring!r} is unknown; use one of {', '.join(SCORINGS)}")
+    if scoring not in IS_SOFTMAX:
+        raise ValueError(f"scoring={scoring!r} is unknown; use one of {', '.join(IS_SOFTMAX)}")
     if indices_dtype not in schema.INDICES:
         raise TypeError(f"indices_dtype={indices_dtype}, expected torch.int32 or torch.int64")
     if bias is not None:
