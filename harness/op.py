@@ -119,6 +119,17 @@ class Op:
         return fields | {n: case.word("dtype") if value == "dtype" else value for n, value in declared.items()}
 
 
+# A grid that a kernel caps, as one did at 1,408 rows (kvcache-ai/sglang#68), ends far beyond the tiles.
+MANY_ROWS = 2049
+
+
+def narrowed(fields: dict[str, Field], **widest: int) -> dict[str, Field]:
+    """The fields of a case with at least 1,024 rows, each of ``widest`` at most so wide; other cases as they are."""
+    if int(fields["T"]) < 1024:
+        return fields
+    return fields | {name: min(int(fields[name]), width) for name, width in widest.items()}
+
+
 GENERAL_CHOICES: dict[str, tuple[Any, ...]] = {"arithmetic": ("float32", "float64")}
 # A correctly rounded exp, and the 20 ulp of vLLM's and SGLang's CPU kernels: the least accurate that an engine has.
 EXP_ULPS = (0.5, 20.0)

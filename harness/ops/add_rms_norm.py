@@ -45,6 +45,7 @@ OP = Op(
     name="add_rms_norm",
     outputs={"y": "dtype", "residual": "dtype"},
     factors=FACTORS,
+    settle=rms_norm.settle,
     inputs=inputs,
     contract=contract,
     # A (vLLM) and C (transformers): variance_of "rounded", normalised "dtype".

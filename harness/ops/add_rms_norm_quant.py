@@ -31,6 +31,7 @@ OP = Op(
     name="add_rms_norm_quant",
     outputs={"q": "float8_e4m3fn", "scale": "float32", "residual": "dtype"},
     factors=FACTORS,
+    settle=rms_norm.settle,
     inputs=inputs,
     contract=contract,
     choices={

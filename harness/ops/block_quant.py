@@ -9,11 +9,11 @@ from torch import Tensor
 
 from minimax_m2.harness.bits import REGIMES, Bits, regime_values
 from minimax_m2.harness.case import Case, Field
-from minimax_m2.harness.op import Cost, Op
+from minimax_m2.harness.op import MANY_ROWS, Cost, Op
 from minimax_m2.harness.ops import rms_norm
 
 FACTORS: dict[str, tuple[Field, ...]] = {
-    "T": (1, 0, 2, 5, 33),
+    "T": (1, 0, 2, 5, 33, MANY_ROWS),
     # Around one register and one group, widths whose last group is short, M2's expert and hidden widths.
     "H": (8, 1, 17, 127, 128, 129, 192, 256, 300, 1536, 3072),
     "group": (128, 64, 32, 7),
@@ -69,6 +69,7 @@ OP = Op(
     name="block_quant",
     outputs={"q": "float8_e4m3fn", "scale": "float32"},
     factors=FACTORS,
+    settle=rms_norm.settle,
     inputs=inputs,
     # float32 arithmetic has rounded the scale already.
     contract=lambda case: {"scale": None, "reciprocal": None},

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from minimax_m2.harness.bits import Bits, strided
 from minimax_m2.harness.case import Case, Field
-from minimax_m2.harness.op import Cost, Op
+from minimax_m2.harness.op import MANY_ROWS, Cost, Op, narrowed
 from minimax_m2.harness.ops.rope import dtype_of
 
 FACTORS: dict[str, tuple[Field, ...]] = {
-    "T": (2, 0, 1, 3, 17, 65),
+    "T": (2, 0, 1, 3, 17, 65, MANY_ROWS),
     "V": (64, 1, 7),
     # M2's width, one register, and rows whose ends are no whole register.
     "H": (64, 1, 7, 100, 3072),
@@ -55,6 +55,7 @@ OP = Op(
     name="embedding",
     outputs={"rows": "dtype"},
     factors=FACTORS,
+    settle=lambda fields: narrowed(fields, H=100),
     inputs=inputs,
     contract=lambda case: {},
     choices={},

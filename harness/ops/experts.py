@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -160,7 +161,7 @@ TRITON = "vLLM:vllm/model_executor/layers/fused_moe/fused_moe.py"
 SGLANG_CPU = "SGLang:sgl-kernel/csrc/cpu/moe.cpp"
 TRANSFORMERS = "transformers:src/transformers/models/minimax_m2/modeling_minimax_m2.py"
 
-CHOICES: dict[str, dict[Any, str]] = {
+CHOICES: dict[str, Mapping[Any, str]] = {
     **fp8_linear.OP.choices,
     "routing_weights": {"bfloat16": "SGLang:python/sglang/srt/layers/moe/moe_runner/flashinfer_trtllm.py"},
     "gate_up": {"dtype": TRITON, None: SGLANG_CPU},

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from minimax_m2.harness.bits import REGIMES, Bits, regime_values, strided
 from minimax_m2.harness.case import Case, Field
-from minimax_m2.harness.op import Cost, Op, Pack
+from minimax_m2.harness.op import MANY_ROWS, Cost, Op, Pack, narrowed
 from minimax_m2.harness.ops import block_quant
 
 FACTORS: dict[str, tuple[Field, ...]] = {
     # Around register blocks of 1 and 3 rows, a 64-token tile and a slab of 120 rows.
-    "T": (1, 0, 2, 3, 4, 6, 7, 17, 64, 121),
+    "T": (1, 0, 2, 3, 4, 6, 7, 17, 64, 121, MANY_ROWS),
     # Around one and two blocks of 128, and the 192-wide shards of TP8.
     "N": (128, 1, 9, 127, 129, 192, 255, 257),
     "H": (256, 16, 33, 127, 128, 129, 192, 255, 384, 3072),
@@ -30,6 +30,7 @@ FACTORS: dict[str, tuple[Field, ...]] = {
 
 def settle(fields: dict[str, Field]) -> dict[str, Field]:
     """An e4m3 x does not tell the model's dtype: what the op returns is float32 unless asked for another."""
+    fields = narrowed(fields, N=9, H=129)
     same = "float32" if fields["x"] == "e4m3" else fields["dtype"]
     return fields | {"out": same if fields["out"] == "same" else fields["dtype" if fields["x"] == "e4m3" else "out"]}
 

@@ -8,11 +8,11 @@ import torch
 
 from minimax_m2.harness.bits import REGIMES, Bits, regime_values, strided
 from minimax_m2.harness.case import Case, Field
-from minimax_m2.harness.op import Cost, Op
+from minimax_m2.harness.op import MANY_ROWS, Cost, Op, narrowed
 
 FACTORS: dict[str, tuple[Field, ...]] = {
     # Around register blocks of 2 and 6 rows, a 64-token tile and a slab of 120 rows.
-    "T": (1, 0, 2, 3, 5, 6, 7, 8, 13, 17, 64, 65, 121),
+    "T": (1, 0, 2, 3, 5, 6, 7, 8, 13, 17, 64, 65, 121, MANY_ROWS),
     # Around blocks of 4 and 8 columns, a block of weight, and the 192-wide shards of TP8.
     "N": (8, 1, 3, 4, 5, 9, 16, 17, 48, 192, 255, 257),
     # Around one and two vectors of every instruction set, an odd tail, and the widths of M2's shards.
@@ -26,6 +26,7 @@ FACTORS: dict[str, tuple[Field, ...]] = {
 
 
 def settle(fields: dict[str, Field]) -> dict[str, Field]:
+    fields = narrowed(fields, N=9, H=33)
     return fields | {"out": fields["dtype"] if fields["out"] == "same" else fields["out"]}
 
 

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from minimax_m2.harness.bits import REGIMES, Bits, regime_values, strided
 from minimax_m2.harness.case import Case, Field
-from minimax_m2.harness.op import Cost, Op
+from minimax_m2.harness.op import MANY_ROWS, Cost, Op, narrowed
 
 FACTORS: dict[str, tuple[Field, ...]] = {
     # Around register blocks of 2 and 6 rows.
-    "T": (3, 0, 1, 2, 6, 7, 17, 65),
+    "T": (3, 0, 1, 2, 6, 7, 17, 65, MANY_ROWS),
     # Around blocks of 4 and 8 columns and a block of weight.
     "V": (8, 1, 3, 17, 48, 255, 257, 384),
     # Rows of padding behind the vocabulary, poisoned: vLLM pads to 64, uneven shards to anything.
@@ -29,6 +29,7 @@ FACTORS: dict[str, tuple[Field, ...]] = {
 
 
 def settle(fields: dict[str, Field]) -> dict[str, Field]:
+    fields = narrowed(fields, V=9, H=33)
     everything = fields["rows"] == "none" or fields["T"] == 0
     return fields | {"N": fields["T"] if everything else fields["N"]}
 

@@ -8,11 +8,11 @@ import torch
 
 from minimax_m2.harness.bits import Bits
 from minimax_m2.harness.case import Case, Field
-from minimax_m2.harness.op import Cost, Op
+from minimax_m2.harness.op import MANY_ROWS, Cost, Op, narrowed
 from minimax_m2.harness.ops.experts import ids_of, map_of
 
 FACTORS: dict[str, tuple[Field, ...]] = {
-    "T": (1, 0, 2, 3, 15, 16, 17, 33, 64, 65),
+    "T": (1, 0, 2, 3, 15, 16, 17, 33, 64, 65, MANY_ROWS),
     # M2 has 256 experts; more than 256, and one, are where tables of fixed size break.
     "E": (8, 1, 2, 3, 64, 256, 300, 1024),
     "K": (2, 1, 3, 4, 8),
@@ -25,6 +25,7 @@ FACTORS: dict[str, tuple[Field, ...]] = {
 
 
 def settle(fields: dict[str, Field]) -> dict[str, Field]:
+    fields = narrowed(fields, E=64, K=4)
     active = min(int(fields["active"]), int(fields["E"]))
     return fields | {"active": active, "K": min(int(fields["K"]), active)}
 

@@ -9,7 +9,7 @@ import torch
 from minimax_m2.harness.bits import Bits, regime_values, strided
 from minimax_m2.harness.budget import as_budgeted
 from minimax_m2.harness.case import Case, Field
-from minimax_m2.harness.op import Cost, Op
+from minimax_m2.harness.op import MANY_ROWS, Cost, Op, narrowed
 from minimax_m2.harness.ties import Choice
 from minimax_m2.reference.contract import Contract
 from minimax_m2.reference.router_gemm import router_gemm
@@ -17,11 +17,11 @@ from minimax_m2.reference.routing import selection_scores, weights_at
 
 FACTORS: dict[str, tuple[Field, ...]] = {
     # Around register blocks of 2 and 6 rows, a 64-token tile and a slab of 120 rows.
-    "T": (3, 0, 1, 2, 6, 7, 17, 64, 121),
+    "T": (3, 0, 1, 2, 6, 7, 17, 64, 121, MANY_ROWS),
     # Around a vector register (16), M2 (256), past it, and widths that are no multiple of any register.
     "E": (8, 1, 3, 17, 64, 255, 256, 257, 384),
     "H": (64, 1, 17, 33, 192, 257, 3072),
-    "K": (2, 1, 4, 8),
+    "K": (2, 1, 3, 4, 6, 8),
     # No regime reaches scores below float32's smallest normal number, whose sum may vanish.
     "regime": ("normal", "tiny", "equal", "signed_zero"),
     "weight_milli": (20, 5, 100),  # the weight's standard deviation in thousandths
@@ -36,6 +36,7 @@ FACTORS: dict[str, tuple[Field, ...]] = {
 
 
 def settle(fields: dict[str, Field]) -> dict[str, Field]:
+    fields = narrowed(fields, E=17, H=33)
     return fields | {"K": min(int(fields["K"]), int(fields["E"]))}
 
 

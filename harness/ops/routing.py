@@ -11,17 +11,17 @@ from torch import Tensor
 from minimax_m2.harness.bits import Bits, strided
 from minimax_m2.harness.budget import as_budgeted
 from minimax_m2.harness.case import Case, Field
-from minimax_m2.harness.op import Cost, Op
+from minimax_m2.harness.op import MANY_ROWS, Cost, Op, narrowed
 from minimax_m2.harness.ties import Choice
 from minimax_m2.reference.contract import Contract
 from minimax_m2.reference.routing import pack_routing, selection_scores, weights_at
 
 FACTORS: dict[str, tuple[Field, ...]] = {
-    # Around one row, a pair of rows, a cache line of rows and the 64-token tile.
-    "T": (1, 0, 2, 3, 8, 17, 64, 65),
+    # Around one row, a pair of rows, a cache line of rows, the 64-token tile and the ends of grids.
+    "T": (1, 0, 2, 3, 8, 17, 64, 65, 1025, MANY_ROWS),
     # Around a vector register (16), M2 (256), past it, and widths that are no multiple of any register.
     "E": (8, 1, 3, 16, 17, 48, 64, 255, 256, 257, 384, 1024),
-    "K": (2, 1, 4, 8, 32),
+    "K": (2, 1, 3, 4, 5, 6, 7, 8, 12, 16, 31, 32),
     "regime": ("normal", "near_tie", "exact_tie", "equal", "underflow", "large"),
     "bias": ("small", "none", "zero", "large", "below"),
     "dtype": ("float32", "bfloat16", "float16"),
@@ -38,6 +38,7 @@ SGLANG = "SGLang:python/sglang/srt/layers/moe/topk.py"
 
 
 def settle(fields: dict[str, Field]) -> dict[str, Field]:
+    fields = narrowed(fields, E=33, K=8)
     return fields | {"K": min(int(fields["K"]), int(fields["E"]))}
 
 
@@ -137,7 +138,7 @@ OP = Op(
 )
 
 PACKING_FACTORS: dict[str, tuple[Field, ...]] = {
-    "T": (1, 0, 2, 3, 17, 65),
+    "T": (1, 0, 2, 3, 17, 65, MANY_ROWS),
     "K": (2, 1, 3, 8, 32),
     "E": (8, 1, 256, 1024, 32768),  # 32768: the largest id that 16 bits of a signed word hold is reached
     "start": (0, 1),  # 1: the second half of the experts is local, others become negative words

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from minimax_m2.harness.bits import Bits
 from minimax_m2.harness.case import Case, Field
-from minimax_m2.harness.op import Cost, Op
+from minimax_m2.harness.op import MANY_ROWS, Cost, Op, narrowed
 from minimax_m2.harness.ops import rms_norm
 
 FACTORS: dict[str, tuple[Field, ...]] = {
-    "T": (1, 0, 2, 5, 33),
+    "T": (1, 0, 2, 5, 33, MANY_ROWS),
     # An odd I leaves the upper half unaligned; 192 and 384 are M2's at TP 8 and 4, 1536 is M2's.
     "I": (8, 1, 3, 15, 16, 17, 33, 64, 65, 129, 192, 384, 1536),
     "regime": rms_norm.FACTORS["regime"],
@@ -32,6 +32,10 @@ def gate_up_of(case: Case, bits: Bits) -> Tensor:
     return rms_norm.in_case(case, x if milli == 1000 else x * (milli * 0.866e-3))
 
 
+def settle(fields: dict[str, Field]) -> dict[str, Field]:
+    return narrowed(fields, I=8)
+
+
 def inputs(case: Case, bits: Bits) -> dict[str, Any]:
     return {"gate_up": gate_up_of(case, bits)}
 
@@ -45,6 +49,7 @@ OP = Op(
     name="swiglu",
     outputs={"y": "dtype"},
     factors=FACTORS,
+    settle=settle,
     inputs=inputs,
     contract=lambda case: {"silu": None, "out": rms_norm.own_dtype(case)},
     choices={

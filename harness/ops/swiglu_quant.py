@@ -38,6 +38,7 @@ OP = Op(
     name="swiglu_quant",
     outputs={"q": "q", "scale": "float32"},
     factors=FACTORS,
+    settle=swiglu.settle,
     inputs=inputs,
     contract=contract,
     choices={
