@@ -1,22 +1,10 @@
 // Registers attention for the CPU. Shapes and dtypes were checked by attention.py; lengths are checked here.
 #include "attention.h"
 
-#include "binding.h"
-
-#include <vector>
+#include "widened.h"
 
 namespace minimax_m2 {
 namespace {
-
-// Positions and lengths are few: widened once, so that kernels see one type.
-std::vector<int64_t> widened(const Tensor& x) {
-  std::vector<int64_t> out(static_cast<size_t>(x.numel()));
-  with_index(dtype_of(x), [&](auto* tag) {
-    const auto* p = static_cast<decltype(tag)>(x.data_ptr());
-    for (size_t i = 0; i < out.size(); ++i) out[i] = static_cast<int64_t>(p[i]);
-  });
-  return out;
-}
 
 double scalar_or_one(const std::optional<Tensor>& x) {
   if (!x.has_value()) return 1.0;
