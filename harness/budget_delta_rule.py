@@ -1,0 +1,165 @@
+"""Budget rule of the gated delta rule: a recurrence whose errors are carried along, decay, and are corrected again."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from minimax_m2.harness.budget import Arithmetic, Budgeted, new_shared, rule
+from minimax_m2.harness.budget_composites import accumulated
+from minimax_m2.harness.budget_movement import anyone, lift
+from minimax_m2.harness.formats import half_ulp
+from minimax_m2.reference.gated_delta_rule import delta_rule
+
+SMALLEST = 1e-300
+
+
+class _Errors(NamedTuple):
+    """Variances of a value by what shares the error, and its worst case.
+
+    own     independent from element to element
+    column  shared by all that has the same value head and column: the errors of the corrections
+    head    shared by the value heads of one key head: the errors of keys and decays
+    """
+
+    own: Tensor
+    column: Tensor
+    head: Tensor
+    bound: Tensor
+
+
+class _Token(NamedTuple):
+    """One token's exact numbers by value head, with the errors of its query, key and decay."""
+
+    q: Tensor  # [Hv, Dk], like k
+    k: Tensor
+    q_var: Tensor
+    k_var: Tensor
+    q_bound: Tensor
+    k_bound: Tensor
+    decay: Tensor  # [Hv, 1, 1], like beta
+    decay_var: Tensor  # relative, like its bound
+    decay_bound: Tensor
+    beta: Tensor
+    v: Tensor  # [Hv, Dv]
+
+
+@rule(delta_rule.__name__)
+def _delta_rule(q: Any, k: Any, v: Any, decay: Any, beta: Any, state: Tensor, group: int) -> tuple[Budgeted, Budgeted]:
+    """First order in the errors of q, k, decay and of every operation; v, beta and the first state are exact.
+
+    A kernel may take tokens one by one or several at once: sums are taken to round in one lane, which leaves room
+    for either.
+    """
+    like = anyone(q, k, v, decay)
+    q, k, v, decay, beta = (lift(x, like) for x in (q, k, v, decay, beta))
+    per_key_head = (q.value, k.value, q.sigma.square(), k.sigma.square(), q.bound, k.bound)
+    by_channel = [part.repeat_interleave(group, 1) for part in per_key_head]
+    size = decay.value.clamp_min(SMALLEST)
+    by_head = (decay.value, decay.sigma.square() / size.square(), decay.bound / size, beta.value)
+    errors = _Errors(*[torch.zeros_like(state)] * 4)
+    outputs: list[tuple[Tensor, _Errors, Tensor]] = []
+    for t in range(len(v.value)):
+        channels, heads = [part[t] for part in by_channel], [part[t, :, None, None] for part in by_head]
+        token = _Token._make([*channels, *heads, v.value[t]])
+        old = token.decay * state
+        state, errors, step = _written(token, old, errors, like.arithmetic)
+        outputs.append(_read(token, old, step, state, errors, like.arithmetic))
+    return _outputs(outputs, group, like.arithmetic), _budgeted(state, errors, group, like.arithmetic)
+
+
+def _written(token: _Token, old: Tensor, errors: _Errors, arithmetic: Arithmetic) -> tuple[Tensor, _Errors, Tensor]:
+    """The state after a token, its errors, and what the token added; ``old`` is the decayed state."""
+    unit, k, beta, width = arithmetic.unit, token.k[..., None], token.beta, token.k.shape[-1]
+    terms = k * old
+    read = terms.sum(-2, keepdim=True)
+    miss = token.v[:, None] - read
+    delta = beta * miss
+    step = k * delta
+    state = old + step
+    # An element is rounded as a product, as another, and as their sum; a correction as a sum, difference and product.
+    roundings = torch.stack([_rounding(x, arithmetic) for x in (old, step, state)])
+    own = roundings.square().sum(0) / 3
+    summed = accumulated(read, terms.square().sum(-2, keepdim=True), width, unit)
+    column = k.square() * beta.square() * (summed + 2 / 3 * unit**2 * miss.square())
+    # d(decay) reaches (I - beta k k^T) S; dk reaches dk delta^T - beta k (dk^T S), alike where all of k errs alike.
+    turned, k_var = k * beta * read, token.k_var[..., None]
+    alike = k_var.sum(-2, keepdim=True) / k.square().sum(-2, keepdim=True).clamp_min(SMALLEST)
+    head = token.decay_var * (old - turned).square() + alike * (step - turned).square()
+    head = head + k_var * delta.square() + (k * beta).square() * (k_var * old.square()).sum(-2, keepdim=True)
+    length, size, wrong_k = k.norm(dim=-2, keepdim=True), old.norm(dim=-2, keepdim=True), token.k_bound[..., None]
+    wrong_delta = beta * ((width + 2) * unit * (length * size + miss.abs()) + wrong_k.norm(dim=-2, keepdim=True) * size)
+    bound = 2 * roundings.norm(dim=-2, keepdim=True).sum(0)
+    bound = bound + length * wrong_delta + wrong_k.norm(dim=-2, keepdim=True) * delta.abs()
+    bound = bound + token.decay_bound * (1 + beta * length.square()) * size
+    carried = _carried(errors, token)
+    return state, _Errors(*(old + new for old, new in zip(carried, (own, column, head, bound), strict=True))), step
+
+
+def _rounding(x: Tensor, arithmetic: Arithmetic) -> Tensor:
+    """Half a spacing; all of a number below the smallest normal one, which may be flushed to zero."""
+    worst = half_ulp(x, arithmetic.format)
+    return torch.where(x.abs() < 2.0**arithmetic.format.emin, x.abs().clamp_min(worst), worst)
+
+
+def _carried(errors: _Errors, token: _Token) -> _Errors:
+    """Errors after ``decay (I - beta k k^T)``. Within a column they are seen as independent.
+
+    The bound is that of a column's Euclidean length, which a key of length 1 leaves no longer than it was.
+    """
+    squares, beta, decay = token.k.square()[..., None], token.beta, token.decay
+
+    def passed(var: Tensor) -> Tensor:
+        crossed = beta.square() * squares * (squares * var).sum(-2, keepdim=True)
+        return decay.square() * ((1 - 2 * beta * squares) * var + crossed).clamp_min(0)
+
+    stretch = (1 - beta * squares.sum(-2, keepdim=True)).abs().clamp_min(1)
+    return _Errors(passed(errors.own), passed(errors.column), passed(errors.head), decay * stretch * errors.bound)
+
+
+def _read(
+    token: _Token, old: Tensor, step: Tensor, state: Tensor, errors: _Errors, arithmetic: Arithmetic
+) -> tuple[Tensor, _Errors, Tensor]:
+    """``q^T S`` ``[Hv, Dv]``, its errors, and the part of it that the error of q's length scales.
+
+    A kernel adds up ``q^T S``, or ``q^T`` of the old state and ``q^T k`` of what is added: both sums are allowed for.
+    What elements of the state share may line up with q, so it counts by the Cauchy-Schwarz inequality.
+    """
+    unit, q, width = arithmetic.unit, token.q[..., None], token.q.shape[-1]
+    value, long = (q * state).sum(-2), token.q.square().sum(-1, keepdim=True)
+    own = (q.square() * errors.own + token.q_var[..., None] * state.square()).sum(-2)
+    for part in (old, step):
+        terms = q * part
+        own = own + accumulated(terms.sum(-2), terms.square().sum(-2), width, unit)
+    column, head = long * errors.column.sum(-2), long * errors.head.sum(-2)
+    size = old.norm(dim=-2) + step.norm(dim=-2)
+    bound = long.sqrt() * (errors.bound[:, 0] + (width + 2) * unit * size)
+    bound = bound + token.q_bound.norm(dim=-1, keepdim=True) * size
+    alike = (token.q_var.sum(-1, keepdim=True) / long.clamp_min(SMALLEST)).sqrt() * value
+    return value, _Errors(own, column, head, bound), alike
+
+
+def _budgeted(value: Tensor, errors: _Errors, group: int, arithmetic: Arithmetic) -> Budgeted:
+    """A state ``[Hv, Dk, Dv]``, or outputs ``[n, Hv, Dv]`` with their value heads moved in front: ``[Hv, n, Dv]``."""
+    heads, _, width = value.shape
+    columns = torch.arange(heads * width).view(heads, 1, width)
+    key_heads = (torch.arange(heads) // group)[:, None, None]
+    # With the value's own sign, shared errors add up to the most in its direction.
+    sign = value.sign()
+    shared = (
+        new_shared(errors.column.sqrt() * sign, columns, value),
+        new_shared(errors.head.sqrt() * sign, key_heads, value),
+    )
+    return Budgeted(value, errors.own, errors.bound.expand(value.shape), arithmetic, shared)
+
+
+def _outputs(outputs: list[tuple[Tensor, _Errors, Tensor]], group: int, arithmetic: Arithmetic) -> Budgeted:
+    value = torch.stack([o for o, _, _ in outputs], 1)
+    errors = _Errors(*(torch.stack(parts, 1) for parts in zip(*(e for _, e, _ in outputs), strict=True)))
+    out = _budgeted(value, errors, group, arithmetic).moved(lambda t: t.transpose(0, 1))
+    tokens, heads, _ = out.value.shape
+    rows = torch.arange(tokens)[:, None, None] * heads + (torch.arange(heads) // group)[:, None]
+    alike = new_shared(torch.stack([a for _, _, a in outputs]), rows, out.value)
+    return Budgeted(out.value, out.var, out.bound, arithmetic, (*out.shared, alike))

@@ -1,0 +1,142 @@
+"""The gated delta rule: decode and prefill in one batch, states in any slot, heads of every width and grouping."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Registers the rule of the recurrence.
+import minimax_m2.harness.budget_delta_rule  # noqa: F401
+from minimax_m2.harness.bits import Bits, regime_values, strided
+from minimax_m2.harness.budget import RULES, Budgeted
+from minimax_m2.harness.case import Case, Field
+from minimax_m2.harness.expectation import Tensors
+from minimax_m2.harness.op import Cost, Op
+from minimax_m2.harness.ops.qkvzba_split import VALUE_HEADS, divided
+from minimax_m2.harness.ops.rms_norm import own_dtype
+from minimax_m2.harness.ops.rope import dtype_of
+from minimax_m2.reference.contract import Contract
+from minimax_m2.reference.gated_delta_rule import recurrences
+
+FACTORS: dict[str, tuple[Field, ...]] = {
+    "B": (1, 0, 2, 3, 5),
+    # The first sequence is that long, others up to it: around chunks of 4 and of 64 tokens.
+    "S": (1, 2, 3, 4, 5, 9, 63, 64, 65, 130),
+    "queries": ("decode", "prefill", "mixed"),  # one token each, whole prompts, both and a sequence without tokens
+    "Hv": VALUE_HEADS,
+    "Hk": (16, 1, 2, 11, 31, 33),  # the largest divisor of Hv up to this
+    "Dk": (128, 64, 16, 20),
+    "Dv": (128, 64, 16, 24, 33, 7),  # some are no multiple of a vector
+    "regime": ("normal", "heavy", "tiny", "equal", "signed_zero", "zero_rows"),
+    "dtype": ("bfloat16", "float16", "float32"),
+    "beta": ("same", "float32"),
+    "decay": ("normal", "none", "fast"),
+    "index": ("all", "some", "none"),  # some: every other sequence is padding, and names no slot
+    "ids": ("int32", "int64"),
+    "l2norm": (1, 0),
+    "pad": (0, 3),  # rows outside query_start, behind and one in front
+    "gap": (0, 8),
+}
+
+FLA = "SGLang:sgl-kernel/csrc/cpu/mamba/fla.cpp"
+TRITON = "SGLang:python/sglang/srt/layers/attention/fla/fused_sigmoid_gating_recurrent.py"
+# Elements of all states, and these times tokens of the longest sequence: what a case may cost the reference.
+LARGEST_STATES, LARGEST_WORK = 2**19, 2**23
+
+
+def settle(fields: dict[str, Field]) -> dict[str, Field]:
+    """Many heads have short keys, large states short sequences; where keys keep their length, it is near 1."""
+    states = int(fields["Hv"]) * int(fields["Dv"]) * max(1, int(fields["B"]))
+    width = int(fields["Dk"]) if states * int(fields["Dk"]) <= LARGEST_STATES else 16
+    longest = max(1, LARGEST_WORK // (states * width))
+    beta = fields["dtype"] if fields["beta"] == "same" else fields["beta"]
+    shorter = {"Dk": width, "S": min(int(fields["S"]), longest), "beta": beta}
+    return divided(fields) | shorter | ({} if fields["l2norm"] else {"regime": "normal"})
+
+
+def lengths(case: Case, bits: Bits) -> list[int]:
+    """Tokens of each sequence."""
+    B, S, queries = case.number("B"), case.number("S"), case.word("queries")
+    prompts = [S, *bits.integers("lengths", (max(0, B - 1),), 1, S).tolist()][:B]
+    if queries == "mixed":
+        return [(n, 1, 0)[b % 3] for b, n in enumerate(prompts)]
+    return [1] * B if queries == "decode" else prompts
+
+
+def rows(case: Case, bits: Bits, name: str, heads: int, width: int) -> Tensor:
+    """``[T, heads, width]`` with more digits than a 16-bit format keeps, tokens ``gap`` elements apart."""
+    T, regime = sum(lengths(case, bits)) + case.number("pad"), case.word("regime")
+    kind = "normal" if regime == "zero_rows" or name == "v" else regime
+    x = regime_values(bits, name, (T, heads * width), kind) * (1 + bits.uniform(f"{name}/fine", (T, 1)) / 64)
+    if regime == "zero_rows" and name != "v":
+        x = x * (torch.arange(T)[:, None] % 3 != 0)
+    if not case.number("l2norm") and name != "v":
+        x = x * (0.75 * width**-0.5)
+    return strided(x.to(dtype_of(case, "dtype")), case.number("gap")).unflatten(-1, (heads, width))
+
+
+def inputs(case: Case, bits: Bits) -> dict[str, Any]:
+    B, Hk, Hv, Dk, Dv, gap = (case.number(name) for name in ("B", "Hk", "Hv", "Dk", "Dv", "gap"))
+    counts, first, slots = lengths(case, bits), case.number("pad") // 3, 2 * B + 1
+    gates = (sum(counts) + case.number("pad"), Hv)
+    fastest = {"normal": 2.0, "none": 0.0, "fast": 120.0}[case.word("decay")]
+    index = bits.shuffled("slots", slots)[:B]
+    padded = 2 if case.word("index") == "some" else 1
+    if case.word("index") != "all":
+        index = index.masked_fill(torch.arange(B) % padded == padded - 1, -1)
+    # Slots that nobody names hold numbers too: they stay as they are, to the bit.
+    state = bits.bell("state", (slots, Hv, Dk, Dv)) * (1 + bits.uniform("state/fine", (slots, Hv, Dk, Dv)) / 64)
+    ids = dtype_of(case, "ids")
+    return {
+        "q": rows(case, bits, "q", Hk, Dk),
+        "k": rows(case, bits, "k", Hk, Dk),
+        "v": rows(case, bits, "v", Hv, Dv),
+        "g": strided((-fastest * bits.uniform("g", gates)).to(torch.float32), gap),
+        "beta": strided(bits.uniform("beta", gates).to(dtype_of(case, "beta")), gap),
+        "state": state.to(torch.float32),
+        "state_index": index.to(ids),
+        "query_start": torch.tensor([first, *(first + sum(counts[: b + 1]) for b in range(B))], dtype=ids),
+        "scale": Dk**-0.5,
+        "l2norm": bool(case.number("l2norm")),
+    }
+
+
+def expect(
+    op: Op, case: Case, arguments: dict[str, Any], contract: Contract, dtypes: dict[str, torch.dtype]
+) -> Tensors:
+    o, final = recurrences(**arguments, contract=contract)
+    state, index = arguments["state"], arguments["state_index"]
+    kept, source = index >= 0, torch.arange(len(state))
+    source[index[kept].long()] = len(state) + kept.nonzero()[:, 0]
+    if isinstance(final, Budgeted):
+        written = RULES["cat"]([state, final], 0).moved(lambda t: t[source])
+    else:
+        written = torch.cat([state, final])[source]
+    return Tensors(op, {"o": o, "state": written}, dtypes)
+
+
+def cost(case: Case) -> Cost:
+    bits = Bits(case)
+    B, Hk, Hv, Dk, Dv = (case.number(name) for name in ("B", "Hk", "Hv", "Dk", "Dv"))
+    T = sum(lengths(case, bits))
+    token = (2 * Hk * Dk + 2 * Hv * Dv) * dtype_of(case, "dtype").itemsize
+    token += Hv * (4 + dtype_of(case, "beta").itemsize)
+    return Cost(bytes=2 * B * Hv * Dk * Dv * 4 + T * token, flops=7 * T * Hv * Dk * Dv)
+
+
+OP = Op(
+    name="gated_delta_rule",
+    outputs={"o": "dtype", "state": "float32"},
+    factors=FACTORS,
+    settle=settle,
+    inputs=inputs,
+    contract=lambda case: {"l2norm_eps": 1e-6, "eps_place": None, "out": own_dtype(case)},
+    choices={"l2norm_eps": {1e-5: FLA}, "eps_place": {"root": TRITON}},
+    shapes={"decode": {"B": 1, "S": 1}, "prefill": {"B": 1, "S": 64, "queries": "prefill", "Hv": 8, "Hk": 4}},
+    cost=cost,
+    budgeted=("q", "k", "v", "g"),
+    mutates=("state",),
+    expect=expect,
+)

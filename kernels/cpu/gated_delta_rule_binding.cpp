@@ -1,0 +1,72 @@
+// Registers gated_delta_rule for the CPU. Shapes and dtypes were checked by gated_delta_rule.py; slots and starts are
+// checked here, before anything is written.
+#include "gated_delta_rule.h"
+
+#include "widened.h"
+
+namespace minimax_m2 {
+namespace {
+
+void check_starts(const std::vector<int64_t>& query_start, int64_t num_tokens) {
+  if (query_start.front() < 0 || query_start.back() > num_tokens) {
+    reject("query_start runs from " + std::to_string(query_start.front()) + " to " +
+           std::to_string(query_start.back()) + ", expected within 0.." + std::to_string(num_tokens) + ", the rows of q");
+  }
+  for (size_t b = 0; b + 1 < query_start.size(); ++b) {
+    if (query_start[b + 1] < query_start[b]) {
+      reject("query_start falls in sequence " + std::to_string(b) + "; expected rising positions");
+    }
+  }
+}
+
+void check_slots(const std::vector<int64_t>& slots, int64_t num_slots) {
+  std::vector<bool> taken(static_cast<size_t>(num_slots));
+  for (size_t b = 0; b < slots.size(); ++b) {
+    const int64_t slot = slots[b];
+    if (slot < 0) continue;
+    const std::string named = "state_index[" + std::to_string(b) + "]=" + std::to_string(slot);
+    if (slot >= num_slots) reject(named + " is outside the state's " + std::to_string(num_slots) + " slots; -1 pads");
+    if (taken[slot]) reject(named + " is named twice; a state belongs to one sequence");
+    taken[slot] = true;
+  }
+}
+
+GatedDeltaRuleArgs::Heads heads_of(const Tensor& x) {
+  return {.data = x.const_data_ptr(), .token_stride = x.stride(0), .head_stride = x.stride(1)};
+}
+
+void gated_delta_rule(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& g, const Tensor& beta,
+                      Tensor state, const Tensor& state_index, const Tensor& query_start, double scale, bool l2norm,
+                      Tensor o) {
+  const std::vector<int64_t> slots = widened(state_index), starts = widened(query_start);
+  check_starts(starts, q.size(0));
+  check_slots(slots, state.size(0));
+  launch(gated_delta_rule_table, GatedDeltaRuleArgs{.q = heads_of(q),
+                                                    .k = heads_of(k),
+                                                    .v = heads_of(v),
+                                                    .dtype = dtype_of(q),
+                                                    .g = static_cast<const float*>(g.const_data_ptr()),
+                                                    .g_stride = g.stride(0),
+                                                    .beta = beta.const_data_ptr(),
+                                                    .beta_stride = beta.stride(0),
+                                                    .beta_dtype = dtype_of(beta),
+                                                    .state = static_cast<float*>(state.mutable_data_ptr()),
+                                                    .slot_stride = state.stride(0),
+                                                    .state_head_stride = state.stride(1),
+                                                    .state_index = slots.data(),
+                                                    .query_start = starts.data(),
+                                                    .o = o.mutable_data_ptr(),
+                                                    .num_tokens = q.size(0),
+                                                    .num_sequences = state_index.size(0),
+                                                    .num_k_heads = q.size(1),
+                                                    .num_v_heads = v.size(1),
+                                                    .head_k_dim = q.size(2),
+                                                    .head_v_dim = v.size(2),
+                                                    .scale = static_cast<float>(scale),
+                                                    .l2norm = l2norm});
+}
+
+}  // namespace
+}  // namespace minimax_m2
+
+STABLE_TORCH_LIBRARY_IMPL(minimax_m2, CPU, m) { m.impl("gated_delta_rule", TORCH_BOX(&minimax_m2::gated_delta_rule)); }
