@@ -37,10 +37,12 @@ class Arithmetic(NamedTuple):
 
     format    format of every elementary operation
     exp_ulps  accuracy of ``exp`` in ulp of that format (vLLM's and SGLang's CPU kernels: 20)
+    lanes     partial sums that a sum is made in at least, which end in a tree; 1: one term after the other
     """
 
     format: Format = FORMATS["float32"]
     exp_ulps: float = 1.0
+    lanes: int = 1
 
     @property
     def unit(self) -> float:

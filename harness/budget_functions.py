@@ -75,13 +75,19 @@ def _log(x: Budgeted) -> Budgeted:
 def _sigmoid(x: Budgeted) -> Budgeted:
     """1 / (1 + e) with e = exp(-x): the relative error of e counts by 1 - s, the sum rounds, the quotient rounds.
 
-    Mean z^2 0.7 with torch, whose exp is within half of the 1 ulp that is allowed.
+    Mean z^2 0.7 with torch, whose exp is within half of the 1 ulp that is allowed. Near 0 the sum is 2 - d with so few
+    digits of d that every other quotient lies at a tie, just beyond it by d^2/8: these all round one way, by a quarter
+    of a spacing on average.
     """
     s = torch.sigmoid(x.value)
     scale, of_exp = s * x.arithmetic.unit, 2 * x.arithmetic.exp_ulps * (1 - s)
     out = unary(x, s, s * (1 - s), _sigmoid_slope(x), ulps=0.0)
     var, bound = scale.square() * (of_exp.square() + s.square()) / 3, scale * (of_exp + 1)
-    return with_roundoff(replace(out, var=out.var + var, bound=out.bound + bound))
+    crowded = x.value.abs() < 2.0 ** (1 - x.arithmetic.format.precision // 2)
+    shared = out.shared
+    if bool(crowded.any()):
+        shared = (*shared, new_shared(torch.where(crowded, scale / 2, 0.0), (x.value < 0).long(), s))
+    return with_roundoff(replace(out, var=out.var + var, bound=out.bound + bound, shared=shared))
 
 
 def _sigmoid_slope(x: Budgeted) -> Tensor:

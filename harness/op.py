@@ -103,7 +103,7 @@ class Op:
     def full_contract(self, case: Case, declared: Declared) -> dict[str, Any]:
         """The default contract of a case with what a provider declares; unknown fields and values are refused."""
         declared = declared(case) if callable(declared) else declared
-        fields = self.contract(case) | {"arithmetic": "float32", "exp_ulps": 1.0}
+        fields = self.contract(case) | {"arithmetic": "float32", "exp_ulps": 1.0, "lanes": 1}
         for name, value in declared.items():
             if name not in fields:
                 raise ValueError(
@@ -112,6 +112,8 @@ class Op:
             legal = tuple({**self.choices, **GENERAL_CHOICES}.get(name, (fields[name],)))
             if name == "exp_ulps":
                 _check_exp_ulps(self.name, value)
+            elif name == "lanes":
+                _check_lanes(self.name, value)
             elif value not in (*legal, fields[name]):
                 raise ValueError(
                     f"contract field {self.name}.{name}={value!r} is not one that an engine has; use one of {legal}"
@@ -140,6 +142,12 @@ def _check_exp_ulps(op: str, value: Any) -> None:
     low, high = EXP_ULPS
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
         raise ValueError(f"contract field {op}.exp_ulps={value!r} is no accuracy of an engine; use {low}..{high} ulp")
+
+
+def _check_lanes(op: str, value: Any) -> None:
+    """Refuse what is no number of partial sums; the more of them, the narrower the budget."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"contract field {op}.lanes={value!r} is no number of partial sums; use 1 or more")
 
 
 @lru_cache(maxsize=1)

@@ -14,6 +14,15 @@ from typing import Any
 from minimax_m2.harness.op import Declared, all_ops
 from minimax_m2.harness.provider import Provider
 
+# Partial sums that every long sum of a CPU op is made in, on the least of its instruction sets: a vector of portable
+# code (row_products.h), four of them for sums of squares (row_vectors.h, qk_norm_row.h). The others add some terms one
+# after the other: linear's tiles, experts and attention's values.
+LANES = {
+    **dict.fromkeys(("fp8_linear", "lm_head", "router_gemm", "router"), 4),
+    **dict.fromkeys(("rms_norm", "add_rms_norm", "add_rms_norm_quant"), 16),
+    **dict.fromkeys(("qk_sum_squares", "qk_norm_rope", "qk_norm_rope_cache"), 16),
+}
+
 
 def ours(device: str = "cpu") -> Provider:
     """The kernels of ``device``; on a CPU one variant an instruction set that this machine runs."""
@@ -95,7 +104,10 @@ def _module(device: str, stem: str) -> ModuleType:
 
 
 class Contracts(Mapping[str, Declared]):
-    """The contract each kernel module declares: ``contract`` for the op of its name, or by op in a stem of many."""
+    """The contract each kernel module declares: ``contract`` for the op of its name, or by op in a stem of many.
+
+    On a CPU the lanes of ``LANES`` come with it.
+    """
 
     def __init__(self, device: str) -> None:
         self.device = device
@@ -106,7 +118,8 @@ class Contracts(Mapping[str, Declared]):
         if callable(declared):
             return declared
         nested = declared.get(op)
-        return nested if isinstance(nested, Mapping) else {} if _by_op(declared) else declared
+        own = nested if isinstance(nested, Mapping) else {} if _by_op(declared) else declared
+        return {"lanes": LANES[op], **own} if self.device == "cpu" and op in LANES else own
 
     def __iter__(self) -> Iterator[str]:
         return iter(op for op in all_ops() if stem_of(op) in stems(self.device))
