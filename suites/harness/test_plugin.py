@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from minimax_m2.harness import conformance, pytest_plugin
+from minimax_m2.harness.case import Case
+from minimax_m2.harness.judge import expected
 from minimax_m2.harness.matrix import Cell, expected_dir, machine_kind, must_execute
-from minimax_m2.harness.op import all_ops
+from minimax_m2.harness.op import Op, all_ops
 from minimax_m2.harness.providers.plain import plain
 from minimax_m2.harness.pytest_plugin import EXECUTED, FILES, missing
 
@@ -91,3 +93,12 @@ def test_a_namesake_elsewhere_is_no_test_of_an_op() -> None:
 def test_a_wheel_without_expected_cells_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pytest_plugin, "expected_dir", lambda: None)
     assert missing(everything()) == ["suites/expected is not here: run from a checkout"]
+
+
+def test_a_budget_that_is_blind_to_a_third_of_the_drawn_cases_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    def blind(op: Op, case: Case, declared: Any) -> tuple[Any, tuple[str, ...]]:
+        return (None, ("y:gain",)) if case.number("seed") % 3 == 0 else expected(op, case, declared)
+
+    monkeypatch.setattr(conformance, "expected", blind)
+    with pytest.raises(AssertionError, match=r"VACUOUS linear: \d+ of \d+ drawn cases let pass {'y:gain'"):
+        conformance.test_drawn_cases_are_right(LINEAR, plain())
