@@ -29,7 +29,8 @@ def test_the_variance_of_rounding_a_grid_is_that_of_its_points(points: int) -> N
     v = 1 + torch.arange(128 * points, dtype=torch.float64) * grid
     error = v.to(torch.bfloat16).double() - v
     predicted = rounding_variance(v, FORMATS["bfloat16"], torch.full_like(v, grid))
-    assert torch.allclose(error.square().mean(), predicted.mean(), rtol=1e-12)
+    # Both are sums of dyadic numbers, exact but for the division by 12 and its 128 additions at most.
+    assert abs(float(error.square().mean() - predicted.mean())) <= 2.0**-45 * float(predicted.mean())
     # An even number of neighbours: as many ties go down as up.
     assert float(error.mean()) == 0
 
