@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -23,10 +23,10 @@ from minimax_m2.harness.devices import DEVICES
 from minimax_m2.harness.features import Standing, survey
 from minimax_m2.harness.judge import judge
 from minimax_m2.harness.matrix import expected_dir, lost, machine_kind, must_execute
-from minimax_m2.harness.models import ModelRow, score_models, tiny_m2
+from minimax_m2.harness.models import ModelRecord, read_models, score_models, tiny_m2
 from minimax_m2.harness.op import all_ops, find_op
 from minimax_m2.harness.provider import Provider, from_file
-from minimax_m2.harness.record import Record, find_case
+from minimax_m2.harness.record import Record, find_case, new_log, read
 from minimax_m2.harness.report import failure, headline, page, replay
 from minimax_m2.harness.sampling import sampled
 from minimax_m2.harness.summary import lines
@@ -112,18 +112,17 @@ def run(
     """Judge every op of every provider on this machine, and time what is right."""
     from minimax_m2.harness.roofline import measure
     from minimax_m2.harness.run import run as run_cells
-    from minimax_m2.harness.run import run_name
 
     providers = chosen(provider, with_)
     check_variants(providers, variant)
     for name in op or []:
         find_op(name)
     sources = {p.name: p.source for p in providers}
-    label = run_name()
-    RUNS.mkdir(exist_ok=True)
-    path = RUNS / f"{label}.jsonl"
     records: list[Record] = []
-    with working() as bar, path.open("w") as log:
+    models: list[ModelRecord] = []
+    label, log = new_log(RUNS)
+    path = RUNS / f"{label}.jsonl"
+    with log, working() as bar:
         task = bar.add_task("starting", total=1.0)
         roof = measure(lambda text: bar.update(task, description=text)) if times else None
         for record in run_cells(
@@ -133,25 +132,25 @@ def run(
             log.write(record.json + "\n")
             log.flush()
             records.append(record)
+        if records and model and not op and not variant:
+            for row in model_records(providers, label, lambda text: bar.update(task, description=text)):
+                log.write(row.json + "\n")
+                models.append(row)
     if not records:
         asked = ", ".join(op or ["any op"])
         finish(NOTHING_MEASURED, "nothing was measured", f"no provider offers {asked}", "m2check list")
     whole = not (op or provider or with_ or variant)
-    models = model_rows(providers) if model and not op and not variant else []
     show(records, models, as_json)
     if report is not None:
-        report.write_text(page(records, absent=absent_devices(), models=models, sources=sources))
-    for row in models:
-        if row.score is None:
-            finish(WRONG, f"the model on {row.provider} did not run", row.reason, "m2check run --no-times")
-    conclude(records, path, sources=sources, whole=whole)
+        report.write_text(page(read(path), absent=absent_devices(), models=read_models(path), sources=sources))
+    conclude(records, path, sources=sources, whole=whole, models=models)
 
 
-def show(records: list[Record], models: list[ModelRow], as_json: bool) -> None:
+def show(records: list[Record], models: list[ModelRecord], as_json: bool) -> None:
     """Print a run."""
     if as_json:
-        for record in records:
-            typer.echo(record.json)
+        for line in [*(record.json for record in records), *(row.json for row in models)]:
+            typer.echo(line)
         return
     console.print(run_table(lines(records)))
     if models:
@@ -160,24 +159,28 @@ def show(records: list[Record], models: list[ModelRow], as_json: bool) -> None:
         console.print(f"[dim]{line}[/]")
 
 
-def model_rows(providers: list[Provider]) -> list[ModelRow]:
+def model_records(providers: list[Provider], label: str, progress: Callable[[str], None]) -> Iterator[ModelRecord]:
     """Score whole models, where the checkout's tiny-m2 is at hand."""
     folder = tiny_m2()
     if folder is None:
-        console.print("[dim]tiny-m2 is not here: run from a checkout to score whole models[/]")
-        return []
-    with working() as bar:
-        task = bar.add_task("tiny-m2", total=None)
-        return list(score_models(providers, folder, progress=lambda text: bar.update(task, description=text)))
+        errors.print("[dim]tiny-m2 is not here: run from a checkout to score whole models[/]")
+        return iter(())
+    return score_models(providers, folder, run=label, progress=progress)
 
 
-def conclude(records: list[Record], path: Path, *, sources: dict[str, str], whole: bool) -> None:
+def conclude(
+    records: list[Record], path: Path, *, sources: dict[str, str], whole: bool, models: Sequence[ModelRecord] = ()
+) -> None:
     """Exit with the run's verdict, its evidence and the next command."""
     folded = lines(records)
     wrong = [line for line in folded if line.failed]
     if wrong:
         first = wrong[0].failed[0]
         finish(WRONG, headline(folded), failure(first).splitlines()[1], replay(first, sources[first.provider]))
+    silent = [row for row in models if row.score is None]
+    if silent:
+        told = f"the model on {silent[0].provider} did not run"
+        finish(WRONG, told, silent[0].reason, f"m2check run --no-times{options(sources)}")
     if not any(line.judged for line in folded):
         finish(NOTHING_MEASURED, "nothing was measured", f"{records[0].op}: {records[0].evidence[0]}", "m2check list")
     executed = {line.cell for line in folded if line.judged}
@@ -188,6 +191,11 @@ def conclude(records: list[Record], path: Path, *, sources: dict[str, str], whol
             told = f"{len(gone)} expected cells did not run"
             finish(WRONG, told, f"first: {gone[0].id}", f"m2check run --op {gone[0].op}")
     finish(0, headline(folded), f"records: {path}", "m2check matrix")
+
+
+def options(sources: dict[str, str]) -> str:
+    """What a command line must say to get these providers' files again."""
+    return "".join(f" --provider {source}" for source in sources.values() if source)
 
 
 @app.command("list")
@@ -267,7 +275,7 @@ def repro(
     pdb: Annotated[bool, typer.Option("--pdb", help="stop in the debugger before the call")] = False,
 ) -> None:
     """Judge one case again and explain the verdict."""
-    found = Case.from_json(case) if case.lstrip().startswith("{") else find_case(case, RUNS)
+    found = Case.from_json(case) if case.lstrip().startswith("{") else find_case(case, RUNS, report=told)
     providers = chosen(provider, with_)
     check_variants(providers, variant)
     if pdb:
@@ -279,9 +287,9 @@ def repro(
         for name in p.variants_of(found.op)
         if name in (variant or p.variants)
     ]
-    for verdict in verdicts:
-        console.print(f"{verdict.cell}: {verdict.outcome.value}, utilisation {verdict.utilisation:.3f}", markup=False)
-        for line in verdict.evidence:
+    for v in verdicts:
+        console.print(f"{v.cell}: {v.outcome.value}, utilisation {v.utilisation:.3f}", markup=False)
+        for line in v.evidence:
             console.print(f"  {line}", markup=False)
     judged = [v for v in verdicts if v.outcome is not Outcome.UNSUPPORTED]
     wrong = [v for v in judged if not v.passed]
@@ -289,9 +297,14 @@ def repro(
         reason = verdicts[0].evidence[0] if verdicts else f"nobody offers {found.op}"
         finish(NOTHING_MEASURED, "nothing was measured", reason, "m2check list")
     sources = {p.name: p.source for p in providers}
-    told = f"{len(wrong)} of {len(judged)} calls are wrong"
+    verdict = f"{len(wrong)} of {len(judged)} calls are wrong"
     again = wrong[0].replay(sources[wrong[0].provider]) if wrong else "m2check run"
-    finish(WRONG if wrong else 0, told, f"case {found.json}", again)
+    finish(WRONG if wrong else 0, verdict, f"case {found.json}", again)
+
+
+def told(text: str) -> None:
+    """Say on standard error what is left out."""
+    errors.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def working() -> Progress:

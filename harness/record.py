@@ -6,17 +6,23 @@ import json
 import math
 import platform
 import subprocess
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 
 from minimax_m2.harness.case import Case
 from minimax_m2.harness.verdict import Outcome, Verdict
 
-SCHEMA = 1
+SCHEMA = 2
+# Schema 1 had records of cases only, without their kind.
+READABLE = (1, SCHEMA)
+Reporter = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +65,7 @@ class Record:
     evidence: list[str]
     timing: Timing | None = None
     machine: dict[str, str | int] = field(default_factory=dict)
+    kind: str = "op"
     schema: int = SCHEMA
 
     @classmethod
@@ -91,8 +98,10 @@ class Record:
             found = json.loads(line)
         except json.JSONDecodeError as error:
             raise ValueError(f"record {line[:60]!r} is not JSON: {error}") from error
-        if not isinstance(found, dict) or found.get("schema") != SCHEMA:
-            raise ValueError(f"record {line[:60]!r} is not of schema {SCHEMA}")
+        if not isinstance(found, dict) or found.get("schema") not in READABLE:
+            raise ValueError(f"record {line[:60]!r} is of no schema that can be read: {READABLE}")
+        if found["schema"] == 1:
+            found["kind"] = "op"
         known = {f.name for f in fields(cls)}
         if set(found) != known:
             raise ValueError(f"record {line[:60]!r} lacks or adds fields: {sorted(set(found) ^ known)}")
@@ -110,16 +119,64 @@ class Record:
         return self.outcome == Outcome.PASS.value
 
 
-def read(path: Path) -> list[Record]:
-    """All records of a ``.jsonl`` file."""
-    return [Record.from_json(line) for line in path.read_text().splitlines() if line]
+def read(path: Path, *, report: Reporter = warnings.warn) -> list[Record]:
+    """All records of cases in a ``.jsonl`` file; those of whole models are left to ``models.read_models``.
+
+    ``report`` is told of a last line that a run left half-written. Raises ValueError, with file and line, for any
+    other line that is no record.
+    """
+    return [_placed(path, line, found) for line, found in parsed(path, report) if found.get("kind", "op") == "op"]
 
 
-def find_case(case_id: str, folder: Path) -> Case:
-    """The case with this id in the recorded runs, newest first; KeyError says where it was looked for."""
+def _placed(path: Path, line: int, found: dict[str, Any]) -> Record:
+    try:
+        return Record.from_json(json.dumps(found))
+    except ValueError as error:
+        raise ValueError(f"{path}, line {line}: {error}") from error
+
+
+def parsed(path: Path, report: Reporter) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Number and content of each line; a last one without its line break that is no JSON is reported, not read."""
+    text = path.read_text()
+    lines = text.splitlines()
+    for number, line in enumerate(lines, 1):
+        try:
+            found = json.loads(line or "{}")
+        except json.JSONDecodeError as error:
+            if number == len(lines) and not text.endswith("\n"):
+                report(f"{path}, line {number}: half-written, left out: {line[:40]!r}")
+                return
+            raise ValueError(f"{path}, line {number}: {line[:60]!r} is not JSON: {error}") from error
+        if not isinstance(found, dict):
+            raise ValueError(f"{path}, line {number}: {line[:60]!r} is no record")
+        if found:
+            yield number, found
+
+
+def new_log(folder: Path) -> tuple[str, TextIO]:
+    """The name of a new run, which sorts by time, and its file; runs that start at once get files of their own."""
+    folder.mkdir(exist_ok=True)
+    while True:
+        name = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
+        try:
+            return name, (folder / f"{name}.jsonl").open("x")
+        except FileExistsError:
+            continue
+
+
+def find_case(case_id: str, folder: Path, *, report: Reporter = warnings.warn) -> Case:
+    """The case with this id in the recorded runs, newest first; KeyError says where it was looked for.
+
+    A file that holds anything but records is reported and passed over.
+    """
     for path in sorted(folder.glob("*.jsonl"), reverse=True):
-        for record in read(path):
-            if record.case_id == case_id:
+        try:
+            records = read(path, report=report)
+        except ValueError as error:
+            report(str(error))
+            continue
+        for record in records:
+            if case_id and record.case_id == case_id:
                 return Case(record.case)
     raise KeyError(f"no recorded case has id {case_id!r} in {folder}; pass the case's JSON instead")
 

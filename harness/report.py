@@ -8,7 +8,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from minimax_m2.harness.models import ModelRow
+from minimax_m2.harness.models import ModelRecord
 from minimax_m2.harness.record import Record
 from minimax_m2.harness.summary import Line, lines
 from minimax_m2.harness.table import microseconds, number
@@ -18,7 +18,7 @@ ENOUGH = 60
 
 
 def page(
-    records: Sequence[Record], *, absent: Iterable[str], models: Sequence[ModelRow] = (),
+    records: Sequence[Record], *, absent: Iterable[str], models: Sequence[ModelRecord] = (),
     sources: Mapping[str, str] | None = None,
 ) -> str:  # fmt: skip
     """HTML of a run, with providers' files by name in ``sources``. Every text from data is escaped; nothing is fetched.

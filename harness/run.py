@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from datetime import UTC, datetime
 from itertools import groupby, product
 
 from minimax_m2.harness.case import Case
@@ -25,11 +24,6 @@ REFUSALS = 20
 Progress = Callable[[str, float], None]
 
 
-def run_name() -> str:
-    """A name that sorts by time."""
-    return datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-
-
 def run(
     providers: Iterable[Provider],
     *,
@@ -37,7 +31,7 @@ def run(
     variants: Iterable[str] = (),
     count: int = 16,
     roof: Roof | None = None,
-    name: str | None = None,
+    name: str,
     progress: Progress = lambda text, share: None,
 ) -> Iterator[Record]:
     """Judge every cell on ``count`` sampled cases of its op; with a ``roof`` also time its decode and prefill shapes.
@@ -48,7 +42,6 @@ def run(
     known = {(p.name, p.device): p for p in providers}
     only = set(variants)
     chosen = [c for c in cells(known.values(), ops) if not only or c.variant in only]
-    label = name or run_name()
     done = 0
     for op_name, group in groupby(chosen, key=lambda cell: cell.op):
         op, mine = find_op(op_name), [(cell, known[cell.provider, cell.device]) for cell in group]
@@ -61,14 +54,14 @@ def run(
                 passed.setdefault(cell, []).append(verdict)
             elif verdict.outcome is not Outcome.UNSUPPORTED:
                 wrong.add(cell)
-            yield Record.of(verdict, run=label)
+            yield Record.of(verdict, run=name)
         hollow = {cell: found for cell, found in passed.items() if cell not in wrong and untried(found)}
         wrong |= set(hollow)
-        yield from (vacuous(cell, found, label) for cell, found in hollow.items())
+        yield from (vacuous(cell, found, name) for cell, found in hollow.items())
         for shape, (cell, provider) in product(op.shapes, mine):
             if roof is not None and cell not in wrong:
                 progress(f"{cell.id} {shape}", done / len(chosen))
-                yield timed(op, shape, cell, provider, roof, label)
+                yield timed(op, shape, cell, provider, roof, name)
         done += len(mine)
     progress("done", 1.0)
 
@@ -79,11 +72,11 @@ def untried(found: list[Verdict]) -> list[str]:
     return sorted(due - applied)
 
 
-def vacuous(cell: Cell, found: list[Verdict], label: str) -> Record:
+def vacuous(cell: Cell, found: list[Verdict], name: str) -> Record:
     """A verdict on a whole cell, of no case: it was never shown that its cases could have caught a wrong kernel."""
     told = f"no case of {len(found)} lets these corruptions apply: {', '.join(untried(found))}; judge more cases"
     verdict = replace(found[-1], outcome=Outcome.VACUOUS, evidence=(told,), comparisons=(), utilisation=math.nan)
-    return replace(Record.of(verdict, run=label), case={}, case_id="")
+    return replace(Record.of(verdict, run=name), case={}, case_id="")
 
 
 def deal(op: Op, mine: list[tuple[Cell, Provider]], count: int) -> Iterator[tuple[Case, Cell, Provider]]:
@@ -104,9 +97,9 @@ def judgeable(op: Op, provider: Provider, count: int) -> list[Case]:
     return kept[:count] or drawn
 
 
-def timed(op: Op, shape: str, cell: Cell, provider: Provider, roof: Roof, label: str) -> Record:
+def timed(op: Op, shape: str, cell: Cell, provider: Provider, roof: Roof, name: str) -> Record:
     """Judge a shape's case and, where it passes, time it."""
     case: Case = op.shape(shape)
     verdict = judge(case, provider, cell.variant)
     timing = time_case(op, shape, provider, cell.variant, roof) if verdict.passed else None
-    return Record.of(verdict, run=label, timing=timing)
+    return Record.of(verdict, run=name, timing=timing)

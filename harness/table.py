@@ -8,7 +8,7 @@ from rich.table import Table
 
 from minimax_m2.harness.devices import DEVICES, absence
 from minimax_m2.harness.features import Finding, Standing
-from minimax_m2.harness.models import ModelRow
+from minimax_m2.harness.models import ModelRecord
 from minimax_m2.harness.record import Timing
 from minimax_m2.harness.summary import Line
 
@@ -46,10 +46,11 @@ def run_table(lines: Iterable[Line]) -> Table:
     return table
 
 
-def model_table(rows: Iterable[ModelRow]) -> Table:
+def model_table(rows: Iterable[ModelRecord]) -> Table:
     """One row a model: how it reads the held-out text."""
     table = Table(title="the model on tiny-m2, held-out text, teacher-forced", title_justify="left")
     table.add_column("provider", no_wrap=True)
+    table.add_column("own steps", no_wrap=True)
     for name in ("cross-entropy", "top-1 agreement", "KL to the reference", "seconds"):
         table.add_column(name, justify="right")
     for row in rows:

@@ -10,7 +10,7 @@ import pytest
 from minimax_m2.harness.judge import judge
 from minimax_m2.harness.op import find_op
 from minimax_m2.harness.providers.plain import plain
-from minimax_m2.harness.record import Record, find_case
+from minimax_m2.harness.record import Record, find_case, new_log, read
 from minimax_m2.harness.report import page
 from minimax_m2.harness.summary import lines
 
@@ -36,6 +36,39 @@ def test_what_is_not_a_record_is_refused_by_name(record: Record, change: dict[st
 def test_a_truncated_line_is_refused(record: Record) -> None:
     with pytest.raises(ValueError, match="not JSON"):
         Record.from_json(record.json[:-5])
+
+
+def test_records_of_the_schema_before_are_read(record: Record) -> None:
+    old = json.loads(record.json) | {"schema": 1}
+    del old["kind"]
+    assert Record.from_json(json.dumps(old)).case_id == record.case_id
+
+
+def test_a_half_written_last_line_is_reported_and_the_others_are_read(record: Record, tmp_path: Path) -> None:
+    path, said = tmp_path / "run.jsonl", list[str]()
+    path.write_text(record.json + "\n" + record.json[:-5])
+    assert read(path, report=said.append) == [record]
+    assert "line 2: half-written" in said[0]
+    assert find_case(record.case_id, tmp_path, report=said.append).id == record.case_id
+
+
+def test_a_broken_line_elsewhere_is_an_error_with_its_place(record: Record, tmp_path: Path) -> None:
+    path, said = tmp_path / "run.jsonl", list[str]()
+    path.write_text(record.json[:-5] + "\n" + record.json + "\n")
+    with pytest.raises(ValueError, match=r"line 1: .*not JSON"):
+        read(path)
+    (tmp_path / "earlier.jsonl").write_text(record.json + "\n")
+    assert find_case(record.case_id, tmp_path, report=said.append).id == record.case_id
+    assert "run.jsonl, line 1" in said[0]
+
+
+def test_runs_that_start_at_once_write_files_of_their_own(tmp_path: Path) -> None:
+    started = [new_log(tmp_path) for _ in range(50)]
+    names = [name for name, _ in started]
+    for _, log in started:
+        log.close()
+    assert names == sorted(set(names))
+    assert len(list(tmp_path.glob("*.jsonl"))) == 50
 
 
 def test_a_case_is_found_again_by_its_id(record: Record, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def test_a_case_is_drawn_and_predicted_once_for_all_variants(monkeypatch: pytest
     for name, counter in (("expectation", predicted), ("_drawn", drawn)):
         monkeypatch.setattr(judging, name, _counting(getattr(judging, name), counter))
     judging._expected.cache_clear()
-    records = list(run([ours()], ops=["swiglu"], count=4, roof=ROOF))
+    records = list(run([ours()], ops=["swiglu"], count=4, name="now", roof=ROOF))
     assert set(predicted.values()) == {1}
     # Four cases, and two shapes that are judged and timed.
     assert len(drawn) == len({r.case_id for r in records}) == 6
@@ -50,7 +50,7 @@ def _counting(function: Any, counter: Counter[Case]) -> Any:
 
 
 def test_only_right_cells_are_timed() -> None:
-    records = list(run([plain(), wrong()], ops=["swiglu"], count=4, roof=ROOF))
+    records = list(run([plain(), wrong()], ops=["swiglu"], count=4, name="now", roof=ROOF))
     assert {r.provider for r in records if r.timing} == {"plain"}
     assert {r.provider for r in records} == {"plain", "wrong"}
 
@@ -60,7 +60,7 @@ def test_a_run_that_never_tried_a_corruption_is_vacuous() -> None:
         return None if case.number("T") == 1 else "one token only"
 
     single = Provider(name="single", device="cpu", functions=plain().functions, refuses=one_row)
-    records = list(run([single, plain()], ops=["swiglu"], count=4, roof=ROOF))
+    records = list(run([single, plain()], ops=["swiglu"], count=4, name="now", roof=ROOF))
     one, all_rows = lines(records)
     assert (one.verdict, all_rows.verdict) == ("vacuous", "pass")
     assert "row, rows" in one.failed[0].evidence[0]
@@ -75,7 +75,7 @@ def test_every_provider_gets_its_own_count_of_cases() -> None:
 
     op = find_op("swiglu")
     picky = Provider(name="picky", device="cpu", functions=plain().functions, refuses=refuses)
-    records = list(run([plain(), picky], ops=[op.name], count=4))
+    records = list(run([plain(), picky], ops=[op.name], count=4, name="now"))
     assert Counter(r.provider for r in records) == {"plain": 4, "picky": 4}
     assert {r.case["dtype"] for r in records if r.provider == "picky"} == {"float32"}
     assert torch.get_num_threads() == records[0].machine["threads"]
