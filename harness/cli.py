@@ -26,7 +26,7 @@ from minimax_m2.harness.matrix import expected_dir, lost, machine_kind, must_exe
 from minimax_m2.harness.models import ModelRecord, read_models, score_models, tiny_m2
 from minimax_m2.harness.op import all_ops, find_op
 from minimax_m2.harness.provider import Provider, from_file
-from minimax_m2.harness.record import Record, find_case, new_log, read
+from minimax_m2.harness.record import Record, find_case, read
 from minimax_m2.harness.report import failure, headline, page, replay
 from minimax_m2.harness.sampling import sampled
 from minimax_m2.harness.summary import lines
@@ -111,6 +111,7 @@ def run(
 ) -> None:
     """Judge every op of every provider on this machine, and time what is right."""
     from minimax_m2.harness.roofline import measure
+    from minimax_m2.harness.run import new_log
     from minimax_m2.harness.run import run as run_cells
 
     providers = chosen(provider, with_)

@@ -9,10 +9,9 @@ import subprocess
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields
-from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 
@@ -151,17 +150,6 @@ def parsed(path: Path, report: Reporter) -> Iterator[tuple[int, dict[str, Any]]]
             raise ValueError(f"{path}, line {number}: {line[:60]!r} is no record")
         if found:
             yield number, found
-
-
-def new_log(folder: Path) -> tuple[str, TextIO]:
-    """The name of a new run, which sorts by time, and its file; runs that start at once get files of their own."""
-    folder.mkdir(exist_ok=True)
-    while True:
-        name = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
-        try:
-            return name, (folder / f"{name}.jsonl").open("x")
-        except FileExistsError:
-            continue
 
 
 def find_case(case_id: str, folder: Path, *, report: Reporter = warnings.warn) -> Case:

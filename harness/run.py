@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from datetime import UTC, datetime
 from itertools import groupby, product
+from pathlib import Path
+from typing import TextIO
 
 from minimax_m2.harness.case import Case
 from minimax_m2.harness.judge import judge
@@ -22,6 +25,22 @@ from minimax_m2.harness.verdict import Outcome, Verdict
 REFUSALS = 20
 
 Progress = Callable[[str, float], None]
+
+
+def run_name() -> str:
+    """A name that sorts by time."""
+    return datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
+
+
+def new_log(folder: Path) -> tuple[str, TextIO]:
+    """The name of a new run and its file; runs that start at once get files of their own."""
+    folder.mkdir(exist_ok=True)
+    while True:
+        name = run_name()
+        try:
+            return name, (folder / f"{name}.jsonl").open("x")
+        except FileExistsError:
+            continue
 
 
 def run(

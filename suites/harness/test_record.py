@@ -10,7 +10,7 @@ import pytest
 from minimax_m2.harness.judge import judge
 from minimax_m2.harness.op import find_op
 from minimax_m2.harness.providers.plain import plain
-from minimax_m2.harness.record import Record, find_case, new_log, read
+from minimax_m2.harness.record import Record, find_case, read
 from minimax_m2.harness.report import page
 from minimax_m2.harness.summary import lines
 
@@ -60,15 +60,6 @@ def test_a_broken_line_elsewhere_is_an_error_with_its_place(record: Record, tmp_
     (tmp_path / "earlier.jsonl").write_text(record.json + "\n")
     assert find_case(record.case_id, tmp_path, report=said.append).id == record.case_id
     assert "run.jsonl, line 1" in said[0]
-
-
-def test_runs_that_start_at_once_write_files_of_their_own(tmp_path: Path) -> None:
-    started = [new_log(tmp_path) for _ in range(50)]
-    names = [name for name, _ in started]
-    for _, log in started:
-        log.close()
-    assert names == sorted(set(names))
-    assert len(list(tmp_path.glob("*.jsonl"))) == 50
 
 
 def test_a_case_is_found_again_by_its_id(record: Record, tmp_path: Path) -> None:

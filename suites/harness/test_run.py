@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,7 +18,7 @@ from minimax_m2.harness.providers.ours import ours
 from minimax_m2.harness.providers.plain import plain
 from minimax_m2.harness.report import failure, replay
 from minimax_m2.harness.roofline import SIZES, Roof
-from minimax_m2.harness.run import run
+from minimax_m2.harness.run import new_log, run
 from minimax_m2.harness.summary import lines
 
 ROOF = Roof(bandwidth=dict.fromkeys(SIZES, 1e9), flops={"float32": 1e9})
@@ -79,3 +80,12 @@ def test_every_provider_gets_its_own_count_of_cases() -> None:
     assert Counter(r.provider for r in records) == {"plain": 4, "picky": 4}
     assert {r.case["dtype"] for r in records if r.provider == "picky"} == {"float32"}
     assert torch.get_num_threads() == records[0].machine["threads"]
+
+
+def test_runs_that_start_at_once_write_files_of_their_own(tmp_path: Path) -> None:
+    started = [new_log(tmp_path) for _ in range(50)]
+    names = [name for name, _ in started]
+    for _, log in started:
+        log.close()
+    assert names == sorted(set(names))
+    assert len(list(tmp_path.glob("*.jsonl"))) == 50
