@@ -7,7 +7,7 @@ PINS := ci/constraints/cpu.txt
 KEY := $(shell cat pyproject.toml $(PINS) Makefile | cksum | cut -d ' ' -f 1)$(if $(SYSTEM_TORCH),-system)
 STAMP := .venv/installed-$(KEY)
 
-.PHONY: run test lint types bench clean venv
+.PHONY: run test lint types bench sanitize clean venv
 run: venv
 	$(BIN)/m2check run $(ARGS)
 test: venv
@@ -18,6 +18,8 @@ types: venv
 	ci/types.sh $(ARGS)
 peers: venv
 	ci/peers.sh $(ARGS)
+sanitize: venv
+	ci/sanitize.sh $(ARGS)
 bench: venv
 	$(BIN)/python -m pytest suites --benchmark-only $(ARGS)
 clean:

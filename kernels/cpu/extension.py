@@ -69,6 +69,9 @@ BINDING_FLAGS = [
     *("-isystem", str(TORCH_DIR / "include"), "-isystem", str(TORCH_DIR / "include/torch/csrc/api/include")),
 ]
 LINK_FLAGS = ["-shared", "-fopenmp", f"-L{TORCH_DIR / 'lib'}", "-ltorch_cpu"]
+# Where MINIMAX_M2_SANITIZE is set, every object reports a read or write out of bounds and undefined behaviour, and
+# stops. The process must have been started with the runtimes loaded: ci/sanitize.sh does.
+SANITIZE_FLAGS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g1", "-O1"]
 PARALLEL_COMPILES = 2
 
 Progress = Callable[[str], None]
@@ -146,7 +149,8 @@ def units(op: str) -> list[tuple[Path, str]]:
 
 def build_key(op: str) -> str:
     """Hash everything a build depends on: sources, the headers they reach, flags, compiler, torch."""
-    digest = hashlib.sha256(repr((COMMON_FLAGS, ISA_FLAGS, BINDING_FLAGS, LINK_FLAGS, isa.COMPILED)).encode())
+    flags = (common_flags(), ISA_FLAGS, BINDING_FLAGS, LINK_FLAGS, isa.COMPILED)
+    digest = hashlib.sha256(repr(flags).encode())
     digest.update(f"{torch.__version__} {compiler_version(compiler())}".encode())
     for path in _reached([*kernel_sources(op), SOURCE_DIR / f"{op}_binding.cpp"]):
         digest.update(path.name.encode() + path.read_bytes())
@@ -168,10 +172,15 @@ def compiler() -> str:
     return found
 
 
+def common_flags() -> list[str]:
+    """Flags of every object and of the link."""
+    return [*COMMON_FLAGS, *(SANITIZE_FLAGS if os.environ.get("MINIMAX_M2_SANITIZE") else [])]
+
+
 def kernel_command(source: Path, name: str, target: Path) -> list[str]:
     """Give the command that compiles one kernel source for the ISA ``name`` into the object ``target``."""
     chosen = [f"-DMINIMAX_M2_ISA={name}", f'-DMINIMAX_M2_VECTOR_HEADER="vector_{name}.h"', f"-I{SOURCE_DIR}"]
-    return [compiler(), *COMMON_FLAGS, *ISA_FLAGS[name], *chosen, "-c", str(source), "-o", str(target)]
+    return [compiler(), *common_flags(), *ISA_FLAGS[name], *chosen, "-c", str(source), "-o", str(target)]
 
 
 @functools.cache
@@ -204,12 +213,12 @@ def _compile(op: str, folder: Path, progress: Progress) -> None:
         commands = [kernel_command(source, name, target) for (source, name), target in zip(jobs, objects, strict=True)]
         binding = scratch / f"{op}_binding.o"
         source = SOURCE_DIR / f"{op}_binding.cpp"
-        commands.insert(0, [compiler(), *COMMON_FLAGS, *BINDING_FLAGS, "-c", str(source), "-o", str(binding)])
+        commands.insert(0, [compiler(), *common_flags(), *BINDING_FLAGS, "-c", str(source), "-o", str(binding)])
         library = scratch / f"{op}.so"
         with ThreadPoolExecutor(PARALLEL_COMPILES) as pool:
             for command, _ in zip(commands, pool.map(_run, commands), strict=True):
                 progress(f"{op}: compiled {Path(command[-1]).name}")
-        _run([compiler(), *map(str, objects), str(binding), *LINK_FLAGS, "-o", str(library)])
+        _run([compiler(), *common_flags(), *map(str, objects), str(binding), *LINK_FLAGS, "-o", str(library)])
         progress(f"{op}: linked")
         shutil.rmtree(folder, ignore_errors=True)
         scratch.rename(folder)
