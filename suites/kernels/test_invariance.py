@@ -1,0 +1,69 @@
+"""Every op of our CPU kernels gives the same bits with one, two and three threads, on every instruction set."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from itertools import cycle
+from typing import Any
+
+import pytest
+import torch
+
+from minimax_m2.harness.case import Case
+from minimax_m2.harness.judge import repeat
+from minimax_m2.harness.op import all_ops, find_op
+from minimax_m2.harness.provider import Provider
+from minimax_m2.harness.providers.ours import ours
+from minimax_m2.harness.sampling import sampled
+from minimax_m2.kernels.cpu import isa
+
+OURS = ours()
+OPS = [op for op in all_ops() if OURS.offers(op)]
+
+
+@pytest.fixture(autouse=True)
+def _threads_as_before() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def on_threads(provider: Provider, op: str, counts: tuple[int, ...]) -> Provider:
+    """The provider with ``op`` called on the next of ``counts`` threads each time."""
+    function, turns = provider.functions(op), cycle(counts)
+
+    def call(*arguments: Any, **keywords: Any) -> Any:
+        torch.set_num_threads(next(turns))
+        assert function is not None, f"{provider.name} offers {op}"
+        return function(*arguments, **keywords)
+
+    return dataclasses.replace(provider, functions=lambda name: call if name == op else provider.functions(name))
+
+
+def longest(op: str) -> list[Case]:
+    """The three cases with the most tokens of those that the harness samples: the likeliest to be shared out."""
+    return sorted(sampled(find_op(op), 40), key=lambda case: case.number("T") if "T" in case else 0)[-3:]
+
+
+@pytest.mark.parametrize("name", isa.available())
+@pytest.mark.parametrize("op", OPS)
+def test_the_number_of_threads_changes_no_bit(op: str, name: str) -> None:
+    for case in longest(op):
+        assert repeat(case, on_threads(OURS, op, (1, 2)), name), f"one and two threads differ: {case.json}"
+        assert repeat(case, on_threads(OURS, op, (1, 3)), name), f"one and three threads differ: {case.json}"
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_nor_at_the_size_of_a_prefill(op: str) -> None:
+    case = find_op(op).shape("prefill")
+    assert repeat(case, on_threads(OURS, op, (1, 2)), isa.current())
+    assert repeat(case, on_threads(OURS, op, (1, 3)), isa.current())
+
+
+def test_an_op_that_sums_by_threads_is_noticed() -> None:
+    def by_threads(function: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *arguments, **keywords: function(*arguments, **keywords) * torch.get_num_threads()
+
+    plain = dataclasses.replace(OURS, functions=lambda name: by_threads(OURS.functions(name) or abs))
+    assert not repeat(find_op("linear").shape("decode"), on_threads(plain, "linear", (1, 2)), isa.current())
