@@ -23,7 +23,9 @@ print(probe.probe_sum(x, 3, int(sys.argv[2])) is not None, probe.probe_shift(1, 
 
 
 def runtime(name: str) -> str:
-    found = subprocess.run([extension.compiler(), f"-print-file-name={name}"], capture_output=True, text=True, check=True)
+    found = subprocess.run(
+        [extension.compiler(), f"-print-file-name={name}"], capture_output=True, text=True, check=True
+    )
     if not Path(found.stdout.strip()).is_absolute():
         pytest.skip(f"the compiler ships no {name}")
     return found.stdout.strip()
@@ -60,7 +62,8 @@ def test_a_tail_read_within_bounds_is_clean(library: Path) -> None:
 def test_a_read_beyond_the_end_is_caught(library: Path) -> None:
     result = run(library, whole=1, places=3)
     assert result.returncode != 0
-    assert "heap-buffer-overflow" in result.stderr and "probe_sum" in result.stderr
+    assert "heap-buffer-overflow" in result.stderr
+    assert "probe_sum" in result.stderr
 
 
 def test_undefined_behaviour_is_caught(library: Path) -> None:
