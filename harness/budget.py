@@ -38,11 +38,13 @@ class Arithmetic(NamedTuple):
     format    format of every elementary operation
     exp_ulps  accuracy of ``exp`` in ulp of that format (vLLM's and SGLang's CPU kernels: 20)
     lanes     partial sums that a sum is made in at least, which end in a tree; 1: one term after the other
+    tensor_core  the kind that adds products, see ``budget_tensor_core``; None: float32 additions
     """
 
     format: Format = FORMATS["float32"]
     exp_ulps: float = 1.0
     lanes: int = 1
+    tensor_core: str | None = None
 
     @property
     def unit(self) -> float:
@@ -59,6 +61,11 @@ class Shared(NamedTuple):
 
 
 _sources = itertools.count()
+
+
+def new_source() -> int:
+    """The name of a family of shared errors that nothing else has."""
+    return next(_sources)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -219,7 +226,7 @@ def rule(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
 def new_shared(std: Tensor, label_of: Tensor, like: Tensor) -> Shared:
     """A fresh family of shared errors: ``std`` and ``label_of`` broadcast to the shape of ``like``."""
-    return Shared(next(_sources), std.expand(like.shape), label_of.expand(like.shape))
+    return Shared(new_source(), std.expand(like.shape), label_of.expand(like.shape))
 
 
 def element_labels(value: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 from minimax_m2.harness.budget import Budgeted, Shared, new_shared, rule, with_roundoff
 from minimax_m2.harness.budget_arithmetic import certain_zero, merged
 from minimax_m2.harness.budget_movement import lift, where
+from minimax_m2.harness.budget_tensor_core import cut_by_tensor_core
 from minimax_m2.harness.formats import FORMATS, Format, half_ulp
 from minimax_m2.reference.block_quant import power_of_two_above
 from minimax_m2.reference.swiglu_quant import rounded_int8
@@ -162,7 +163,8 @@ def _matmul(a: Any, b: Any) -> Budgeted:
     if x.jump is not None:
         jump = x.jump.amax(-1, keepdim=True) * y.value.abs().amax(-2, keepdim=True)
     out = Budgeted(value, var, bound, like.arithmetic, merged(shared), limited, jump)
-    return out
+    kind = like.arithmetic.tensor_core
+    return out if kind is None else cut_by_tensor_core(out, x.value, y.value, kind)
 
 
 def _expand_last(part: Shared, coef: Tensor) -> Shared:

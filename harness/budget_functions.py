@@ -106,7 +106,7 @@ def _with_relative(x: Budgeted, ulps: Tensor) -> Budgeted:
 @rule("silu")
 def _silu(x: Budgeted, inplace: bool = False) -> Budgeted:
     # x / (1 + e) with e = exp(-x): the error of e counts by 1 - s; sum, quotient or product, and result round.
-    s, (fmt, exp_ulps, _) = torch.sigmoid(x.value), x.arithmetic
+    s, fmt, exp_ulps = torch.sigmoid(x.value), x.arithmetic.format, x.arithmetic.exp_ulps
     slope = s * (1 + x.value * (1 - s))
     # |silu'| <= 1.0999, reached at 2.4; the bound's second-order part is below that of the constant.
     out = unary(x, functional.silu(x.value), slope, 1.1, ulps=0.0)

@@ -116,7 +116,10 @@ def expectation(op: Op, case: Case, contract: Mapping[str, Any]) -> Expectation:
     """Run the reference on budgeted inputs under a full contract."""
     arguments = op.inputs(case, Bits(case))
     dtypes = {name: _dtype(case, kind) for name, kind in op.outputs.items()}
-    arithmetic = Arithmetic(FORMATS[str(contract["arithmetic"])], float(contract["exp_ulps"]), int(contract["lanes"]))
+    arithmetic = Arithmetic(
+        FORMATS[str(contract["arithmetic"])], float(contract["exp_ulps"]), int(contract["lanes"]),
+        contract["tensor_core"],
+    )  # fmt: skip
     oracle = {name: _oracle_input(op, name, value, arithmetic) for name, value in arguments.items()}
     if op.expect is not None:
         return op.expect(op, case, oracle, Contract(contract), dtypes)

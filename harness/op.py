@@ -103,7 +103,7 @@ class Op:
     def full_contract(self, case: Case, declared: Declared) -> dict[str, Any]:
         """The default contract of a case with what a provider declares; unknown fields and values are refused."""
         declared = declared(case) if callable(declared) else declared
-        fields = self.contract(case) | {"arithmetic": "float32", "exp_ulps": 1.0, "lanes": 1}
+        fields = self.contract(case) | {"arithmetic": "float32", "exp_ulps": 1.0, "lanes": 1, "tensor_core": None}
         for name, value in declared.items():
             if name not in fields:
                 raise ValueError(
@@ -132,7 +132,12 @@ def narrowed(fields: dict[str, Field], **widest: int) -> dict[str, Field]:
     return fields | {name: min(int(fields[name]), width) for name, width in widest.items()}
 
 
-GENERAL_CHOICES: dict[str, tuple[Any, ...]] = {"arithmetic": ("float32", "float64")}
+# tensor_core: cuBLAS and every Triton product of 16-bit factors; DeepGEMM's fp8_gemm.cuh, which leaves the tensor core
+# every 128 products. See harness/budget_tensor_core.py.
+GENERAL_CHOICES: dict[str, tuple[Any, ...]] = {
+    "arithmetic": ("float32", "float64"),
+    "tensor_core": (None, "bfloat16", "e4m3"),
+}
 # A correctly rounded exp, and the 20 ulp of vLLM's and SGLang's CPU kernels: the least accurate that an engine has.
 EXP_ULPS = (0.5, 20.0)
 
