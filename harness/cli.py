@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -45,6 +45,7 @@ OpOption = Annotated[list[str] | None, typer.Option("--op", help="only this op (
 FileOption = Annotated[list[Path] | None, typer.Option("--provider", help="judge this .py file; it is code and runs")]
 NameOption = Annotated[list[str] | None, typer.Option("--with", help="judge this built-in provider (repeatable)")]
 VariantOption = Annotated[list[str] | None, typer.Option("--variant", help="only this code path (repeatable)")]
+PdbOption = Annotated[bool, typer.Option("--pdb", help="stop in the debugger before the call")]
 JsonOption = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
 
 
@@ -107,9 +108,18 @@ def run(
     times: Annotated[bool, typer.Option("--times/--no-times", help="time decode and prefill shapes")] = True,
     model: Annotated[bool, typer.Option("--model/--no-model", help="score whole models on tiny-m2")] = True,
     report: Annotated[Path | None, typer.Option(help="write a one-file HTML page")] = None,
+    case: Annotated[str | None, typer.Option(help="this case only: its JSON, or the id of a recorded one")] = None,
+    pdb: PdbOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Judge every op of every provider on this machine, and time what is right."""
+    if case is not None:
+        found = case_of(case)
+        if op and op != [found.op]:
+            raise ValueError(f"case {case!r} is one of {found.op}; leave --op {op[0]} out, or name its op")
+        judge_again(found, chosen(provider, with_), variant, pdb=pdb, as_json=as_json)
+    if pdb:
+        raise ValueError("--pdb stops before one call; say which case with --case ID")
     from minimax_m2.harness.roofline import measure
     from minimax_m2.harness.run import new_log
     from minimax_m2.harness.run import run as run_cells
@@ -273,11 +283,22 @@ def repro(
     provider: FileOption = None,
     with_: NameOption = None,
     variant: VariantOption = None,
-    pdb: Annotated[bool, typer.Option("--pdb", help="stop in the debugger before the call")] = False,
+    pdb: PdbOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Judge one case again and explain the verdict."""
-    found = Case.from_json(case) if case.lstrip().startswith("{") else find_case(case, RUNS, report=told)
-    providers = chosen(provider, with_)
+    judge_again(case_of(case), chosen(provider, with_), variant, pdb=pdb, as_json=as_json)
+
+
+def case_of(text: str) -> Case:
+    """A case by its JSON, or by its id in the recorded runs."""
+    return Case.from_json(text) if text.lstrip().startswith("{") else find_case(text, RUNS, report=told)
+
+
+def judge_again(
+    found: Case, providers: list[Provider], variant: list[str] | None, *, pdb: bool, as_json: bool
+) -> NoReturn:
+    """Judge one case on every cell of its op, and exit with what came of it."""
     check_variants(providers, variant)
     if pdb:
         breakpoint()
@@ -289,6 +310,9 @@ def repro(
         if name in (variant or p.variants)
     ]
     for v in verdicts:
+        if as_json:
+            typer.echo(Record.of(v, run="repro").json)
+            continue
         console.print(f"{v.cell}: {v.outcome.value}, utilisation {v.utilisation:.3f}", markup=False)
         for line in v.evidence:
             console.print(f"  {line}", markup=False)
@@ -314,7 +338,7 @@ def working() -> Progress:
     return Progress(*columns, console=errors, transient=True)
 
 
-def finish(code: int, verdict: str, evidence: str, command: str) -> None:
+def finish(code: int, verdict: str, evidence: str, command: str) -> NoReturn:
     """The last three lines: verdict, evidence, the next command to paste."""
     for line in (verdict, evidence, command):
         errors.print(line, markup=False, highlight=False, soft_wrap=True)

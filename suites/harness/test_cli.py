@@ -89,6 +89,8 @@ def test_the_page_is_one_file_that_names_what_is_wrong(
         (("repro", "deadbeef"), "no recorded case has id 'deadbeef'"),
         (("repro", '{"op": 3}'), "names no op"),
         (("generate", "--op", "nothing"), "unknown op 'nothing'"),
+        (("run", "--pdb"), "say which case with --case ID"),
+        (("run", "--op", "linear", "--case", '{"op": "swiglu"}'), "is one of swiglu"),
     ],
 )
 def test_wrong_use_ends_in_two_with_one_sentence(tmp_path: Path, words: tuple[str, ...], told: str) -> None:
@@ -131,6 +133,26 @@ def test_a_plain_run_passes_and_prints_records_as_json(tmp_path: Path) -> None:
     records = [Record.from_json(line) for line in done.stdout.splitlines()]
     assert all(r.passed for r in records)
     assert {r.timing.shape for r in records if r.timing} == {"decode", "prefill"}
+
+
+def test_one_case_can_be_judged_by_run_and_by_repro_as_json(tmp_path: Path) -> None:
+    case = find_op("swiglu").case(T=5)
+    for words in (("run", "--op", "swiglu", "--case"), ("repro",)):
+        done = m2check(tmp_path, *words, case.json, "--with", "plain", "--json")
+        assert done.returncode == 0, done.stderr
+        assert Record.from_json(done.stdout).case_id == case.id
+        assert len(done.stderr.strip().splitlines()) == 3
+
+
+def test_pdb_stops_before_the_call(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "minimax_m2.harness.cli", "run", "--case", find_op("swiglu").case(T=5).json]
+    done = subprocess.run(
+        [*command, "--with", "plain", "--pdb"], cwd=tmp_path, input="p found.id\nc\n", capture_output=True, text=True,
+        timeout=300,
+    )  # fmt: skip
+    assert "(Pdb)" in done.stdout
+    assert find_op("swiglu").case(T=5).id in done.stdout
+    assert done.returncode == 0, done.stderr
 
 
 def test_generated_cases_are_json_with_the_same_ids_every_time(tmp_path: Path) -> None:
