@@ -18,6 +18,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 from minimax_m2.harness import doctor as examination
 from minimax_m2.harness.case import Case
+from minimax_m2.harness.commands_bench import bench, compare
 from minimax_m2.harness.commands_score import score
 from minimax_m2.harness.devices import DEVICES
 from minimax_m2.harness.features import Standing, survey
@@ -228,6 +229,8 @@ def list_ops(as_json: JsonOption = False) -> None:
 
 
 app.command()(score)
+app.command()(bench)
+app.command()(compare)
 
 
 @app.command()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ from minimax_m2.harness.compare import ALPHA, Comparison
 from minimax_m2.harness.devices import synchronise, torch_device
 from minimax_m2.harness.expectation import Expectation, Outputs, expectation
 from minimax_m2.harness.layout import Misplaced, demand_layout
-from minimax_m2.harness.op import Op, Pack, find_op
+from minimax_m2.harness.op import Declared, Op, Pack, find_op
 from minimax_m2.harness.provider import Provider
 from minimax_m2.harness.verdict import Outcome, Verdict, describe
 from minimax_m2.harness.worker import Ended
@@ -50,13 +50,13 @@ def _expected(case: Case, contract: str) -> Known:
     return Known(found, tuple(unnoticed), frozenset(applied), {})
 
 
-def expected(op: Op, case: Case, declared: Mapping[str, Any]) -> tuple[Expectation, tuple[str, ...]]:
+def expected(op: Op, case: Case, declared: Declared) -> tuple[Expectation, tuple[str, ...]]:
     """The expectation of a case under a provider's contract, and the corruptions that it fails to notice."""
     known = _expected(case, _full(op, case, declared))
     return known.right, known.unnoticed
 
 
-def _full(op: Op, case: Case, declared: Mapping[str, Any]) -> str:
+def _full(op: Op, case: Case, declared: Declared) -> str:
     return json.dumps(op.full_contract(case, declared), sort_keys=True)
 
 
@@ -104,9 +104,9 @@ def judge(case: Case, provider: Provider, variant: str = "") -> Verdict:
             return verdict(Outcome.RAISED, f"{name} raised {type(error).__name__}: {error}")
         if written:
             return verdict(Outcome.WROTE_INPUT, f"{name} wrote to its input {written}")
-        malformed = _malformed(right, outputs)
-        if malformed is not None:
-            return verdict(malformed[0], f"{name}: {malformed[1]}")
+        fault = malformed(right, outputs)
+        if fault is not None:
+            return verdict(fault[0], f"{name}: {fault[1]}")
         on_host = tuple(o.detach().cpu() for o in outputs)
         found = _compared(on_host, known)
         comparisons += found
@@ -252,7 +252,8 @@ def _bytes(value: Tensor) -> Tensor:
     return torch.empty(0, dtype=torch.uint8, device=value.device).set_(storage, 0, (storage.nbytes(),), (1,))
 
 
-def _malformed(right: Expectation, outputs: Outputs) -> tuple[Outcome, str] | None:
+def malformed(right: Expectation, outputs: Outputs) -> tuple[Outcome, str] | None:
+    """Say which output is missing, no tensor, or of another shape or dtype; None where their values can be judged."""
     if len(outputs) != len(right.dtypes):
         return Outcome.WRONG_SHAPE, f"returned {len(outputs)} values, expected {len(right.dtypes)}"
     for (name, dtype), output in zip(right.dtypes.items(), outputs, strict=True):

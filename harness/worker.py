@@ -19,13 +19,14 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import cache
 from typing import Any
 
 import torch
 
 from minimax_m2.harness.case import Case
 from minimax_m2.harness.layout import Misplaced
-from minimax_m2.harness.op import Op, all_ops
+from minimax_m2.harness.op import Declared, Op, all_ops
 from minimax_m2.harness.provider import Provider
 from minimax_m2.harness.transport import Arena, Channel, Handle, decoded, encoded
 from minimax_m2.harness.verdict import Outcome
@@ -62,6 +63,7 @@ class Worker:
         self._lives = itertools.count()
         self._life = -1
         self._released: list[int] = []
+        self._rests = False
 
     def ask(self, verb: str, **message: Any) -> Any:
         """Send one request that holds no tensors and return the answer."""
@@ -97,14 +99,19 @@ class Worker:
         self._arena.clear()
         return self._value(self.ask("invoke", handle=kept.number, method=method, arguments=arguments))
 
-    def pause(self) -> None:
-        """Stop the process with all of its threads, those that wait in a loop too."""
-        if self._process is not None:
-            os.kill(self._process.pid, signal.SIGSTOP)
+    @property
+    def rests(self) -> bool:
+        """Whether the process stands still unless it answers, with all its threads, those that wait in a loop too."""
+        return self._rests
 
-    def resume(self) -> None:
+    @rests.setter
+    def rests(self, value: bool) -> None:
+        self._rests = value
+        self._signal(signal.SIGSTOP if value else signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
         if self._process is not None:
-            os.kill(self._process.pid, signal.SIGCONT)
+            os.kill(self._process.pid, number)
 
     def close(self) -> None:
         """End the process."""
@@ -170,11 +177,17 @@ class Worker:
     def _answer(self, request: dict[str, Any]) -> Any:
         what = str(request.get("function") or request["verb"])
         released = [self._released.pop() for _ in range(len(self._released))]
+        if self._rests:
+            self._signal(signal.SIGCONT)
         try:
             self._channel.send(request | {"released": released})
         except OSError as error:
             raise self._ended(Outcome.CRASHED, what) from error
-        return self._receive(what)
+        try:
+            return self._receive(what)
+        finally:
+            if self._rests:
+                self._signal(signal.SIGSTOP)
 
     def _receive(self, what: str) -> Any:
         start = time.monotonic()
@@ -226,12 +239,15 @@ def isolated(source: str, *, name: str, device: str = "cpu", deadline: float = D
 
 
 def provider_in(worker: Worker, *, name: str, device: str = "cpu") -> Provider:
-    """See a worker as a provider. Raises ``Ended``, or what the provider raised, where it cannot be loaded."""
-    described = worker.ask("describe")
-    offered = frozenset(described["functions"])
+    """See a worker as a provider. Raises ``Ended``, or what the provider raised, where it cannot be loaded.
+
+    What it offers and promises is asked op by op, since to answer may mean to compile.
+    """
+    variants = tuple(worker.ask("variants"))
+    offers = cache(lambda function: bool(worker.ask("offers", function=function)))
 
     def functions(function: str) -> Callable[..., Any] | None:
-        if function not in offered and not (function.startswith("pack_") and worker.ask("offers", function=function)):
+        if not offers(function):
             return None
         # What is no op lays out an argument: its result is nobody's business but the provider's.
         keep = function.removesuffix("_out") not in all_ops()
@@ -252,9 +268,33 @@ def provider_in(worker: Worker, *, name: str, device: str = "cpu") -> Provider:
         name=name,
         device=device,
         functions=functions,
-        contract=described["contract"],
-        variants=tuple(described["variants"]),
+        contract=Contracts(worker),
+        variants=variants,
         enter=enter,
+        lacks=cache(lambda op, variant: bool(worker.ask("lacks", op=op, variant=variant))),
         source=worker.source if worker.source.endswith(".py") else "",
         refuses=refuses,
     )
+
+
+class Contracts(Mapping[str, Declared]):
+    """The contract of each op, asked of the worker when it is wanted."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._known: dict[str, Declared] = {}
+
+    def __getitem__(self, op: str) -> Declared:
+        if op not in self._known:
+            fixed = self._worker.ask("contract", op=op, case=None)
+            self._known[op] = (lambda case: self._of(op, case)) if fixed is None else fixed
+        return self._known[op]
+
+    def _of(self, op: str, case: Case) -> dict[str, Any]:
+        return self._worker.ask("contract", op=op, case=case.json)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(all_ops())
+
+    def __len__(self) -> int:
+        return len(all_ops())

@@ -49,10 +49,18 @@ class Answers:
         self.kept: dict[int, Any] = {}
         self._numbers = itertools.count()
 
-    def describe(self) -> dict[str, Any]:
-        functions = [f for op in all_ops() for f in (op, f"{op}_out") if self.provider.functions(f) is not None]
-        contract = {f: dict(self.provider.contract.get(f, {})) for f in functions if f in all_ops()}
-        return {"functions": functions, "contract": contract, "variants": list(self.provider.variants)}
+    def variants(self) -> list[str]:
+        return list(self.provider.variants)
+
+    def lacks(self, op: str, variant: str) -> bool:
+        return self.provider.lacks(op, variant)
+
+    def contract(self, op: str, case: str | None) -> dict[str, Any] | None:
+        """What is declared for an op; None without a case where it depends on one."""
+        declared = self.provider.contract.get(op, {})
+        if not callable(declared):
+            return dict(declared)
+        return None if case is None else dict(declared(Case.from_json(case)))
 
     def offers(self, function: str) -> bool:
         return self.provider.functions(function) is not None
