@@ -19,7 +19,8 @@ inline void copy_row(const char* from, char* to, int64_t bytes) {
       store_int(reinterpret_cast<int32_t*>(to + i + WIDTH), second);
     }
   }
-  std::memcpy(to + i, from + i, bytes - i);
+  // A call, which whole registers do without.
+  if (i < bytes) std::memcpy(to + i, from + i, bytes - i);
 }
 
 }  // namespace

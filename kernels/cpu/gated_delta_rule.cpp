@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "dispatch.h"
 #include "row_vectors.h"
 
 namespace minimax_m2::MINIMAX_M2_ISA {
@@ -18,10 +19,7 @@ namespace {
 
 constexpr int N = Float::N;
 constexpr int TOKENS = 4;  // at once
-constexpr int MAX_HEAD_DIM = 512;
 constexpr float EPS = 1e-6f;
-// Below this many elements of all states times tokens a fork-join (about 1 us) costs more than it saves.
-constexpr int64_t SERIAL_ELEMENTS = 8 * 1024;
 
 // Tokens of one value head, their queries and keys in float32, and what they are to each other.
 struct Chunk {
@@ -225,6 +223,8 @@ void clear(const GatedDeltaRuleArgs& args) {
 void gated_delta_rule(const GatedDeltaRuleArgs& args) {
   const int64_t items = args.num_sequences * args.num_v_heads;
   const int64_t elements = args.num_tokens * args.num_v_heads * args.head_k_dim * args.head_v_dim;
+  // A token multiplies an element of its state by its key, query and decay, and its key by the correction.
+  const bool alone = serial_products(4 * elements);
   with_float(args.dtype, [&](auto* tag) {
     using T = std::remove_pointer_t<decltype(tag)>;
     clear<T>(args);
@@ -232,7 +232,7 @@ void gated_delta_rule(const GatedDeltaRuleArgs& args) {
       const int64_t sequence = item / args.num_v_heads;
       if (args.state_index[sequence] >= 0) run_head<T>(args, sequence, item % args.num_v_heads);
     };
-    if (elements < SERIAL_ELEMENTS) {
+    if (alone) {
       for (int64_t item = 0; item < items; ++item) run_item(item);
       return;
     }

@@ -4,6 +4,8 @@
 
 namespace minimax_m2 {
 
+constexpr int MAX_HEAD_DIM = 512;  // Dk
+
 struct GatedDeltaRuleArgs {
   struct Heads {
     const void* data;  // [T, heads, width], last dimension contiguous

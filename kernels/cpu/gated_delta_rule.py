@@ -5,11 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from minimax_m2.kernels import schema
 from minimax_m2.kernels.cpu import extension
 from minimax_m2.kernels.schema import gated_delta_rule as rule_schema
 from minimax_m2.kernels.schema.rms_norm import check_output
 
 extension.load("gated_delta_rule")
+
+# The binding checks what it reads, a decode step being shorter than the checks in Python; those say what was refused.
+_gated_delta_rule = torch.ops.minimax_m2.gated_delta_rule.default
 
 contract = {"exp_ulps": 1.1}
 
@@ -45,12 +49,12 @@ def gated_delta_rule(
     Raises ValueError or TypeError for shapes, dtypes and strides outside the above, and ValueError, before anything is
     written, for a slot outside the state or named twice and a query_start that falls or leaves the rows of q.
     """
-    rule_schema.check(q, k, v, g, beta, state, state_index, query_start)
-
-    o = torch.empty(v.shape, dtype=v.dtype)
-
-    if o.numel() > 0:
-        torch.ops.minimax_m2.gated_delta_rule(q, k, v, g, beta, state, state_index, query_start, scale, l2norm, o)
+    try:
+        o = torch.empty(v.shape, dtype=v.dtype)
+        _gated_delta_rule(q, k, v, g, beta, state, state_index, query_start, scale, l2norm, o)
+    except schema.REFUSED:
+        rule_schema.check(q, k, v, g, beta, state, state_index, query_start)
+        raise
     return o
 
 
@@ -69,8 +73,9 @@ def gated_delta_rule_out(
     l2norm: bool = True,
 ) -> None:
     """Do what ``gated_delta_rule`` does, into ``o``, contiguous ``[T, Hv, Dv]``."""
-    rule_schema.check(q, k, v, g, beta, state, state_index, query_start)
-    check_output("o", o, shape=tuple(v.shape), symbols="[T, Hv, Dv]", dtype=v.dtype, device=v.device)
-
-    if o.numel() > 0:
-        torch.ops.minimax_m2.gated_delta_rule(q, k, v, g, beta, state, state_index, query_start, scale, l2norm, o)
+    try:
+        _gated_delta_rule(q, k, v, g, beta, state, state_index, query_start, scale, l2norm, o)
+    except schema.REFUSED:
+        rule_schema.check(q, k, v, g, beta, state, state_index, query_start)
+        check_output("o", o, shape=tuple(v.shape), symbols="[T, Hv, Dv]", dtype=v.dtype, device=v.device)
+        raise

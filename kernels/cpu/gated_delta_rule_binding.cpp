@@ -1,11 +1,36 @@
-// Registers gated_delta_rule for the CPU. Shapes and dtypes were checked by gated_delta_rule.py; slots and starts are
-// checked here, before anything is written.
+// Registers gated_delta_rule for the CPU. Slots and starts are checked before anything is written.
 #include "gated_delta_rule.h"
 
+#include "argument_checks.h"
 #include "widened.h"
 
 namespace minimax_m2 {
 namespace {
+
+bool is_token_rows(const Tensor& x, ScalarType dtype, std::initializer_list<int64_t> sizes) {
+  return x.scalar_type() == dtype && has_shape(x, sizes) && has_rows(x);
+}
+
+bool is_index_list(const Tensor& x, int64_t size) {
+  return is_index(x) && has_shape(x, {size}) && x.is_contiguous();
+}
+
+// As schema/gated_delta_rule.py says.
+bool accepts(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& g, const Tensor& beta,
+             const Tensor& state, const Tensor& state_index, const Tensor& query_start, const Tensor& o) {
+  if (!is_float(q) || !has_shape(q, {ANY, ANY, ANY}) || !has_rows(q) || v.dim() != 3) return false;
+  const ScalarType dtype = q.scalar_type();
+  const int64_t T = q.size(0), Hk = q.size(1), Dk = q.size(2), Hv = v.size(1), Dv = v.size(2);
+  if (!within(Dk, 1, MAX_HEAD_DIM) || Hk < 1 || Hv < 1 || Dv < 1 || Hv % Hk) return false;
+  const bool wide_beta = beta.scalar_type() == ScalarType::Float;
+  const bool dense_heads = has_rows(state) && (state.dim() != 4 || Dk == 1 || state.stride(2) == Dv);
+  return is_token_rows(k, dtype, {T, Hk, Dk}) && is_token_rows(v, dtype, {T, Hv, Dv}) &&
+         is_token_rows(g, ScalarType::Float, {T, Hv}) &&
+         is_token_rows(beta, wide_beta ? ScalarType::Float : dtype, {T, Hv}) &&
+         state.scalar_type() == ScalarType::Float && has_shape(state, {ANY, Hv, Dk, Dv}) && dense_heads &&
+         state_index.dim() == 1 && is_index_list(state_index, state_index.size(0)) &&
+         is_index_list(query_start, state_index.size(0) + 1) && is_dense(o, dtype, {T, Hv, Dv});
+}
 
 void check_starts(const std::vector<int64_t>& query_start, int64_t num_tokens) {
   if (query_start.front() < 0 || query_start.back() > num_tokens) {
@@ -38,6 +63,7 @@ GatedDeltaRuleArgs::Heads heads_of(const Tensor& x) {
 void gated_delta_rule(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& g, const Tensor& beta,
                       Tensor state, const Tensor& state_index, const Tensor& query_start, double scale, bool l2norm,
                       Tensor o) {
+  require(accepts(q, k, v, g, beta, state, state_index, query_start, o), "gated_delta_rule");
   const std::vector<int64_t> slots = widened(state_index), starts = widened(query_start);
   check_starts(starts, q.size(0));
   check_slots(slots, state.size(0));

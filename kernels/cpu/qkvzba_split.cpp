@@ -7,6 +7,15 @@
 namespace minimax_m2::MINIMAX_M2_ISA {
 namespace {
 
+// The gates of one key head: two values mostly, for which a call would cost more than the copy.
+inline void copy_gates(const char* from, char* to, int64_t bytes) {
+  if (bytes == 4) {
+    std::memcpy(to, from, 4);
+  } else {
+    copy_row(from, to, bytes);
+  }
+}
+
 inline void split_token(const QkvzbaSplitArgs& args, int64_t token) {
   const int64_t key = args.key_bytes, value = args.value_bytes, gate = args.gate_bytes, groups = args.groups;
   const char* from = args.qkvz + token * args.qkvz_stride_bytes;
@@ -28,8 +37,8 @@ inline void split_token(const QkvzbaSplitArgs& args, int64_t token) {
     }
   }
   for (int64_t group = 0; group < groups; ++group, gates += 2 * gate) {
-    copy_row(gates, b + group * gate, gate);
-    copy_row(gates + gate, a + group * gate, gate);
+    copy_gates(gates, b + group * gate, gate);
+    copy_gates(gates + gate, a + group * gate, gate);
   }
 }
 

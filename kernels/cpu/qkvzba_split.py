@@ -5,11 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from minimax_m2.kernels import schema
 from minimax_m2.kernels.cpu import extension
 from minimax_m2.kernels.schema import qkvzba_split as split_schema
 from minimax_m2.kernels.schema.rms_norm import check_output
 
 extension.load("qkvzba_split")
+
+# The binding checks what it reads, a decode step being shorter than the checks in Python; those say what was refused.
+_qkvzba_split = torch.ops.minimax_m2.qkvzba_split.default
 
 
 def qkvzba_split(
@@ -33,21 +37,20 @@ def qkvzba_split(
 
     Raises ValueError or TypeError for shapes, dtypes and strides outside the above, and heads that do not divide.
     """
-    split_schema.check(
-        qkvz, ba, num_k_heads=num_k_heads, num_v_heads=num_v_heads, head_k_dim=head_k_dim, head_v_dim=head_v_dim,
-        layout=layout,
-    )  # fmt: skip
-
-    num_tokens = qkvz.shape[0]
-    qkv = qkvz.new_empty((num_tokens, 2 * num_k_heads * head_k_dim + num_v_heads * head_v_dim))
-    z = qkvz.new_empty((num_tokens, num_v_heads, head_v_dim))
-    b = qkvz.new_empty((num_tokens, num_v_heads))
-    a = qkvz.new_empty((num_tokens, num_v_heads))
-
-    if num_tokens > 0:
-        torch.ops.minimax_m2.qkvzba_split(
-            qkvz, ba, num_k_heads, num_v_heads, head_k_dim, head_v_dim, layout == "interleaved", qkv, z, b, a
-        )
+    try:
+        num_tokens = qkvz.shape[0]
+        qkv = qkvz.new_empty((num_tokens, 2 * num_k_heads * head_k_dim + num_v_heads * head_v_dim))
+        z = qkvz.new_empty((num_tokens, num_v_heads, head_v_dim))
+        b = qkvz.new_empty((num_tokens, num_v_heads))
+        a = qkvz.new_empty((num_tokens, num_v_heads))
+        interleaved = split_schema.IS_INTERLEAVED[layout]
+        _qkvzba_split(qkvz, ba, num_k_heads, num_v_heads, head_k_dim, head_v_dim, interleaved, qkv, z, b, a)
+    except schema.REFUSED:
+        split_schema.check(
+            qkvz, ba, num_k_heads=num_k_heads, num_v_heads=num_v_heads, head_k_dim=head_k_dim, head_v_dim=head_v_dim,
+            layout=layout,
+        )  # fmt: skip
+        raise
     return qkv, z, b, a
 
 
@@ -66,23 +69,23 @@ def qkvzba_split_out(
     layout: str = "contiguous",
 ) -> None:
     """Do what ``qkvzba_split`` does, into contiguous outputs."""
-    split_schema.check(
-        qkvz, ba, num_k_heads=num_k_heads, num_v_heads=num_v_heads, head_k_dim=head_k_dim, head_v_dim=head_v_dim,
-        layout=layout,
-    )  # fmt: skip
-    num_tokens, width = qkvz.shape[0], 2 * num_k_heads * head_k_dim + num_v_heads * head_v_dim
-    for name, x, shape, symbols in (
-        ("qkv", qkv, (num_tokens, width), "[T, 2*Hk*Dk + Hv*Dv]"),
-        ("z", z, (num_tokens, num_v_heads, head_v_dim), "[T, Hv, Dv]"),
-        ("b", b, (num_tokens, num_v_heads), "[T, Hv]"),
-        ("a", a, (num_tokens, num_v_heads), "[T, Hv]"),
-    ):
-        check_output(name, x, shape=shape, symbols=symbols, dtype=qkvz.dtype, device=qkvz.device)
-
-    if num_tokens > 0:
-        torch.ops.minimax_m2.qkvzba_split(
-            qkvz, ba, num_k_heads, num_v_heads, head_k_dim, head_v_dim, layout == "interleaved", qkv, z, b, a
-        )
+    try:
+        interleaved = split_schema.IS_INTERLEAVED[layout]
+        _qkvzba_split(qkvz, ba, num_k_heads, num_v_heads, head_k_dim, head_v_dim, interleaved, qkv, z, b, a)
+    except schema.REFUSED:
+        split_schema.check(
+            qkvz, ba, num_k_heads=num_k_heads, num_v_heads=num_v_heads, head_k_dim=head_k_dim, head_v_dim=head_v_dim,
+            layout=layout,
+        )  # fmt: skip
+        num_tokens, width = qkvz.shape[0], 2 * num_k_heads * head_k_dim + num_v_heads * head_v_dim
+        for name, x, shape, symbols in (
+            ("qkv", qkv, (num_tokens, width), "[T, 2*Hk*Dk + Hv*Dv]"),
+            ("z", z, (num_tokens, num_v_heads, head_v_dim), "[T, Hv, Dv]"),
+            ("b", b, (num_tokens, num_v_heads), "[T, Hv]"),
+            ("a", a, (num_tokens, num_v_heads), "[T, Hv]"),
+        ):
+            check_output(name, x, shape=shape, symbols=symbols, dtype=qkvz.dtype, device=qkvz.device)
+        raise
 
 
 def qkvzba_views(

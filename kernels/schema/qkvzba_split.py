@@ -6,7 +6,7 @@ from torch import Tensor
 
 from minimax_m2.kernels import schema
 
-LAYOUTS = ("contiguous", "interleaved")
+IS_INTERLEAVED = {"contiguous": False, "interleaved": True}
 
 schema.define(
     "qkvzba_split(Tensor qkvz, Tensor ba, int num_k_heads, int num_v_heads, int head_k_dim, int head_v_dim, "
@@ -18,8 +18,8 @@ def check(
     qkvz: Tensor, ba: Tensor, *, num_k_heads: int, num_v_heads: int, head_k_dim: int, head_v_dim: int, layout: str
 ) -> None:
     """Raise what the host can know about the arguments of ``qkvzba_split``."""
-    if layout not in LAYOUTS:
-        raise ValueError(f"layout={layout!r} is unknown; use one of {', '.join(LAYOUTS)}")
+    if layout not in IS_INTERLEAVED:
+        raise ValueError(f"layout={layout!r} is unknown; use one of {', '.join(IS_INTERLEAVED)}")
     if min(num_k_heads, num_v_heads, head_k_dim, head_v_dim) < 1 or num_v_heads % num_k_heads:
         raise ValueError(
             f"num_k_heads={num_k_heads}, num_v_heads={num_v_heads}, head_k_dim={head_k_dim}, head_v_dim={head_v_dim}; "
