@@ -5,10 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from minimax_m2.kernels import schema
 from minimax_m2.kernels.cpu import extension
 from minimax_m2.kernels.schema import embedding as embedding_schema
 
 extension.load("embedding")
+
+# The binding checks what it reads; the checks in Python say what was refused.
+_embedding = torch.ops.minimax_m2.embedding.default
 
 
 def embedding(ids: Tensor, weight: Tensor, *, vocab_start: int = 0) -> Tensor:
@@ -20,19 +24,20 @@ def embedding(ids: Tensor, weight: Tensor, *, vocab_start: int = 0) -> Tensor:
 
     Raises ValueError or TypeError for shapes, dtypes and strides outside the above.
     """
-    embedding_schema.check(ids, weight, vocab_start=vocab_start)
-
-    rows = torch.empty((ids.shape[0], weight.shape[1]), dtype=weight.dtype)
-
-    if rows.numel() > 0:
-        torch.ops.minimax_m2.embedding(ids, weight, vocab_start, rows)
+    try:
+        rows = torch.empty((ids.shape[0], weight.shape[1]), dtype=weight.dtype)
+        _embedding(ids, weight, vocab_start, rows)
+    except schema.REFUSED:
+        embedding_schema.check(ids, weight, vocab_start=vocab_start)
+        raise
     return rows
 
 
 def embedding_out(ids: Tensor, weight: Tensor, rows: Tensor, *, vocab_start: int = 0) -> None:
     """Do what ``embedding`` does, into ``rows``, contiguous ``[T, H]``."""
-    embedding_schema.check(ids, weight, vocab_start=vocab_start)
-    embedding_schema.check_output(rows, ids=ids, weight=weight)
-
-    if rows.numel() > 0:
-        torch.ops.minimax_m2.embedding(ids, weight, vocab_start, rows)
+    try:
+        _embedding(ids, weight, vocab_start, rows)
+    except schema.REFUSED:
+        embedding_schema.check(ids, weight, vocab_start=vocab_start)
+        embedding_schema.check_output(rows, ids=ids, weight=weight)
+        raise

@@ -1,12 +1,18 @@
-// Registers embedding for the CPU. Shapes and dtypes were checked by embedding.py.
+// Registers embedding for the CPU.
 #include "embedding.h"
 
-#include "binding.h"
+#include "argument_checks.h"
 
 namespace minimax_m2 {
 namespace {
 
 void embedding(const Tensor& ids, const Tensor& weight, int64_t vocab_start, Tensor out) {
+  // As schema/embedding.py says.
+  require(is_index(ids) && is_dense(ids, ids.scalar_type(), {ANY}) && is_float(weight) && has_shape(weight, {ANY, ANY}) &&
+              has_rows(weight) && within(vocab_start, 0, (int64_t{1} << 31) - 1) &&
+              is_dense(out, weight.scalar_type(), {ids.size(0), weight.size(1)}),
+          "embedding");
+  if (out.numel() == 0) return;
   const int64_t bytes = weight.element_size();
   launch(embedding_table, EmbeddingArgs{.ids = ids.const_data_ptr(),
                                         .ids_dtype = dtype_of(ids),
