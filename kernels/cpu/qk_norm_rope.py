@@ -5,10 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from minimax_m2.kernels import schema
 from minimax_m2.kernels.cpu import extension
 from minimax_m2.kernels.schema import qk_norm_rope as qk_schema
 
 extension.load("qk_norm_rope")
+
+# Its binding checks what it reads; the checks in Python say what was refused.
+_qk_norm_rope = torch.ops.minimax_m2.qk_norm_rope.default
 
 
 def qk_sum_squares(
@@ -66,21 +70,21 @@ def qk_norm_rope(
     Raises ValueError or TypeError for shapes, dtypes, strides and sizes outside the above, and ValueError for a
     position outside the table.
     """
-    qk_schema.check(
-        qkv, stats, q_weight, k_weight, cos_sin, positions, num_heads=num_heads, num_kv_heads=num_kv_heads,
-        head_dim=head_dim, rotary_dim=rotary_dim, q_width=q_width, k_width=k_width, eps=eps,
-    )  # fmt: skip
-
-    num_tokens = qkv.shape[0]
-    q = torch.empty((num_tokens, num_heads, head_dim), dtype=qkv.dtype)
-    k = torch.empty((num_tokens, num_kv_heads, head_dim), dtype=qkv.dtype)
-    v = torch.empty((num_tokens, num_kv_heads, head_dim), dtype=qkv.dtype)
-
-    if num_tokens > 0:
-        torch.ops.minimax_m2.qk_norm_rope(
+    try:
+        num_tokens = qkv.shape[0]
+        q = torch.empty((num_tokens, num_heads, head_dim), dtype=qkv.dtype)
+        k = torch.empty((num_tokens, num_kv_heads, head_dim), dtype=qkv.dtype)
+        v = torch.empty((num_tokens, num_kv_heads, head_dim), dtype=qkv.dtype)
+        _qk_norm_rope(
             qkv, stats, q_weight, k_weight, cos_sin, positions, num_heads, num_kv_heads, head_dim, rotary_dim,
             q_width, k_width, eps, q, k, v,
         )  # fmt: skip
+    except schema.REFUSED:
+        qk_schema.check(
+            qkv, stats, q_weight, k_weight, cos_sin, positions, num_heads=num_heads, num_kv_heads=num_kv_heads,
+            head_dim=head_dim, rotary_dim=rotary_dim, q_width=q_width, k_width=k_width, eps=eps,
+        )  # fmt: skip
+        raise
     return q, k, v
 
 
@@ -90,14 +94,15 @@ def qk_norm_rope_out(
     num_heads: int, num_kv_heads: int, head_dim: int, rotary_dim: int, q_width: int, k_width: int, eps: float,
 ) -> None:  # fmt: skip
     """Do what ``qk_norm_rope`` does, into ``q``, ``k`` and ``v``, contiguous and apart from qkv."""
-    qk_schema.check(
-        qkv, stats, q_weight, k_weight, cos_sin, positions, num_heads=num_heads, num_kv_heads=num_kv_heads,
-        head_dim=head_dim, rotary_dim=rotary_dim, q_width=q_width, k_width=k_width, eps=eps,
-    )  # fmt: skip
-    qk_schema.check_outputs(qkv, q, k, v, num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim)
-
-    if qkv.shape[0] > 0:
-        torch.ops.minimax_m2.qk_norm_rope(
+    try:
+        _qk_norm_rope(
             qkv, stats, q_weight, k_weight, cos_sin, positions, num_heads, num_kv_heads, head_dim, rotary_dim,
             q_width, k_width, eps, q, k, v,
         )  # fmt: skip
+    except schema.REFUSED:
+        qk_schema.check(
+            qkv, stats, q_weight, k_weight, cos_sin, positions, num_heads=num_heads, num_kv_heads=num_kv_heads,
+            head_dim=head_dim, rotary_dim=rotary_dim, q_width=q_width, k_width=k_width, eps=eps,
+        )  # fmt: skip
+        qk_schema.check_outputs(qkv, q, k, v, num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim)
+        raise

@@ -1,4 +1,4 @@
-// Registers qk_norm_rope and qk_sum_squares for the CPU. Shapes and dtypes were checked by qk_norm_rope.py.
+// Registers qk_norm_rope and qk_sum_squares for the CPU. The latter's arguments were checked by qk_norm_rope.py.
 #include "qk_norm_rope.h"
 
 #include "qk_norm_binding.h"
@@ -11,6 +11,14 @@ void qk_norm_rope(const Tensor& qkv, std::optional<Tensor> stats, const Tensor& 
                   int64_t head_dim, int64_t rotary_dim, int64_t q_width, int64_t k_width, double eps, Tensor q,
                   Tensor k, Tensor v) {
   const QkShape shape{num_heads, num_kv_heads, head_dim};
+  const int64_t num_tokens = positions.numel();
+  const ScalarType dtype = qkv.scalar_type();
+  require(accepts_norm(qkv, stats, q_weight, k_weight, shape, q_width, k_width, eps) && qkv.size(0) == num_tokens &&
+              accepts_rotation(cos_sin, positions, rotary_dim, head_dim, num_tokens) &&
+              is_dense(q, dtype, {num_tokens, num_heads, head_dim}) &&
+              is_dense(k, dtype, {num_tokens, num_kv_heads, head_dim}) &&
+              is_dense(v, dtype, {num_tokens, num_kv_heads, head_dim}),
+          "qk_norm_rope");
   const int64_t bad = launch(
       qk_norm_rope_table, QkNormRopeArgs{.norm = norm_args(qkv, stats, q_weight, k_weight, shape, q_width, k_width, eps),
                                          .table = rotation_table(cos_sin, positions, rotary_dim),
