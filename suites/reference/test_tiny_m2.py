@@ -30,6 +30,8 @@ TINY = Path(__file__).resolve().parents[1] / "data" / "tiny-m2"
 CHECKPOINT = Checkpoint(TINY)
 # transformers 5.23.0 in float32, by rotary_dim; the data's README has the same figures.
 FIGURES = {32: 1.805957335289173, 64: 4.044926887919052}
+# The float64 reference on all 23 windows of the text.
+WHOLE_TEXT = 2.299578221287094
 
 
 def float32_slack(logits: Tensor) -> float:
@@ -61,6 +63,15 @@ def test_transformers_gives_the_figures_of_the_readme(rotary_dim: int) -> None:
     score = language_score(logits, logits, eval_windows(TINY))
     assert abs(score.cross_entropy - FIGURES[rotary_dim]) < float32_slack(logits)
     assert f"rotary_dim {rotary_dim}: {FIGURES[rotary_dim]}" in (TINY / "README.md").read_text()
+
+
+@pytest.mark.nightly
+def test_the_whole_text_gives_the_figure_of_the_readme() -> None:
+    logits = reference_logits(TINY, windows=23)
+    score = language_score(logits, logits, eval_windows(TINY, windows=23))
+    # derived: float64 repeats its own sum of 11,753 terms, in whatever order, to 12 digits
+    assert score.cross_entropy == pytest.approx(WHOLE_TEXT, rel=1e-12)
+    assert f"whole text, rotary_dim 32: {WHOLE_TEXT}" in (TINY / "README.md").read_text()
 
 
 def test_the_shipped_ids_are_the_tokenised_text() -> None:
