@@ -1,16 +1,17 @@
 // Products of many rows with one packed block of 64 output columns, the input dimension outermost.
 //
 // bf16 operands come as pairs of inputs side by side, [ceil(inputs/2), 64, 2], for vector.h's dot; float operands as
-// [inputs, 64], for fma. e4m3 blocks hold pairs too and are expanded, a group of inputs at a time, into a scratch that
-// stays in cache while all rows use it; the group's scale then meets the float32 sums, 64 numbers a row.
+// [inputs, 64], for fma. e4m3 blocks hold pairs too, in the order that widens without crossing lanes: of each 32 columns,
+// four of the first sixteen, then four of the others, and so on (COLUMN_ORDER of packing.py).
 //
-// The op that includes this header says how two operands meet: multiply_add(a, b, sum), for Pairs and for Float.
-// A row's sums run over the inputs in order, whatever rows share its strip: batching changes no bit.
+// A block is used a slab of inputs at a time, about 512, which stays in cache while all rows use it and the next one is
+// fetched. The sums of each group of inputs that share a scale, or of a slab, meet their scale and are added to those of
+// the groups before. A row's sums run over the inputs in one order, whatever rows share its strip: batching changes no
+// bit.
 #pragma once
 #include <algorithm>
 #include <type_traits>
 
-#include "float8_words.h"
 #include "vector.h"
 
 namespace minimax_m2::MINIMAX_M2_ISA {
@@ -20,89 +21,106 @@ constexpr int COLUMNS = 64;
 constexpr int VECTORS = 4;                  // of output columns in registers, per row
 constexpr int PASS = VECTORS * Float::N;    // columns a strip covers at once
 constexpr int ROWS = Float::N == 16 ? 6 : 2;  // 24 of 32 registers hold sums, or 8 of 16
-constexpr int CHUNK = 96;                   // rows whose sums, 24 KB, stay beside an expanded block in cache
+constexpr int CHUNK = 96;                   // rows whose sums, 24 KB, stay beside a slab in cache
+constexpr int64_t SLAB = 512;               // inputs; 64 KB of bf16
+// From so many rows on, computing takes long enough to fetch the next slab meanwhile.
+constexpr int FETCH_AHEAD_ROWS = 7;
+// A lone strip that covers the block widens e4m3 in registers; otherwise a scratch holds the slab for all strips.
+template <class Operand>
+constexpr bool WIDENS_IN_REGISTERS = PASS == COLUMNS && std::is_same_v<Operand, BFloat16>;
+
+constexpr int64_t divided_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+inline Float multiply_add(Pairs a, Pairs b, Float sum) { return dot(sum, a, b); }
+inline Float multiply_add(Float a, Float b, Float sum) { return fma(a, b, sum); }
 
 // Inputs a step of the inner loop consumes.
 template <class Operand>
 constexpr int STEP = std::is_same_v<Operand, BFloat16> ? 2 : 1;
+template <class Operand>
+using Vector = std::conditional_t<std::is_same_v<Operand, BFloat16>, Pairs, Float>;
 
 inline Pairs spread(const BFloat16* a) { return set1_pair(a); }
 inline Float spread(const float* a) { return set1(*a); }
-inline Pairs fetch(const BFloat16* b) { return load_pairs(b); }
-inline Float fetch(const Half* b) { return load(b); }
-inline Float fetch(const float* b) { return load(b); }
 
-// A block's values as the inner loop reads them; only e4m3 needs the scratch.
-inline const BFloat16* expand(const BFloat16* p, int64_t, BFloat16*) { return p; }
-inline const Half* expand(const Half* p, int64_t, float*) { return p; }
-inline const float* expand(const float* p, int64_t, float*) { return p; }
-inline const BFloat16* expand(const Float8* p, int64_t inputs, BFloat16* to) {
-  const int64_t count = (inputs + 1) / 2 * 2 * COLUMNS;
-  for (int64_t i = 0; i < count; i += 2 * Float::N) widen(p + i, to + i);
-  return to;
+// One step's values of PASS columns.
+inline void fetch(const BFloat16* b, Pairs (&to)[VECTORS]) {
+  for (int j = 0; j < VECTORS; ++j) to[j] = load_pairs(b + 2 * j * Float::N);
 }
-inline const float* expand(const Float8* p, int64_t inputs, float* to) {
-  float pairs[2 * COLUMNS];
-  for (int64_t k = 0; k < inputs; k += 2, p += 2 * COLUMNS, to += 2 * COLUMNS) {
-    for (int i = 0; i < 2 * COLUMNS; i += Float::N) store(pairs + i, load(p + i));
-    for (int c = 0; c < COLUMNS; ++c) {
-      to[c] = pairs[2 * c];
-      to[COLUMNS + c] = pairs[2 * c + 1];
-    }
-  }
-  return to - (inputs + 1) / 2 * 2 * COLUMNS;
+template <class Values>
+inline void fetch(const Values* b, Float (&to)[VECTORS]) {
+  for (int j = 0; j < VECTORS; ++j) to[j] = load(b + j * Float::N);
+}
+inline void fetch(const Float8* b, Pairs (&to)[VECTORS]) {
+  load_pairs(b, to[0], to[1]);
+  load_pairs(b + COLUMNS, to[2], to[3]);
 }
 
-// What scales a group's sums: a factor a column, a factor a row, either may be null.
-struct GroupScale {
-  const float* column;      // [64]
-  const float* const* row;  // [R], each its row's factor
+// What scales a slab's sums, a group of inputs at a time: factors of columns and of rows, either may be null.
+struct SlabScale {
+  const float* column;      // [groups, 64]
+  const float* const* row;  // [R][groups]
+  int64_t steps;            // of a group
 };
 
-// total[r][c] (+)= scale * sum_k rows[r][k] * values[k][c]
-template <int R, class Operand, class Values>
-inline void multiply_strip(const Operand* const* rows, const Values* values, int64_t steps, bool first,
-                           const GroupScale& scale, float* total) {
+// total[r][c] += sum_groups scale * sum_k rows[r][k] * values[k][c], while a step fetches LINES cache lines from `ahead` on.
+template <int R, int LINES, class Operand, class Values>
+[[gnu::noinline]] void multiply_strip(const Operand* const* rows, const Values* values, int64_t steps,
+                                      const SlabScale& scale, const char* ahead, float* total) {
   constexpr int step = STEP<Operand>;
+  // Copies, which no store below can change.
+  const Operand* row[R];
+  for (int r = 0; r < R; ++r) row[r] = rows[r];
+  const auto [column_scale, row_scale, group_steps] = scale;
   for (int c = 0; c < COLUMNS; c += PASS) {
-    Float sum[R][VECTORS];
-    for (int r = 0; r < R; ++r)
-      for (int j = 0; j < VECTORS; ++j) sum[r][j] = zero();
     const Values* b = values + c * step;
-    for (int64_t s = 0; s < steps; ++s, b += COLUMNS * step) {
-      const auto b0 = fetch(b), b1 = fetch(b + Float::N * step);
-      const auto b2 = fetch(b + 2 * Float::N * step), b3 = fetch(b + 3 * Float::N * step);
+    for (int64_t s = 0, group = 0; s < steps; ++group) {
+      Float sum[R][VECTORS];
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+        for (int j = 0; j < VECTORS; ++j) sum[r][j] = zero();
+      for (const int64_t end = std::min(steps, s + group_steps); s < end; ++s, b += COLUMNS * step) {
+#pragma GCC unroll 8
+        for (int line = 0; line < LINES; ++line) __builtin_prefetch(ahead + (s * LINES + line) * 64, 0, 2);
+        Vector<Operand> column[VECTORS];
+        fetch(b, column);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) {
+          const auto a = spread(row[r] + s * step);
+#pragma GCC unroll 8
+          for (int j = 0; j < VECTORS; ++j) sum[r][j] = multiply_add(a, column[j], sum[r][j]);
+        }
+      }
+      if (column_scale == nullptr && row_scale == nullptr) {
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) {
+          float* at = total + r * COLUMNS + c;
+#pragma GCC unroll 8
+          for (int j = 0; j < VECTORS; ++j, at += Float::N) store(at, load(at) + sum[r][j]);
+        }
+        continue;
+      }
+      Float factor[VECTORS];
+      for (int j = 0; j < VECTORS; ++j)
+        factor[j] = column_scale ? load(column_scale + group * COLUMNS + c + j * Float::N) : set1(1.0f);
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
-        const auto a = spread(rows[r] + s * step);
-        sum[r][0] = multiply_add(a, b0, sum[r][0]);
-        sum[r][1] = multiply_add(a, b1, sum[r][1]);
-        sum[r][2] = multiply_add(a, b2, sum[r][2]);
-        sum[r][3] = multiply_add(a, b3, sum[r][3]);
-      }
-    }
-    for (int r = 0; r < R; ++r) {
-      for (int j = 0; j < VECTORS; ++j) {
-        float* at = total + r * COLUMNS + c + j * Float::N;
-        const Float before = first ? zero() : load(at);
-        if (scale.column == nullptr && scale.row == nullptr) {
-          store(at, before + sum[r][j]);
-          continue;
-        }
-        Float factor = scale.column ? load(scale.column + c + j * Float::N) : set1(1.0f);
-        if (scale.row) factor = factor * set1(*scale.row[r]);
-        store(at, fma(factor, sum[r][j], before));
+        const Float own = set1(row_scale ? row_scale[r][group] : 1.0f);
+        float* at = total + r * COLUMNS + c;
+#pragma GCC unroll 8
+        for (int j = 0; j < VECTORS; ++j, at += Float::N) store(at, fma(factor[j] * own, sum[r][j], load(at)));
       }
     }
   }
 }
 
-template <int R, class... Args>
-inline void multiply_rows(int rows, const Args&... args) {
+template <int R, int LINES, class Operand, class... Args>
+inline void multiply_rows(int rows, const Operand* const* operands, const Args&... args) {
   if constexpr (R > 1) {
-    if (rows < R) return multiply_rows<R - 1>(rows, args...);
+    if (rows < R) return multiply_rows<R - 1, LINES>(rows, operands, args...);
   }
-  multiply_strip<R>(args...);
+  multiply_strip<R, LINES>(operands, args...);
 }
 
 // One block and how its inputs are grouped.
@@ -111,34 +129,89 @@ struct Block {
   const Stored* values;
   const float* scale;  // [groups, 64] or null
   int64_t inputs;
-  int64_t group;  // inputs that share a scale; `inputs` where nothing is scaled
+  int64_t group;  // inputs that share a scale; SLAB where nothing is scaled
 };
+
+// Inputs of a slab: whole groups.
+constexpr int64_t slab_of(int64_t group) { return std::max<int64_t>(1, SLAB / group) * group; }
+
+// A slab as strips read it in a scratch: e4m3 widened.
+inline void widen_slab(const Float8* p, int64_t inputs, BFloat16* to) {
+  constexpr int UNIT = 64;  // codes of one pair row and 32 columns
+  const int64_t count = (inputs + 1) / 2 * 2 * COLUMNS;
+  for (int64_t unit = 0; unit < count; unit += UNIT) {
+#pragma GCC unroll 4
+    for (int i = 0; i < UNIT; i += 4 * Float::N) {
+      Pairs first, second;
+      load_pairs(p + unit + i, first, second);
+      store_pairs(to + unit + i / 2, first);
+      store_pairs(to + unit + i / 2 + UNIT / 2, second);
+    }
+  }
+}
+inline void widen_slab(const Float8* p, int64_t inputs, float* to) {
+  BFloat16 pairs[2 * COLUMNS];
+  for (int64_t k = 0; k < inputs; k += 2, p += 2 * COLUMNS, to += 2 * COLUMNS) {
+    widen_slab(p, 2, pairs);
+    for (int c = 0; c < COLUMNS; c += Float::N) {
+      store(to + c, even_values(load_pairs(pairs + 2 * c)));
+      store(to + COLUMNS + c, odd_values(load_pairs(pairs + 2 * c)));
+    }
+  }
+}
 
 // Multiplies `count` rows by a block. row(i) is row i's operand, row_scale(i) its factors by group or null.
 // emit(first, n, total) gets finished sums, [n, 64], in chunks.
 template <class Operand, class Stored, class Row, class RowScale, class Emit>
 inline void multiply(const Block<Stored>& block, int64_t count, Row row, RowScale row_scale, Operand* scratch,
                      float* total, Emit emit) {
+  constexpr int step = STEP<Operand>, lines_a_step = COLUMNS * step * sizeof(Stored) / 64;
   const bool scaled_rows = row_scale(0) != nullptr;
+  const int64_t slab = slab_of(block.group), group_steps = divided_up(block.group, step);
   for (int64_t start = 0; start < count; start += CHUNK) {
     const int n = static_cast<int>(std::min<int64_t>(CHUNK, count - start));
-    for (int64_t k = 0, g = 0; k < block.inputs; k += block.group, ++g) {
-      const int64_t inputs = std::min(block.group, block.inputs - k);
-      const auto* values = expand(block.values + k * COLUMNS, inputs, scratch);
-      const int64_t steps = (inputs + STEP<Operand> - 1) / STEP<Operand>;
-      // Strips as even as possible: 7 rows are 4 and 3, not 6 and 1.
-      const int strips = (n + ROWS - 1) / ROWS;
-      for (int s = 0, i = 0; s < strips; ++s) {
-        const int size = (n - i + strips - s - 1) / (strips - s);
-        const Operand* rows[ROWS];
-        const float* factors[ROWS];
-        for (int r = 0; r < size; ++r) {
-          rows[r] = row(start + i + r) + k;
-          if (scaled_rows) factors[r] = row_scale(start + i + r) + g;
+    const int strips = (n + ROWS - 1) / ROWS;
+    std::fill_n(total, n * COLUMNS, 0.0f);
+    for (int64_t k = 0; k < block.inputs; k += slab) {
+      const int64_t g = k / block.group, inputs = std::min(slab, block.inputs - k), steps = divided_up(inputs, step);
+      const Stored* values = block.values + k * COLUMNS;
+      const char* ahead = reinterpret_cast<const char*>(values + steps * step * COLUMNS);
+      const auto multiply_strips = [&](const auto* columns) {
+        // Strips as even as possible: 7 rows are 4 and 3, not 6 and 1.
+        for (int s = 0, i = 0; s < strips; ++s) {
+          const int size = (n - i + strips - s - 1) / (strips - s);
+          const Operand* rows[ROWS];
+          const float* factors[ROWS];
+          for (int r = 0; r < size; ++r) {
+            rows[r] = row(start + i + r) + k;
+            if (scaled_rows) factors[r] = row_scale(start + i + r) + g;
+          }
+          const SlabScale scale{block.scale ? block.scale + g * COLUMNS : nullptr, scaled_rows ? factors : nullptr,
+                                group_steps};
+          float* sums = total + i * COLUMNS;
+          // The first strips share the lines of the next slab.
+          const bool ahead_of_time = n >= FETCH_AHEAD_ROWS;
+          if (ahead_of_time && strips >= lines_a_step && s < lines_a_step) {
+            multiply_rows<ROWS, 1>(size, rows, columns, steps, scale, ahead + s * steps * 64, sums);
+          } else if (ahead_of_time && strips < lines_a_step && 2 * s < lines_a_step) {
+            multiply_rows<ROWS, 2>(size, rows, columns, steps, scale, ahead + s * steps * 128, sums);
+          } else {
+            multiply_rows<ROWS, 0>(size, rows, columns, steps, scale, ahead, sums);
+          }
+          i += size;
         }
-        const GroupScale scale{block.scale ? block.scale + g * COLUMNS : nullptr, scaled_rows ? factors : nullptr};
-        multiply_rows<ROWS>(size, rows, values, steps, k == 0, scale, total + i * COLUMNS);
-        i += size;
+      };
+      if constexpr (!std::is_same_v<Stored, Float8>) {
+        multiply_strips(values);
+      } else {
+        if constexpr (WIDENS_IN_REGISTERS<Operand>) {
+          if (strips == 1) {
+            multiply_strips(values);
+            continue;
+          }
+        }
+        widen_slab(values, inputs, scratch);
+        multiply_strips(static_cast<const Operand*>(scratch));
       }
     }
     emit(start, n, total);

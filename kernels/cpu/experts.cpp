@@ -1,40 +1,20 @@
 // A mixture's experts in two stages. Slots (token, choice) are sorted by expert; stage 1 runs over (active expert, 32
 // columns of gate and up) and writes silu(gate) * up per slot; stage 2 runs over 64 columns of the result and adds the
-// experts in rising order into sums of its own. No thread shares a sum, so threads change no bit.
+// experts in rising order into sums of its own. No thread shares a sum, so threads change no bit. bf16 and e4m3 weights
+// meet bf16 rows in dot(), others float32 rows in fma.
 #include "experts.h"
 
-#include <cstdlib>
-#include <memory>
 #include <type_traits>
 #include <vector>
 
-#include "column_block.h"
+#include "operand_rows.h"
 
 namespace minimax_m2::MINIMAX_M2_ISA {
 namespace {
 
-inline Float multiply_add(Pairs a, Pairs b, Float sum) { return dot(sum, a, b); }
-inline Float multiply_add(Float a, Float b, Float sum) { return fma(a, b, sum); }
-
 constexpr int GATES = COLUMNS / 2;  // gate columns in a block of w13, beside as many of up
 // Below this many multiply-adds a fork-join (about 1 us) costs more than it saves.
 constexpr int64_t SERIAL_PRODUCTS = 1 << 16;
-
-struct Free {
-  void operator()(void* p) const { std::free(p); }
-};
-template <class T>
-using Buffer = std::unique_ptr<T[], Free>;
-
-// Uninitialised memory, aligned to a cache line.
-template <class T>
-inline Buffer<T> buffer(int64_t count) {
-  const size_t bytes = (static_cast<size_t>(count) * sizeof(T) + 64) / 64 * 64;
-  return Buffer<T>(static_cast<T*>(std::aligned_alloc(64, bytes)));
-}
-
-constexpr int64_t divided_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-constexpr int64_t even(int64_t n) { return n + n % 2; }
 
 // Slots that have an expert, sorted by expert, tokens rising.
 struct Plan {
@@ -88,14 +68,6 @@ inline int64_t sort_slots(const ExpertsArgs& args, Plan& plan) {
   return -1;
 }
 
-template <class From, class Operand>
-inline void convert_row(const From* from, Operand* to, int64_t count) {
-  int64_t i = 0;
-  for (; i + Float::N <= count; i += Float::N) store(to + i, load(from + i));
-  if (i < count) store(to + i, load(from + i, static_cast<int>(count - i)), static_cast<int>(count - i));
-  if (count % 2) store(to + count, zero(), 1);  // the other half of the last pair
-}
-
 // silu(gate) * up in the model's dtype, kept in the operand's.
 inline void store_act(BFloat16* p, Float v, Dtype) { store(p, v); }
 inline void store_act(float* p, Float v, Dtype dtype) {
@@ -110,9 +82,9 @@ inline void store_act(float* p, Float v, Dtype dtype) {
 template <class Operand, class Stored>
 class Mixture {
  public:
-  Mixture(const ExpertsArgs& args, const Plan& plan) : args_(args), plan_(plan) {
+  Mixture(const ExpertsArgs& args, const Plan& plan)
+      : args_(args), plan_(plan), x_(args.x, args.x_stride, args.x_dtype, args.num_tokens, args.hidden) {
     const int64_t slots = static_cast<int64_t>(plan.token.size());
-    x_ = buffer<Operand>(args.num_tokens * x_stride_);
     act_ = buffer<Operand>(slots * act_stride_);
     parallel_ = slots * args.hidden * args.width >= SERIAL_PRODUCTS;
   }
@@ -121,10 +93,10 @@ class Mixture {
     const int64_t units = static_cast<int64_t>(plan_.active.size()) * blocks13_;
 #pragma omp parallel if (parallel_)
     {
-      const Buffer<Operand> scratch = buffer<Operand>(std::is_same_v<Stored, Float8> ? widest_group() * COLUMNS : 0);
+      const Buffer<Operand> scratch = buffer<Operand>(std::is_same_v<Stored, Float8> ? widest_slab() * COLUMNS : 0);
       const Buffer<float> total = buffer<float>(CHUNK * COLUMNS), sums = buffer<float>(args_.num_tokens * COLUMNS);
 #pragma omp for schedule(static)
-      for (int64_t t = 0; t < args_.num_tokens; ++t) read_token(t);
+      for (int64_t t = 0; t < x_.num_copies(); ++t) x_.copy(t);
 #pragma omp for schedule(dynamic)
       for (int64_t u = 0; u < units; ++u) {
         gate_and_up(plan_.active[u / blocks13_], u % blocks13_, scratch.get(), total.get());
@@ -135,32 +107,23 @@ class Mixture {
   }
 
  private:
-  int64_t widest_group() const { return even(std::min(args_.columns, std::max(args_.hidden, args_.width))); }
-
-  void read_token(int64_t t) {
-    Operand* to = x_.get() + t * x_stride_;
-    const auto copy = [&](auto* tag) {
-      using From = std::remove_pointer_t<decltype(tag)>;
-      convert_row(static_cast<const From*>(args_.x) + t * args_.x_stride, to, args_.hidden);
-    };
-    if (args_.x_dtype == Dtype::float8_e4m3) return copy(static_cast<Float8*>(nullptr));
-    with_float(args_.x_dtype, copy);
+  int64_t widest_slab() const {
+    return even(std::min(slab_of(args_.columns), std::max(args_.hidden, args_.width)));
   }
 
-  // A group is the whole input dimension where nothing scales it.
   Block<Stored> block(const void* values, const float* scale, int64_t index, int64_t inputs, bool scaled) const {
     const int64_t padded = std::is_same_v<Stored, BFloat16> || std::is_same_v<Stored, Float8> ? even(inputs) : inputs;
     const int64_t groups = divided_up(inputs, args_.columns);
     return {.values = static_cast<const Stored*>(values) + index * padded * COLUMNS,
             .scale = scale ? scale + index * groups * COLUMNS : nullptr,
             .inputs = inputs,
-            .group = scaled ? args_.columns : inputs};
+            .group = scaled ? args_.columns : SLAB};
   }
 
   void gate_and_up(int64_t expert, int64_t b, Operand* scratch, float* total) {
     const int64_t first = plan_.first[expert], groups = divided_up(args_.hidden, args_.columns);
     const int32_t* token = plan_.token.data() + first;
-    const auto row = [&](int64_t i) { return x_.get() + token[i] * x_stride_; };
+    const auto row = [&](int64_t i) { return x_.row(token[i]); };
     const auto row_scale = [&](int64_t i) { return args_.x_scale ? args_.x_scale + token[i] * groups : nullptr; };
     const int real = static_cast<int>(std::min<int64_t>(GATES, args_.width - b * GATES));
     const auto emit = [&](int64_t start, int n, const float* sums) {
@@ -199,25 +162,17 @@ class Mixture {
       using Out = std::remove_pointer_t<decltype(tag)>;
       Out* out = static_cast<Out*>(args_.out) + b * COLUMNS;
       const int64_t real = std::min<int64_t>(COLUMNS, args_.hidden - b * COLUMNS);
-      for (int64_t t = 0; t < args_.num_tokens; ++t) convert_columns(sums + t * COLUMNS, out + t * args_.hidden, real);
+      for (int64_t t = 0; t < args_.num_tokens; ++t) round_columns(sums + t * COLUMNS, out + t * args_.hidden, real);
     });
-  }
-
-  template <class Out>
-  static void convert_columns(const float* from, Out* to, int64_t count) {
-    int64_t c = 0;
-    for (; c + Float::N <= count; c += Float::N) store(to + c, load(from + c));
-    if (c < count) store(to + c, load(from + c), static_cast<int>(count - c));
   }
 
   const ExpertsArgs& args_;
   const Plan& plan_;
   const int64_t blocks13_ = divided_up(args_.width, GATES);
   const int64_t blocks2_ = divided_up(args_.hidden, COLUMNS);
-  const int64_t x_stride_ = even(args_.hidden);
-  const int64_t act_stride_ = blocks13_ * GATES;
+  const int64_t act_stride_ = spread_stride<Operand>(blocks13_ * GATES);
   bool parallel_;
-  Buffer<Operand> x_;
+  OperandRows<Operand> x_;
   Buffer<Operand> act_;
 };
 

@@ -8,15 +8,13 @@ import torch
 from torch import Tensor
 
 from minimax_m2.kernels.cpu import extension
+from minimax_m2.kernels.cpu.column_packing import COLUMNS, blocks, every_row, scale_blocks
 from minimax_m2.kernels.schema import experts as experts_schema
 
 extension.load("experts")
 
 # Where the kernel rounds; act has the model's dtype. exp is good to 1.1 ulp, silu to 3.5.
 contract = {"gate_up": None, "silu": None, "weighted": None, "combine": "float32", "exp_ulps": 2.0}
-
-# Output columns a packed block holds; the width of a strip in experts.cpp.
-COLUMNS = 64
 
 
 class PackedExperts(NamedTuple):
@@ -56,13 +54,13 @@ def pack_experts(
     column = torch.arange(-(-width // 32) * COLUMNS)
     gate = (column // COLUMNS * 32 + column % 32).clamp(max=width - 1)
     order13 = torch.where(column % COLUMNS < 32, gate, gate + width)
-    order2 = torch.arange(-(-hidden // COLUMNS) * COLUMNS).clamp(max=hidden - 1)
+    order2 = every_row(hidden)
     none = torch.empty(0)
     return PackedExperts(
-        _blocks(w13, order13),
-        _blocks(w2, order2),
-        none if w13_scale is None else _scale_blocks(w13_scale, order13 // rows),
-        none if w2_scale is None else _scale_blocks(w2_scale, order2 // rows),
+        blocks(w13, order13),
+        blocks(w2, order2),
+        none if w13_scale is None else scale_blocks(w13_scale, order13 // rows),
+        none if w2_scale is None else scale_blocks(w2_scale, order2 // rows),
         torch.empty(0, hidden, width, columns),
     )
 
@@ -122,22 +120,3 @@ def experts_out(
 
     if x.shape[0] > 0:
         torch.ops.minimax_m2.experts(x, list(packed), weights, ids, expert_map, x_scale, out)
-
-
-def _blocks(weight: Tensor, order: Tensor) -> Tensor:
-    """Turn rows ``order`` of ``[E, N, M]`` into blocks of 64 columns."""
-    # torch indexes and permutes few operations on float8: move bits, not numbers.
-    raw = weight.view({1: torch.uint8, 2: torch.int16, 4: torch.int32}[weight.element_size()])[:, order]
-    num_experts, columns, inputs = raw.shape
-    if weight.dtype in (torch.float32, torch.float16):
-        laid = raw.view(num_experts, columns // COLUMNS, COLUMNS, inputs).permute(0, 1, 3, 2)
-    else:
-        even = torch.nn.functional.pad(raw, (0, inputs % 2))
-        laid = even.view(num_experts, columns // COLUMNS, COLUMNS, -1, 2).permute(0, 1, 3, 2, 4)
-    return laid.contiguous().view(weight.dtype)
-
-
-def _scale_blocks(scale: Tensor, row: Tensor) -> Tensor:
-    """Repeat a block's scale for each of its columns: ``[E, blocks, groups, 64]``."""
-    each = scale[:, row]
-    return each.view(len(each), -1, COLUMNS, each.shape[-1]).permute(0, 1, 3, 2).contiguous()

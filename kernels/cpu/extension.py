@@ -55,7 +55,7 @@ _AVX512_FLAGS = [
     "-mavx512vl",
     "-mprefer-vector-width=512",
 ]
-_AVX512_BF16_FLAGS = [*_AVX512_FLAGS, "-mavx512bf16", "-mavx512vnni"]
+_AVX512_BF16_FLAGS = [*_AVX512_FLAGS, "-mavx512bf16", "-mavx512vnni", "-mavx512vbmi"]
 ISA_FLAGS: dict[str, list[str]] = {
     "portable": [],
     "avx2": ["-mavx2", "-mfma", "-mf16c"],

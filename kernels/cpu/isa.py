@@ -19,7 +19,7 @@ TILE_PERMISSION = "tile_permission"
 
 _AVX2 = frozenset({"avx2", "fma", "f16c"})
 _AVX512 = _AVX2 | {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
-_AVX512_BF16 = _AVX512 | {"avx512_bf16", "avx512_vnni"}
+_AVX512_BF16 = _AVX512 | {"avx512_bf16", "avx512_vnni", "avx512vbmi"}
 
 # Processor flags, as Linux spells them, that a variant's object may use. Ascending: a later one includes the earlier.
 REQUIRED: dict[str, frozenset[str]] = {

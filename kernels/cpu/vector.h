@@ -17,7 +17,9 @@
 //   Int: + -  shl<k>  shr<k>  eq  lt  blend    to_int (round to nearest)  to_float  as_int  as_float
 //   reduce_add  reduce_max  reduce_min          one fixed tree, so a result never depends on threads
 //   compress(p, m, v)        writes the chosen lanes contiguously, returns how many; p needs room for N
-//   load_pairs(p)  set1_pair(p)  dot(acc, a, b)     acc[i] + a[2i+1]*b[2i+1] + a[2i]*b[2i]
+//   load_pairs(p)  set1_pair(p)  store_pairs(p, v)  dot(acc, a, b)     acc[i] + a[2i+1]*b[2i+1] + a[2i]*b[2i]
+//   even_values(v)  odd_values(v)     a pair's halves as Float
+//   load_pairs(p, a, b)      4N e4m3 codes in runs of 8, taken in turn by a and b, exact
 //   exp  sigmoid  silu  rsqrt (as 1/sqrt)           accuracy stated at each
 //
 // Contraction is off (-ffp-contract=off): a product is fused where the source says fma and nowhere else.

@@ -172,6 +172,7 @@ inline Pairs set1_pair(const BFloat16* p) {
   std::memcpy(&pair, p, sizeof pair);
   return {_mm256_set1_epi32(pair)};
 }
+inline void store_pairs(BFloat16* p, Pairs a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a.v); }
 inline Float even_values(Pairs a) { return {_mm256_castsi256_ps(_mm256_slli_epi32(a.v, 16))}; }
 inline Float odd_values(Pairs a) {
   return {_mm256_castsi256_ps(_mm256_and_si256(a.v, _mm256_set1_epi32(static_cast<int>(0xffff0000u))))};
@@ -182,3 +183,5 @@ inline Float dot(Float acc, Pairs a, Pairs b) {
 
 }  // namespace
 }  // namespace minimax_m2::MINIMAX_M2_ISA
+
+#include "float8_words.h"

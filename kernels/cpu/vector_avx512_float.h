@@ -149,6 +149,11 @@ inline Pairs set1_pair(const BFloat16* p) {
   std::memcpy(&pair, p, sizeof pair);
   return {_mm512_set1_epi32(pair)};
 }
+inline void store_pairs(BFloat16* p, Pairs a) { _mm512_storeu_si512(p, a.v); }
+inline Float even_values(Pairs a) { return {_mm512_castsi512_ps(_mm512_slli_epi32(a.v, 16))}; }
+inline Float odd_values(Pairs a) {
+  return {_mm512_castsi512_ps(_mm512_and_si512(a.v, _mm512_set1_epi32(static_cast<int>(0xffff0000u))))};
+}
 
 }  // namespace
 }  // namespace minimax_m2::MINIMAX_M2_ISA

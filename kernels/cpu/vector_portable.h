@@ -140,6 +140,9 @@ inline Pairs set1_pair(const BFloat16* p) {
   for (int i = 0; i < 2 * Float::N; ++i) out.lane[i] = p[i & 1];
   return out;
 }
+inline void store_pairs(BFloat16* p, Pairs a) { std::memcpy(p, a.lane, sizeof a.lane); }
+inline Float even_values(Pairs a) { return each<Float>([&](int i) { return to_float(a.lane[2 * i]); }); }
+inline Float odd_values(Pairs a) { return each<Float>([&](int i) { return to_float(a.lane[2 * i + 1]); }); }
 inline Float dot(Float acc, Pairs a, Pairs b) {
   return each<Float>([&](int i) {
     const float odd = acc.lane[i] + to_float(a.lane[2 * i + 1]) * to_float(b.lane[2 * i + 1]);
@@ -149,3 +152,5 @@ inline Float dot(Float acc, Pairs a, Pairs b) {
 
 }  // namespace
 }  // namespace minimax_m2::MINIMAX_M2_ISA
+
+#include "float8_words.h"

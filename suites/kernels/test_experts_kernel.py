@@ -47,12 +47,21 @@ def test_compile_traces_experts_as_one_graph(dynamic: bool) -> None:
     assert torch.equal(compiled(x), experts(x * 2, **given))
 
 
+def packed_of(quant: str, num_experts: int, H: int, I: int) -> PackedExperts:
+    """Experts as they are released, or plain."""
+    w13, w2 = dyadic(num_experts, 2 * I, H), dyadic(num_experts, H, I)
+    if quant != "e4m3":
+        return pack_experts(w13.to(getattr(torch, quant)), w2.to(getattr(torch, quant)))
+    s13, s2 = (dyadic(num_experts, -(-w.shape[1] // 128), -(-w.shape[2] // 128)).abs() + 0.5 for w in (w13, w2))
+    return pack_experts(*(w.to(torch.float8_e4m3fn) for w in (w13, w2)), w13_scale=s13, w2_scale=s2)
+
+
 @pytest.mark.parametrize("name", isa.available())
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
-def test_the_number_of_threads_changes_no_bit(name: str, dtype: torch.dtype) -> None:
-    packed = pack_experts(dyadic(4, 256, 192).to(dtype), dyadic(4, 192, 128).to(dtype))
-    x, ids = dyadic(60, 192).to(dtype), torch.arange(120).reshape(60, 2) % 4
-    weights, before = dyadic(60, 2).abs(), torch.get_num_threads()
+@pytest.mark.parametrize("quant", ["bfloat16", "float16", "float32", "e4m3"])
+def test_the_number_of_threads_changes_no_bit(name: str, quant: str) -> None:
+    packed = packed_of(quant, 4, 192, 128)
+    x = dyadic(60, 192).to(torch.bfloat16 if quant == "e4m3" else getattr(torch, quant))
+    ids, weights, before = torch.arange(120).reshape(60, 2) % 4, dyadic(60, 2).abs(), torch.get_num_threads()
     with isa.forced(name):
         torch.set_num_threads(1)
         alone = experts(x, packed, weights, ids)
@@ -62,15 +71,31 @@ def test_the_number_of_threads_changes_no_bit(name: str, dtype: torch.dtype) -> 
     assert torch.equal(alone, shared)
 
 
+# 200 rows are more than a chunk of 96; 640 inputs are a slab of 512 and a part, five groups of 128.
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("quant", ["bfloat16", "e4m3", "float32"])
 @pytest.mark.parametrize("name", isa.available())
-def test_a_token_does_not_feel_its_batch(name: str) -> None:
-    packed, x = pack_experts(dyadic(2, 80, 70), dyadic(2, 70, 40)), dyadic(200, 70)
-    ids, weights = torch.arange(400).reshape(200, 2) % 2, dyadic(200, 2)
+def test_a_token_does_not_feel_its_batch(name: str, quant: str, threads: int) -> None:
+    packed = packed_of(quant, 2, 640, 144)
+    x = dyadic(200, 640).to(torch.float32 if quant == "float32" else torch.bfloat16)
+    ids, weights, before = torch.arange(400).reshape(200, 2) % 2, dyadic(200, 2), torch.get_num_threads()
+    shuffled = (torch.arange(200) * 77 + 3) % 200
+    torch.set_num_threads(threads)
     with isa.forced(name):
         together = experts(x, packed, weights, ids)
-        rows = (slice(i, i + 1) for i in range(200))
-        apart = torch.cat([experts(x[row], packed, weights[row], ids[row]) for row in rows])
+        moved = experts(x[shuffled], packed, weights[shuffled], ids[shuffled])
+        # Alone, and in batches around one and two strips of six.
+        sizes = (1, 2, 5, 6, 7, 11, 12, 13, 24, 25, 94)
+        apart = torch.cat([experts(x[r], packed, weights[r], ids[r]) for r in batches(sizes)])
+    torch.set_num_threads(before)
     assert torch.equal(together, apart)
+    assert torch.equal(together[shuffled], moved)
+
+
+def batches(sizes: tuple[int, ...]) -> list[slice]:
+    """Neighbouring slices of these sizes."""
+    ends = torch.tensor(sizes).cumsum(0).tolist()
+    return [slice(end - size, end) for size, end in zip(sizes, ends, strict=True)]
 
 
 @pytest.mark.parametrize("fields", WIDE_CASES, ids=lambda fields: f"seed{fields['seed']}")
