@@ -10,13 +10,10 @@ struct Fp8LinearArgs {
   Dtype x_dtype;
   const float* x_scale;  // [T, ceil(K/columns)], or null unless x is e4m3
   int64_t x_scale_stride;
-  const void* weight;  // [N, K] e4m3, last dimension contiguous
-  int64_t weight_stride;
-  const float* scale;  // [ceil(N/rows), ceil(K/columns)], last dimension contiguous
-  int64_t scale_stride;
-  int64_t rows;     // outputs that share a scale
-  int64_t columns;  // inputs that share a scale
-  void* out;        // [T, N]
+  const void* weight;  // [ceil(N/64), ceil(K/2), 64, 2] e4m3, packed by fp8_linear.py
+  const float* scale;  // [ceil(N/64), ceil(K/columns), 64]
+  int64_t columns;     // inputs that share a scale
+  void* out;           // [T, N]
   Dtype out_dtype;
   int64_t num_tokens;
   int64_t num_outputs;

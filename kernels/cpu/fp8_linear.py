@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from minimax_m2.kernels.cpu import extension
+from minimax_m2.kernels.cpu.column_packing import blocks, every_row, scale_blocks
 from minimax_m2.kernels.schema import fp8_linear as fp8_linear_schema
 from minimax_m2.kernels.schema import linear as linear_schema
 
@@ -15,20 +16,32 @@ extension.load("fp8_linear")
 
 
 class PackedFp8Linear(NamedTuple):
-    """A weight in the checkpoint's layout."""
+    """A weight in blocks of 64 outputs, the input dimension outermost, two inputs of an output side by side."""
 
-    weight: Tensor  # [N, H] e4m3
-    scale: Tensor  # [ceil(N/rows), ceil(H/columns)] float32
-    block: Tensor  # [2] int64: rows, columns
+    weight: Tensor  # [ceil(N/64), ceil(H/2), 64, 2] e4m3
+    scale: Tensor  # [ceil(N/64), ceil(H/columns), 64] float32, a scale an output
+    extent: Tensor  # [0, N, H, columns]: holds nothing, its shape keeps the sizes that padding hides
 
 
 def pack_fp8_linear(weight: Tensor, scale: Tensor, *, block: tuple[int, int] = (128, 128)) -> PackedFp8Linear:
-    """Keep ``weight [N, H]`` e4m3 and ``scale`` float32 as the checkpoint has them; nothing is copied.
+    """Lay the weight out once for every later call.
 
-    Raises ValueError or TypeError unless the scales' grid is that of the blocks.
+    weight  [N, H] e4m3, row stride free
+    scale   [ceil(N/rows), ceil(H/columns)] float32
+    block   (rows, columns); columns must be even
+
+    Raises ValueError or TypeError for shapes, dtypes and blocks outside the above.
     """
     fp8_linear_schema.check_pack(weight, scale, block=block)
-    return PackedFp8Linear(weight, scale, torch.tensor(block))
+    fp8_linear_schema.check_pairs(block)
+
+    rows, columns = block
+    order = every_row(weight.shape[0])
+    return PackedFp8Linear(
+        blocks(weight[None], order)[0],
+        scale_blocks(scale[None], order // rows)[0],
+        torch.empty(0, *weight.shape, columns),
+    )
 
 
 def fp8_linear(
@@ -45,9 +58,9 @@ def fp8_linear(
 
     Raises ValueError or TypeError for shapes, dtypes and strides outside the above.
     """
-    dtype = fp8_linear_schema.check(x, packed, x_scale=x_scale, out_dtype=out_dtype)
+    dtype = fp8_linear_schema.check_blocks(x, packed, x_scale=x_scale, out_dtype=out_dtype)
 
-    out = torch.empty((x.shape[0], packed.weight.shape[0]), dtype=dtype)
+    out = torch.empty((x.shape[0], packed.extent.shape[1]), dtype=dtype)
 
     if x.shape[0] > 0:
         torch.ops.minimax_m2.fp8_linear(x, *packed, x_scale, out)
@@ -63,8 +76,8 @@ def fp8_linear_out(
     out_dtype: torch.dtype | None = None,
 ) -> None:
     """Do what ``fp8_linear`` does, into ``out``, contiguous ``[T, N]``."""
-    dtype = fp8_linear_schema.check(x, packed, x_scale=x_scale, out_dtype=out_dtype)
-    linear_schema.check_output(out, shape=(x.shape[0], packed.weight.shape[0]), dtype=dtype, device=x.device)
+    dtype = fp8_linear_schema.check_blocks(x, packed, x_scale=x_scale, out_dtype=out_dtype)
+    linear_schema.check_output(out, shape=(x.shape[0], packed.extent.shape[1]), dtype=dtype, device=x.device)
 
     if x.shape[0] > 0:
         torch.ops.minimax_m2.fp8_linear(x, *packed, x_scale, out)

@@ -60,6 +60,7 @@ BY_ROW: dict[str, tuple[torch.dtype, Callable[[Tensor], Tensor]]] = {
     "linear-float32": (torch.float32, lambda x: linear(x, WEIGHT)),
     "lm_head": (torch.float16, lambda x: lm_head(x, WEIGHT_FP16, vocab_size=37)),
     "fp8_linear": (torch.bfloat16, lambda x: fp8_linear(x, PACKED)),
+    "fp8_linear-float32": (torch.float32, lambda x: fp8_linear(x, PACKED)),
     "router": (torch.bfloat16, lambda x: router(x, WEIGHT, None, top_k=5)[0]),
 }
 
@@ -141,9 +142,14 @@ def test_router_has_the_bits_of_its_parts() -> None:
         (lambda x, w: router(x * torch.nan, w, None, top_k=2), ValueError, "x row 0 has an expert .* NaN"),
         (lambda x, w: fp8_linear(x.to(E4M3), packed(8, 32)), ValueError, "without x_scale; pass x_scale"),
         (lambda x, w: pack_fp8_linear(w.to(E4M3), torch.ones(2, 1)), ValueError, r"scale has shape \[2, 1\]"),
+        (lambda x, w: pack_fp8_linear(w.to(E4M3), torch.ones(1, 2), block=(128, 17)), ValueError, "has odd columns"),
         (
-            lambda x, w: fp8_linear(x, PackedFp8Linear(w.to(E4M3), torch.ones(1, 1), torch.tensor([4, 128]))),
-            ValueError, r"packed scale has shape \[1, 1\], expected \[2, 1\]",
+            lambda x, w: fp8_linear(x, packed(8, 32)._replace(scale=torch.ones(1, 2, 64))),
+            ValueError, r"packed.scale has shape \[1, 2, 64\], expected \[ceil\(N/64\), ceil\(H/columns\), 64\]",
+        ),
+        (
+            lambda x, w: fp8_linear(x.to(E4M3), packed(8, 32), x_scale=torch.ones(3, 2)),
+            ValueError, r"x_scale has shape \[3, 2\], expected \[T, ceil\(H/columns\)\] = \[3, 1\]",
         ),
     ],
 )  # fmt: skip
