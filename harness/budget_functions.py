@@ -83,11 +83,16 @@ def _sigmoid(x: Budgeted) -> Budgeted:
     scale, of_exp = s * x.arithmetic.unit, 2 * x.arithmetic.exp_ulps * (1 - s)
     out = unary(x, s, s * (1 - s), _sigmoid_slope(x), ulps=0.0)
     var, bound = scale.square() * (of_exp.square() + s.square()) / 3, scale * (of_exp + 1)
-    crowded = x.value.abs() < 2.0 ** (1 - x.arithmetic.format.precision // 2)
-    shared = out.shared
-    if bool(crowded.any()):
-        shared = (*shared, new_shared(torch.where(crowded, scale / 2, 0.0), (x.value < 0).long(), s))
+    shared = (*out.shared, *_leaning(x, s))
     return with_roundoff(replace(out, var=out.var + var, bound=out.bound + bound, shared=shared))
+
+
+def _leaning(x: Budgeted, y: Tensor) -> list[Shared]:
+    """What the quotients of a sigmoid near 0 have in common; ``y`` is the sigmoid, or a multiple of it."""
+    crowded = x.value.abs() < 2.0 ** (1 - x.arithmetic.format.precision // 2)
+    if not bool(crowded.any()):
+        return []
+    return [new_shared(torch.where(crowded, y * x.arithmetic.unit / 2, 0.0), (x.value < 0).long(), y)]
 
 
 def _sigmoid_slope(x: Budgeted) -> Tensor:
@@ -105,7 +110,8 @@ def _with_relative(x: Budgeted, ulps: Tensor) -> Budgeted:
 
 @rule("silu")
 def _silu(x: Budgeted, inplace: bool = False) -> Budgeted:
-    # x / (1 + e) with e = exp(-x): the error of e counts by 1 - s; sum, quotient or product, and result round.
+    # x / (1 + e) or x * (1 / (1 + e)) with e = exp(-x): the error of e counts by 1 - s; sum, quotient or product, and
+    # result round; written as a product it leans as the sigmoid does.
     s, fmt, exp_ulps = torch.sigmoid(x.value), x.arithmetic.format, x.arithmetic.exp_ulps
     slope = s * (1 + x.value * (1 - s))
     # |silu'| <= 1.0999, reached at 2.4; the bound's second-order part is below that of the constant.
@@ -115,7 +121,10 @@ def _silu(x: Budgeted, inplace: bool = False) -> Budgeted:
     # Where e overflows, or exp(x) is no normal number, a kernel may return 0.
     gone = x.value - x.bound < fmt.emin * math.log(2)
     error, worst = (torch.where(gone, out.value.abs(), e) for e in (error, worst))
-    return with_roundoff(replace(out, var=out.var + error.square(), bound=out.bound + worst), exact=certain_zero(x))
+    shared = (*out.shared, *_leaning(x, out.value))
+    return with_roundoff(
+        replace(out, var=out.var + error.square(), bound=out.bound + worst, shared=shared), exact=certain_zero(x)
+    )
 
 
 @rule("softplus")

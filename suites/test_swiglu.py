@@ -22,6 +22,8 @@ def plain(gate_up: Tensor, *, step: str = "") -> Tensor:
     if step == "interleaves the halves":
         gate, up = gate_up.float()[:, 0::2], gate_up.float()[:, 1::2]
     act = functional.silu(gate)
+    if step == "multiplies by the sigmoid":
+        act = gate * torch.sigmoid(gate)
     if step == "takes exp(x) for exp(-x)":
         act = gate * torch.sigmoid(-gate)
     if step == "is a GELU":
@@ -45,6 +47,10 @@ def doing(step: str) -> Callable[..., Any]:
 
 def test_a_correct_float32_swiglu_passes() -> None:
     assert all(v.passed for v in try_on("swiglu", doing(""), cases=200))
+
+
+def test_a_product_with_the_sigmoid_is_as_right_as_a_quotient() -> None:
+    assert all(v.passed for v in try_on("swiglu", doing("multiplies by the sigmoid"), cases=200))
 
 
 def test_rounding_silu_is_right_where_the_contract_says_so() -> None:
