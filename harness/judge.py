@@ -17,7 +17,7 @@ from minimax_m2.harness.case import Case
 from minimax_m2.harness.compare import ALPHA, Comparison
 from minimax_m2.harness.devices import synchronise, torch_device
 from minimax_m2.harness.expectation import Expectation, Outputs, expectation
-from minimax_m2.harness.layout import Misplaced, demand_layout
+from minimax_m2.harness.layout import Misplaced, demand_layout, demand_own_memory
 from minimax_m2.harness.op import Declared, Op, Pack, find_op
 from minimax_m2.harness.provider import Provider
 from minimax_m2.harness.verdict import Outcome, Verdict, describe
@@ -155,6 +155,11 @@ def calls(
         written = changed(op, arguments, before)
         if not written:
             demand_layout(op, returned, arguments.values())
+            if returned is not None:
+                # The first result is held meanwhile, so nothing else may lie where it does. A state is not advanced twice.
+                again = build(op, case, provider) if op.mutates else arguments
+                demand_own_memory(op, call(op, function, again), returned)
+                synchronise(provider.device)
         return _outputs(op, returned, arguments), written
 
     def into() -> tuple[Outputs, str]:

@@ -47,11 +47,22 @@ def demand_layout(op: Op, returned: Any, inputs: Iterable[Any]) -> None:
             )
 
 
+def demand_own_memory(op: Op, returned: Any, before: Any) -> None:
+    """Raise Misplaced if what a call returned lies on what the call before it did, which its caller still holds.
+
+    A kernel that writes every result to one buffer is right until somebody calls it again.
+    """
+    held = list(_tensors((before,)))
+    if any(overlap(output, earlier) for output in _tensors((returned,)) for earlier in held):
+        told = f"a second call writes over the first one's result; only {op.name}_out writes where it is told"
+        raise Misplaced(Outcome.ALIASED, told)
+
+
 def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
     for value in values:
         if isinstance(value, Tensor):
             yield value
-        elif isinstance(value, tuple):
+        elif isinstance(value, tuple | list):
             yield from _tensors(value)
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from minimax_m2.harness.case import Case
-from minimax_m2.harness.layout import Misplaced, demand_layout
+from minimax_m2.harness.layout import Misplaced, demand_layout, demand_own_memory
 from minimax_m2.harness.op import all_ops, find_op
 from minimax_m2.harness.provider import Provider, from_file
 from minimax_m2.harness.transport import Arena, Channel, decoded, encoded
@@ -47,6 +47,7 @@ class Answers:
     def __init__(self, provider: Provider, arena: Arena) -> None:
         self.provider, self.arena = provider, arena
         self.kept: dict[int, Any] = {}
+        self._last: dict[str, Any] = {}
         self._numbers = itertools.count()
 
     def variants(self) -> list[str]:
@@ -85,6 +86,8 @@ class Answers:
         if function in all_ops():
             # Here, because what is sent is a copy.
             demand_layout(find_op(function), returned, [*given, *named_.values()])
+            last, self._last[function] = self._last.get(function), returned
+            demand_own_memory(find_op(function), returned, last)
         self.arena.clear()
         return sent(returned, self.arena, behind)
 

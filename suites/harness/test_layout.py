@@ -81,6 +81,38 @@ def test_a_provider_in_its_own_process_hides_no_view(tmp_path: Path) -> None:
     )
 
 
+def one_result(gate_up: Tensor) -> Tensor:
+    y = right("swiglu")(gate_up)
+    return KEPT.setdefault(tuple(y.shape), y).copy_(y)
+
+
+KEPT: dict[tuple[int, ...], Tensor] = {}
+
+
+def test_a_second_call_may_not_write_over_the_first_ones_result() -> None:
+    def into(gate_up: Tensor, out: Tensor) -> None:
+        out.copy_(right("swiglu")(gate_up))
+
+    tried = SimpleNamespace(swiglu=one_result, swiglu_out=into)
+    verdict = judge(SWIGLU, from_object(tried, name="tried"))
+    assert (verdict.outcome, verdict.evidence) == (Outcome.ALIASED, (f"swiglu: {OVERWRITTEN}",))
+    assert judge(SWIGLU, from_object(SimpleNamespace(swiglu=right("swiglu"), swiglu_out=into), name="tried")).passed
+
+
+OVERWRITTEN = "a second call writes over the first one's result; only swiglu_out writes where it is told"
+
+
+def test_a_provider_in_its_own_process_overwrites_no_result(tmp_path: Path) -> None:
+    file = tmp_path / "static.py"
+    file.write_text(
+        "import torch\nbuffer = torch.empty(5, 64, dtype=torch.bfloat16)\n"
+        "def swiglu(gate_up):\n    gate, up = gate_up.float().chunk(2, -1)\n"
+        "    return buffer.copy_(torch.nn.functional.silu(gate) * up)\n"
+    )
+    verdict = judge(SWIGLU, isolated(str(file), name="static"))
+    assert (verdict.outcome, verdict.evidence) == (Outcome.ALIASED, (f"swiglu: {OVERWRITTEN}",))
+
+
 BUFFER = torch.zeros(4, 8)
 
 
