@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from minimax_m2.kernels.cpu.huge_pages import in_huge_pages
+
 # Output columns a block holds; the width of a strip in column_block.h.
 COLUMNS = 64
 
@@ -26,7 +28,7 @@ def blocks(weight: Tensor, order: Tensor) -> Tensor:
     else:
         even = torch.nn.functional.pad(raw, (0, inputs % 2))
         laid = even.view(num_experts, columns // COLUMNS, COLUMNS, -1, 2).permute(0, 1, 3, 2, 4)
-    return laid.contiguous().view(weight.dtype)
+    return in_huge_pages(laid).view(weight.dtype)
 
 
 def scale_blocks(scale: Tensor, row: Tensor) -> Tensor:
