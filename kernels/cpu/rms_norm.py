@@ -5,10 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from minimax_m2.kernels import schema
 from minimax_m2.kernels.cpu import extension
 from minimax_m2.kernels.schema import rms_norm as rms_norm_schema
 
 extension.load("rms_norm")
+
+# The binding checks what it reads; the checks in Python say what was refused.
+_rms_norm = torch.ops.minimax_m2.rms_norm.default
 
 
 def rms_norm(x: Tensor, weight: Tensor, *, eps: float) -> Tensor:
@@ -24,19 +28,20 @@ def rms_norm(x: Tensor, weight: Tensor, *, eps: float) -> Tensor:
 
     Raises ValueError or TypeError for shapes, dtypes and strides outside the above.
     """
-    rms_norm_schema.check(x, weight)
-
-    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-
-    if y.numel() > 0:
-        torch.ops.minimax_m2.rms_norm(x, weight, eps, y)
+    try:
+        y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        _rms_norm(x, weight, eps, y)
+    except schema.REFUSED:
+        rms_norm_schema.check(x, weight)
+        raise
     return y
 
 
 def rms_norm_out(x: Tensor, weight: Tensor, y: Tensor, *, eps: float) -> None:
     """Do what ``rms_norm`` does, into ``y``, contiguous ``[T, H]``; it may be x itself."""
-    rms_norm_schema.check(x, weight)
-    rms_norm_schema.check_output("y", y, shape=tuple(x.shape), symbols="[T, H]", dtype=x.dtype, device=x.device)
-
-    if y.numel() > 0:
-        torch.ops.minimax_m2.rms_norm(x, weight, eps, y)
+    try:
+        _rms_norm(x, weight, eps, y)
+    except schema.REFUSED:
+        rms_norm_schema.check(x, weight)
+        rms_norm_schema.check_output("y", y, shape=tuple(x.shape), symbols="[T, H]", dtype=x.dtype, device=x.device)
+        raise

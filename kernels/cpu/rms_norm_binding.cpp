@@ -1,12 +1,18 @@
-// Registers rms_norm for the CPU. Shapes and dtypes were checked by rms_norm.py.
+// Registers rms_norm for the CPU.
 #include "rms_norm.h"
 
-#include "binding.h"
+#include "argument_checks.h"
 
 namespace minimax_m2 {
 namespace {
 
 void rms_norm(const Tensor& x, const Tensor& weight, double eps, Tensor y) {
+  // As schema/rms_norm.py says.
+  const ScalarType dtype = x.scalar_type();
+  require(is_float(x) && has_shape(x, {ANY, ANY}) && has_rows(x) && weight.scalar_type() == dtype &&
+              has_shape(weight, {x.size(1)}) && has_rows(weight) && is_dense(y, dtype, {x.size(0), x.size(1)}),
+          "rms_norm");
+  if (y.numel() == 0) return;
   launch(rms_norm_table, RmsNormArgs{.x = x.const_data_ptr(),
                                      .x_stride = x.stride(0),
                                      .weight = weight.const_data_ptr(),

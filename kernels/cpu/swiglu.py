@@ -5,11 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from minimax_m2.kernels import schema
 from minimax_m2.kernels.cpu import extension
 from minimax_m2.kernels.schema import swiglu as swiglu_schema
 from minimax_m2.kernels.schema.rms_norm import check_output
 
 extension.load("swiglu")
+
+# The binding checks what it reads; the checks in Python say what was refused.
+_swiglu = torch.ops.minimax_m2.swiglu.default
 
 contract = {"exp_ulps": 1.1}
 
@@ -26,20 +30,21 @@ def swiglu(gate_up: Tensor) -> Tensor:
 
     Raises ValueError or TypeError for an odd width and for shapes, dtypes and strides outside the above.
     """
-    swiglu_schema.check(gate_up)
-
-    y = torch.empty((gate_up.shape[0], gate_up.shape[1] // 2), dtype=gate_up.dtype, device=gate_up.device)
-
-    if y.numel() > 0:
-        torch.ops.minimax_m2.swiglu(gate_up, y)
+    try:
+        y = torch.empty((gate_up.shape[0], gate_up.shape[1] // 2), dtype=gate_up.dtype, device=gate_up.device)
+        _swiglu(gate_up, y)
+    except schema.REFUSED:
+        swiglu_schema.check(gate_up)
+        raise
     return y
 
 
 def swiglu_out(gate_up: Tensor, y: Tensor) -> None:
     """Do what ``swiglu`` does, into ``y``, contiguous ``[T, I]``."""
-    swiglu_schema.check(gate_up)
-    shape = (gate_up.shape[0], gate_up.shape[1] // 2)
-    check_output("y", y, shape=shape, symbols="[T, I]", dtype=gate_up.dtype, device=gate_up.device)
-
-    if y.numel() > 0:
-        torch.ops.minimax_m2.swiglu(gate_up, y)
+    try:
+        _swiglu(gate_up, y)
+    except schema.REFUSED:
+        swiglu_schema.check(gate_up)
+        shape = (gate_up.shape[0], gate_up.shape[1] // 2)
+        check_output("y", y, shape=shape, symbols="[T, I]", dtype=gate_up.dtype, device=gate_up.device)
+        raise
