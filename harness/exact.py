@@ -48,12 +48,16 @@ def mismatch(op_name: str, provider: Provider, bits: Bits, dtype: torch.dtype, v
         raise ValueError(f"provider {provider.name!r} does not offer {op_name}")
     with provider.enter(variant):
         returned = call(op, function, arguments)
-    outputs = tuple(returned) if isinstance(returned, tuple | list) else (returned,)
+    values = tuple(returned) if isinstance(returned, tuple | list) else (returned,)
+    outputs = (*values, *(arguments[name] for name in op.mutates))
     return next((told for told in map(_difference, op.outputs, outputs, made.expected) if told), "")
 
 
 def _difference(name: str, actual: Tensor, expected: Tensor) -> str:
     found, right = actual.detach().cpu().double(), expected.double()
+    if name == "ids":
+        # The order of a token's experts is free.
+        found, right = found.sort(-1).values, right.sort(-1).values
     if found.shape != right.shape:
         return f"{name} has shape {list(found.shape)}, expected {list(right.shape)}"
     wrong = (found != right).nonzero()
@@ -240,6 +244,49 @@ def block_quant(bits: Bits, dtype: torch.dtype) -> ExactCall:
     return ExactCall({"x": x.to(dtype), "group": 16}, (codes, power))
 
 
+def add_rms_norm_quant(bits: Bits, dtype: torch.dtype) -> ExactCall:
+    """Weights of at most 14 in magnitude, 14 in every group: the scale is 14 / 448, a power of two."""
+    made = add_rms_norm(bits, dtype)
+    weight = bits.integers("small", (64,), -13, 13)
+    weight[::16] = 14
+    signs = made.expected[1].sign()
+    given = made.arguments | {"weight": weight.to(dtype), "group": 16}
+    return ExactCall(given, (signs * weight * 32, torch.full((T, 4), 2.0**-5), made.expected[1]))
+
+
+def swiglu_quant(bits: Bits, dtype: torch.dtype) -> ExactCall:
+    """Ups of at most 14 in magnitude, an open gate on 14 in every group: the scale is 128 * 14 / 448 = 4."""
+    sign, up = _signs(bits, "gate", (T, 40)), bits.integers("up", (T, 40), -13, 13)
+    sign[:, ::8], up[:, ::8] = 1, 14
+    gate_up = torch.cat([sign * LARGE, up], -1)
+    given = {"gate_up": gate_up.to(dtype), "group": 8}
+    return ExactCall(given, ((sign > 0) * up * 32, torch.full((T, 5), 4.0)))
+
+
+def router(bits: Bits, dtype: torch.dtype) -> ExactCall:
+    """Each row of x asks for eight experts by -64 to all others."""
+    E, K = 40, 8
+    ids = bits.subsets("ids", T, K, E).sort(-1).values
+    x = torch.ones(T, E, dtype=torch.int64).scatter(1, ids, 0)
+    given = {"x": x.to(dtype), "weight": torch.eye(E) * -64, "bias": None, "top_k": K, "indices_dtype": torch.int64}
+    return ExactCall(given, (torch.full((T, K), 0.125), ids))
+
+
+def qk_norm_rope_cache(bits: Bits, dtype: torch.dtype) -> ExactCall:
+    """The keys and values of qk_norm_rope in slots of caches that were 0."""
+    made = qk_norm_rope(bits, dtype)
+    q, k, v = made.expected
+    slots = bits.shuffled("slots", 12)[:T]
+    slots[2] = -1
+    caches = {}
+    for name, x in (("k_cache", k), ("v_cache", v)):
+        cache = torch.zeros(12, *x.shape[1:], dtype=x.dtype)
+        cache[slots[slots >= 0]] = x[slots >= 0]
+        caches[name] = cache.view(3, 4, *x.shape[1:])
+    empty = {name: torch.zeros(cache.shape, dtype=dtype) for name, cache in caches.items()}
+    return ExactCall(made.arguments | empty | {"slots": slots}, (q, caches["k_cache"], caches["v_cache"]))
+
+
 def block_dequant(bits: Bits, dtype: torch.dtype) -> ExactCall:
     codes, power = bits.integers("codes", (37, 50), -15, 15), 2.0 ** bits.integers("power", (3, 4), -3, 3)
     w = codes * power.repeat_interleave(16, 0)[:37].repeat_interleave(16, 1)[:, :50]
@@ -250,8 +297,9 @@ def block_dequant(bits: Bits, dtype: torch.dtype) -> ExactCall:
 RECIPES: dict[str, Recipe] = {
     recipe.__name__: recipe
     for recipe in (
-        add_rms_norm, attention, block_dequant, block_quant, experts, fp8_linear, linear, lm_head, qk_norm_rope,
-        qk_sum_squares, rms_norm, rope, router_gemm, routing, swiglu,
+        add_rms_norm, add_rms_norm_quant, attention, block_dequant, block_quant, experts, fp8_linear, linear, lm_head,
+        qk_norm_rope, qk_norm_rope_cache, qk_sum_squares, rms_norm, rope, router, router_gemm, routing, swiglu,
+        swiglu_quant,
     )
 }  # fmt: skip
 
@@ -260,5 +308,5 @@ COPIES = ("embedding", "kv_cache", "moe_align", "pack_routing", "qkvzba_split", 
 
 
 def lacking(ops: dict[str, Op]) -> list[str]:
-    """Ops without an exact call: fusions, whose parts have one, and those whose functions are nowhere exact."""
+    """Ops without an exact call, because what they compute is nowhere a rational number."""
     return [name for name in ops if name not in RECIPES and name not in COPIES]
