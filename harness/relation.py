@@ -108,6 +108,8 @@ def relate(
 
     ``exactness`` asks a provider that promises more than the relation for more.
     """
+    if provider.refuses(op, case) is not None:
+        return Finding(Standing.DOES_NOT_APPLY)
     raw = op.inputs(case, Bits(case))
     change = relation.transform(op, case, raw) if relation.transform is not None else None
     if relation.transform is not None and change is None:

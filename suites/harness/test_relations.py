@@ -40,11 +40,6 @@ def broken(found: Iterable[tuple[Standing, str]]) -> str:
     return next((evidence for standing, evidence in found if standing is Standing.BROKEN), "")
 
 
-def test_relations_hold_for_plain_torch(op_name: str) -> None:
-    found = {relation.name: broken(findings(relation, op_name, plain())) for relation in relations_of(op_name)}
-    assert {name: evidence for name, evidence in found.items() if evidence} == {}
-
-
 def test_relations_hold_for_our_kernels_to_the_bit(op_name: str) -> None:
     provider = ours()
     if not provider.offers(op_name):
