@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -17,7 +17,7 @@ from minimax_m2.harness.case import Case, Field
 from minimax_m2.harness.expectation import Outputs
 from minimax_m2.harness.judge import expected, malformed
 from minimax_m2.harness.op import Op, all_ops, find_op
-from minimax_m2.harness.paired import Pairing, PairRecord, alone, paired
+from minimax_m2.harness.paired import BUSY, Others, Pairing, PairRecord, alone, paired
 from minimax_m2.harness.peers import PEERS, NotHere, absence, source
 from minimax_m2.harness.provider import Provider, from_file
 from minimax_m2.harness.record import Record, Timing
@@ -164,6 +164,7 @@ def compare(
     case = shaped(declared, shape, setting)
     again = " ".join(["m2check compare", a, b, f"--op {op} --shape {shape}", *(f"--set {s}" for s in set_ or ())])
     apart |= any(name.partition(":")[0] in PEERS for name in (a, b))
+    meanwhile = Others()
     try:
         with working() as bar, closing(side(a, apart=apart)) as first, closing(side(b, apart=apart)) as second:
             task = bar.add_task("measuring the roof", total=1.0)
@@ -176,6 +177,8 @@ def compare(
         finish(NOT_COMPARABLE, f"{a} and {b} cannot be compared on {op}", str(error), again)
     except Ended as error:
         finish(NOT_COMPARABLE, f"{a} and {b} cannot be compared on {op}: {error.outcome.value}", str(error), again)
+    # Only now, since a worker's time is known when it has ended.
+    found = replace(found, others=round(meanwhile.cores(), 2))
     path = out or RUNS / "pairs" / f"{found.a.run}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as log:
@@ -190,6 +193,8 @@ def compare(
             finish(NOT_COMPARABLE, told, record.evidence[0], f"m2check repro '{Case(record.case).json}'")
     told = f"{found.a.provider} is {found.ratio:.3g} times as fast as {found.b.provider} on {op} {case}"
     evidence = f"95 % interval {found.low:.3g} to {found.high:.3g}, {found.blocks} blocks; record: {path}"
+    if found.others > BUSY:
+        evidence += f"; other work kept {found.others:.1f} cores busy: repeat it on a quiet machine"
     finish(WRONG if found.high < at_least else 0, told, evidence, again)
 
 
@@ -219,7 +224,7 @@ def compared(
     ]
     return PairRecord(
         a=records[0], b=records[1], ratio=pairing.ratio, low=pairing.low, high=pairing.high, blocks=pairing.blocks,
-        processes=1 if sides[0].worker is None and sides[1].worker is None else 2, setting=setting,
+        others=0.0, processes=1 if sides[0].worker is None and sides[1].worker is None else 2, setting=setting,
         date=datetime.now(UTC).date().isoformat(),
     )  # fmt: skip
 

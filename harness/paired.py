@@ -8,6 +8,7 @@ median by order statistics, which asks nothing of the distribution.
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import time
 from dataclasses import asdict, dataclass
@@ -23,6 +24,8 @@ CONFIDENCE = 0.95
 RUN = 2e-4
 # Fewer blocks have no interval at this confidence; more than so many say nothing new.
 FEWEST, MOST = 12, 400
+# Other work on more than so many cores stretches what several threads do together: such a ratio is shown as no result.
+BUSY = 0.25
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +111,7 @@ class PairRecord:
 
     setting    the case fields that were set beside the shape's
     processes  1 where both ran in this process, 2 where each had its own
+    others     how many cores other work took meanwhile: a kernel of several threads waits for each of them
     """
 
     a: Record
@@ -117,6 +121,7 @@ class PairRecord:
     high: float
     blocks: int
     processes: int
+    others: float
     setting: dict[str, int | str]
     date: str
     schema: int = SCHEMA
@@ -133,6 +138,29 @@ class PairRecord:
             raise ValueError(f"line {line[:60]!r} is no comparison of schema {SCHEMA}")
         a, b = (Record.from_json(json.dumps(found.pop(side))) for side in ("a", "b"))
         return cls(a=a, b=b, **found)
+
+
+class Others:
+    """How many cores other work keeps busy, ours being this process and those it has waited for; 0 but on Linux."""
+
+    def __init__(self) -> None:
+        self._start = self._now()
+
+    def cores(self) -> float:
+        """Mean since the start."""
+        (clock, busy), (then, before) = self._now(), self._start
+        return max(0.0, (busy - before) / max(clock - then, 1e-9))
+
+    @staticmethod
+    def _now() -> tuple[float, float]:
+        stat = Path("/proc/stat")
+        if not stat.is_file():
+            return time.monotonic(), 0.0
+        # user, nice, system, idle, iowait, irq, softirq, steal
+        spent = [int(word) / os.sysconf("SC_CLK_TCK") for word in stat.read_text().split()[1:9]]
+        own = os.times()
+        mine = own.user + own.system + own.children_user + own.children_system
+        return time.monotonic(), sum(spent) - spent[3] - spent[4] - mine
 
 
 def read_pairs(path: Path) -> list[PairRecord]:

@@ -1,0 +1,67 @@
+"""The tables of docs/performance.md, made from recorded comparisons and from nothing else.
+
+``python -m minimax_m2.harness.performance ci/results/pairs-20261122.jsonl`` prints them; a test holds the page to it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from minimax_m2.harness.paired import BUSY, PairRecord, read_pairs
+from minimax_m2.harness.record import Record
+
+HEADER = (
+    "| op | case | ours us | peer | peer us | ratio | 95 % interval | of roof |",
+    "|---|---|---|---|---|---|---|---|",
+)
+
+
+def performance_table(pairs: Sequence[PairRecord]) -> str:
+    """Markdown: one row a comparison, by op; a wrong side is named and a busy machine is, instead of a ratio."""
+    rows = list(HEADER)
+    for pair in sorted(pairs, key=lambda p: (p.a.op, p.b.provider)):
+        rows.append(_row(pair))
+    return "\n".join(rows)
+
+
+def caption(pairs: Sequence[PairRecord], path: Path) -> str:
+    """The line above the table: that it is measured, from which record, when and where."""
+    machine, dates = pairs[0].a.machine, sorted({pair.date for pair in pairs})
+    return (
+        f"*measured* ({path.parent.parent.name}/{path.parent.name}/{path.name}, {', '.join(dates)}, "
+        f"{machine['processor']}, {machine['threads']} threads, torch {machine['torch']})"
+    )
+
+
+def _row(pair: PairRecord) -> str:
+    wrong = [record for record in (pair.a, pair.b) if not record.passed]
+    cells = [pair.a.op, _case(pair), _us(pair.a), pair.b.provider, _us(pair.b)]
+    if wrong:
+        cells += [f"{wrong[0].provider} is {wrong[0].outcome}", "", ""]
+    elif pair.others > BUSY:
+        cells += ["busy machine", "", ""]
+    else:
+        share = "" if pair.a.timing is None else f"{100 * pair.a.timing.share:.0f} %"
+        cells += [f"{pair.ratio:.2f}", f"{pair.low:.2f} to {pair.high:.2f}", share]
+    return f"| {' | '.join(cells)} |"
+
+
+def _case(pair: PairRecord) -> str:
+    shape = "" if pair.a.timing is None else pair.a.timing.shape
+    return " ".join([shape, *(f"{name}={value}" for name, value in pair.setting.items())])
+
+
+def _us(record: Record) -> str:
+    return "" if record.timing is None else f"{record.timing.median_us:.4g}"
+
+
+def main() -> None:
+    (name,) = sys.argv[1:]
+    pairs = read_pairs(Path(name))
+    sys.stdout.write(f"{caption(pairs, Path(name).resolve())}\n{performance_table(pairs)}\n")
+
+
+if __name__ == "__main__":
+    main()
