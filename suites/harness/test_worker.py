@@ -63,10 +63,10 @@ def test_two_calls_give_equal_bits_across_processes(plain: Provider) -> None:
 @pytest.mark.parametrize(
     "body, outcome, evidence",
     [
-        ("return x", Outcome.WRONG, "budget"),
+        ("return x.clone()", Outcome.WRONG, "budget"),
         ("raise ValueError('no such width')", Outcome.RAISED, "ValueError: no such width"),
         ("sys.exit(0)", Outcome.RAISED, "SystemExit"),
-        ("x.zero_(); return x", Outcome.WROTE_INPUT, "wrote to its input x"),
+        ("x.zero_(); return x.clone()", Outcome.WROTE_INPUT, "wrote to its input x"),
         ("return 3", Outcome.WRONG_DTYPE, "y is a int"),
         ("os.kill(os.getpid(), signal.SIGSEGV)", Outcome.CRASHED, "died by SIGSEGV"),
         ("os.kill(os.getpid(), signal.SIGILL)", Outcome.CRASHED, "died by SIGILL"),
