@@ -1,12 +1,12 @@
 // Products of many rows with one packed block of 64 output columns, the input dimension outermost.
 //
 // bf16 operands come as pairs of inputs side by side, [ceil(inputs/2), 64, 2], for vector.h's dot; float operands as
-// [inputs, 64], for fma. e4m3 blocks hold pairs too, in the order that widens without crossing lanes: of each 32 columns,
-// four of the first sixteen, then four of the others, and so on (COLUMN_ORDER of packing.py).
+// [inputs, 64], for fma. e4m3 blocks hold pairs too, in the order that widens without crossing lanes: of each 32
+// columns, four of the first sixteen, then four of the others, and so on (column_packing.py).
 //
 // A block is used a slab of inputs at a time, about 512, which stays in cache while all rows use it and the next one is
-// fetched. The sums of each group of inputs that share a scale, or of a slab, meet their scale and are added to those of
-// the groups before. A row's sums run over the inputs in one order, whatever rows share its strip: batching changes no
+// fetched. The sums of each group of inputs that share a scale, or of a slab, meet their scale and are added to those
+// of the groups before. A row's sums run over the inputs in one order, whatever rows share its strip: batching changes no
 // bit.
 #pragma once
 #include <algorithm>
@@ -25,7 +25,8 @@ constexpr int CHUNK = 96;                   // rows whose sums, 24 KB, stay besi
 constexpr int64_t SLAB = 512;               // inputs; 64 KB of bf16
 // From so many rows on, computing takes long enough to fetch the next slab meanwhile.
 constexpr int FETCH_AHEAD_ROWS = 7;
-// A lone strip that covers the block widens e4m3 in registers; otherwise a scratch holds the slab for all strips.
+// Few strips that cover the block widen e4m3 in registers, each again; otherwise a scratch holds the slab for all.
+constexpr int FEW_STRIPS = 3;
 template <class Operand>
 constexpr bool WIDENS_IN_REGISTERS = PASS == COLUMNS && std::is_same_v<Operand, BFloat16>;
 
@@ -63,7 +64,8 @@ struct SlabScale {
   int64_t steps;            // of a group
 };
 
-// total[r][c] += sum_groups scale * sum_k rows[r][k] * values[k][c], while a step fetches LINES cache lines from `ahead` on.
+// total[r][c] += sum_groups scale * sum_k rows[r][k] * values[k][c], while a step fetches LINES cache lines from `ahead`
+// on.
 template <int R, int LINES, class Operand, class Values>
 [[gnu::noinline]] void multiply_strip(const Operand* const* rows, const Values* values, int64_t steps,
                                       const SlabScale& scale, const char* ahead, float* total) {
@@ -205,7 +207,7 @@ inline void multiply(const Block<Stored>& block, int64_t count, Row row, RowScal
         multiply_strips(values);
       } else {
         if constexpr (WIDENS_IN_REGISTERS<Operand>) {
-          if (strips == 1) {
+          if (strips <= FEW_STRIPS) {
             multiply_strips(values);
             continue;
           }
