@@ -20,7 +20,7 @@ HEADER = (
 
 def performance_table(pairs: Sequence[PairRecord]) -> str:
     """Markdown: one row a comparison, by op; a wrong side is named and a busy machine is, instead of a ratio."""
-    rows = list(HEADER)
+    rows: list[str] = list(HEADER)
     for pair in sorted(pairs, key=lambda p: (p.a.op, p.b.provider)):
         rows.append(_row(pair))
     return "\n".join(rows)
