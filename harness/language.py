@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from minimax_m2.harness.op import Declared
 from minimax_m2.harness.provider import Provider
 from minimax_m2.reference.model import MiniMaxM2
 from minimax_m2.reference.table import STEPS, OpTable, op_table
@@ -109,6 +110,8 @@ def provider_model(
     )
 
 
-def _field(contract: Mapping[str, Mapping[str, object]], op: str, name: str) -> str | None:
-    declared = contract[op].get(name) if op in contract else None
+def _field(contract: Mapping[str, Declared], op: str, name: str) -> str | None:
+    fields = contract.get(op, {})
+    # A contract that hangs on the case names no table for all of them.
+    declared = None if callable(fields) else fields.get(name)
     return declared if isinstance(declared, str) and isinstance(getattr(torch, declared, None), torch.dtype) else None

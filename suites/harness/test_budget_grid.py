@@ -61,15 +61,21 @@ def test_a_difference_of_rounded_products_is_calibrated(site: str) -> None:
 
 def test_a_number_on_the_formats_grid_is_not_rounded_again() -> None:
     x: Any = Budgeted.exact(drawn(3)) * UNEVEN
-    assert torch.equal(rounded(x, "float32").var, x.var), "a float32 kernel holds float32 numbers"
+    kept: Any = rounded(x, "float32")
+    assert torch.equal(kept.var, x.var), "a float32 kernel holds float32 numbers"
     once: Any = rounded(x, "bfloat16")
-    for again in (once, once * 0.5, torch.cat([once, -once], -1), once + 0.0):
-        assert torch.equal(rounded(again, "bfloat16").sigma, again.sigma)
+    joined: Any = torch.cat([once, -once], -1)
+    again: Any
+    for again in (once, once * 0.5, joined, once + 0.0):
+        twice: Any = rounded(again, "bfloat16")
+        assert torch.equal(twice.sigma, again.sigma)
 
 
 def test_a_sum_lies_on_the_finer_grid_of_its_terms() -> None:
-    coarse: Any = rounded(Budgeted.exact(drawn(4)) * UNEVEN, "bfloat16")
-    fine: Any = rounded(Budgeted.exact(drawn(5)) * UNEVEN, "float16")
+    first: Any = Budgeted.exact(drawn(4))
+    second: Any = Budgeted.exact(drawn(5))
+    coarse: Any = rounded(first * UNEVEN, "bfloat16")
+    fine: Any = rounded(second * UNEVEN, "float16")
     total = coarse + fine
     spacing = 2 * half_ulp(total.value, FORMATS["float32"])
     finest = torch.minimum(grid_of(coarse), grid_of(fine))
