@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,11 @@ PROFILES = {"dev": 20, "ci": 30, "nightly": 2000}
 EXECUTED = pytest.StashKey[set[str]]()
 FILES = pytest.StashKey[set[str]]()
 PROVIDERS = pytest.StashKey[list[Provider]]()
+# Levels shown without a device: by level and op, whether every test of it passed. Their tests' ids begin with both.
+REPORTS = pytest.StashKey[dict[str, dict[str, bool]]]()
+LEVELS = {"gpu": ("G0", "G1")}
+ON_DEVICE = {"gpu": "G2"}
+LEVEL_ID = re.compile(r"\[(?P<level>G\d|N\d[ab]?)-(?P<op>\w+)")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -52,7 +58,7 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", f"{device}: runs on a {device}; markers come from cells")
     config.addinivalue_line("markers", "nightly: too large for every change; runs when asked for")
     settings.load_profile(config.getoption("hypothesis_profile", None) or "dev")
-    config.stash[EXECUTED], config.stash[FILES] = set(), set()
+    config.stash[EXECUTED], config.stash[FILES], config.stash[REPORTS] = set(), set(), {}
     for device in DEVICES[1:]:
         if config.getoption(f"{device}_require") and (reason := absence(device)):
             raise pytest.UsageError(f"--{device}-require=device, but {reason}")
@@ -120,6 +126,9 @@ def executed(record_property: Callable[[str, object], None]) -> Callable[[Cell],
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     if report.when == "call" and report.outcome != "skipped":
         _config.stash[EXECUTED].update(str(value) for name, value in report.user_properties if name == "cell")
+        if found := LEVEL_ID.search(report.nodeid):
+            passed = _config.stash[REPORTS].setdefault(found["level"], {})
+            passed[found["op"]] = passed.get(found["op"], True) and report.passed
         _config.stash[FILES].add("/".join(Path(report.nodeid.split("::")[0]).parts[-2:]))
 
 
@@ -153,6 +162,21 @@ def missing(config: pytest.Config) -> list[str]:
     return [*(f"cell {cell.id}: not executed" for cell in lost(needed, executed)), *silent, *unlisted]
 
 
+def levels(config: pytest.Config, device: str) -> list[str]:
+    """``G0 12/13, G1 13/13, G2 0/13 NOT RUN``: kernels of a device that passed each level, of those that are built."""
+    names = LEVELS.get(device, ())
+    reports = config.stash[REPORTS]
+    built = {op for level in names for op in reports.get(level, {})}
+    if not built:
+        return []
+    executed = {Cell.parse(text).op for text in config.stash[EXECUTED] if Cell.parse(text).device == device}
+    said = [f"{level} {sum(reports.get(level, {}).values())}/{len(built)}" for level in names]
+    return [
+        ", ".join([*said, f"{ON_DEVICE[device]} {len(executed & built)}/{len(built)}"])
+        + ("" if executed else " NOT RUN")
+    ]
+
+
 def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pytest.Config) -> None:
     executed = config.stash[EXECUTED]
     if executed:
@@ -161,7 +185,7 @@ def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pyte
         count = sum(1 for text in executed if Cell.parse(text).device == device)
         reason = absence(device)
         said = f"{count} cells executed" if reason is None else f"not here ({reason})"
-        terminalreporter.line(f"{device.upper()}: {said}")
+        terminalreporter.line(". ".join([f"{device.upper()}: {said}", *levels(config, device)]))
     if config.getoption("expected"):
         for line in missing(config):
             terminalreporter.line(f"LOST {line}", red=True)

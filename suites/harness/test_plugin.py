@@ -14,7 +14,7 @@ from minimax_m2.harness.judge import expected
 from minimax_m2.harness.matrix import Cell, expected_dir, machine_kind, must_execute
 from minimax_m2.harness.op import Op, all_ops
 from minimax_m2.harness.providers.plain import plain
-from minimax_m2.harness.pytest_plugin import EXECUTED, FILES, missing
+from minimax_m2.harness.pytest_plugin import EXECUTED, FILES, REPORTS, missing
 
 STEMS = {op.stem or op.name for op in all_ops().values()}
 
@@ -102,3 +102,25 @@ def test_a_budget_that_is_blind_to_a_third_of_the_drawn_cases_fails(monkeypatch:
     monkeypatch.setattr(conformance, "expected", blind)
     with pytest.raises(AssertionError, match=r"VACUOUS linear: \d+ of \d+ drawn cases let pass {'y:gain'"):
         conformance.test_drawn_cases_are_right(LINEAR, plain())
+
+
+def test_levels_are_counted_by_op_and_a_failure_counts_against_its_level() -> None:
+    reports = {"G0": {"rms_norm": True, "routing": False}, "G1": {"rms_norm": True, "routing": True}}
+    config: Any = SimpleNamespace(stash={REPORTS: reports, EXECUTED: set()})
+
+    assert pytest_plugin.levels(config, "gpu") == ["G0 1/2, G1 2/2, G2 0/2 NOT RUN"]
+    config.stash[EXECUTED] = {"rms_norm-ours-gpu"}
+    assert pytest_plugin.levels(config, "gpu") == ["G0 1/2, G1 2/2, G2 1/2"]
+    assert pytest_plugin.levels(config, "cpu") == []
+
+
+def test_a_level_stands_in_the_name_of_its_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    stash: dict[object, Any] = {EXECUTED: set(), FILES: set(), REPORTS: {}}
+    monkeypatch.setattr(pytest_plugin, "_config", SimpleNamespace(stash=stash))
+    for capability, passed in ((80, True), (90, False)):
+        test = f"suites/kernels/test_gpu_cubin.py::test_it[G1-rms_norm-{capability}]"
+        report: Any = SimpleNamespace(
+            when="call", outcome="passed", passed=passed, nodeid=test, user_properties=[]
+        )
+        pytest_plugin.pytest_runtest_logreport(report)
+    assert stash[REPORTS] == {"G1": {"rms_norm": False}}
