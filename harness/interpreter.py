@@ -60,6 +60,8 @@ def refuses(op: Op, case: Any) -> str | None:
         return "Triton's interpreter computes bfloat16 on raw bits and rounds to it by cutting off"
     if int(case.get("T", 0)) > MOST_ROWS:
         return f"the interpreter takes milliseconds a row; more than {MOST_ROWS} rows show no new edge of a tile"
+    if op.name == "moe_align" and int(case["E"]) > MOST_ROWS:
+        return f"the interpreter takes milliseconds an expert; it is shown up to {MOST_ROWS}"
     return None
 
 

@@ -13,16 +13,17 @@ def e4m3_code(x, HARDWARE: tl.constexpr):
     HARDWARE uses the conversion that sm_89 and later have; without it integers do the same, bit for bit.
     """
     if HARDWARE:
-        return x.to(tl.float8e4nv).to(tl.uint8, bitcast=True)
-    bits = x.to(tl.int32, bitcast=True)
-    sign = (bits >> 24) & 0x80
-    size = bits & 0x7FFFFFFF
-    # Three bits of significand stay; the exponent's bias falls from 127 to 7.
-    normal = ((size + 0x7FFFF + ((size >> 20) & 1)) >> 20) - 960
-    # Below 2^-6 codes are multiples of 2^-9, the spacing of float32 at 2^14.
-    small = (tl.abs(x) + 16384.0).to(tl.int32, bitcast=True) & 0xFF
-    code = tl.where(size < 0x3C800000, small, normal)
-    return tl.where(x != x, 0x7F, code | sign).to(tl.uint8)
+        code = x.to(tl.float8e4nv).to(tl.uint8, bitcast=True)
+    else:
+        bits = x.to(tl.int32, bitcast=True)
+        size = bits & 0x7FFFFFFF
+        # Three bits of significand stay; the exponent's bias falls from 127 to 7.
+        normal = ((size + 0x7FFFF + ((size >> 20) & 1)) >> 20) - 960
+        # Below 2^-6 codes are multiples of 2^-9, the spacing of float32 at 2^14.
+        small = (tl.abs(x) + 16384.0).to(tl.int32, bitcast=True) & 0xFF
+        unsigned = tl.where(size < 0x3C800000, small, normal)
+        code = tl.where(x != x, 0x7F, unsigned | ((bits >> 24) & 0x80)).to(tl.uint8)
+    return code
 
 
 @triton.jit

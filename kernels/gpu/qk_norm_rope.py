@@ -130,7 +130,7 @@ def _launch(
             qkv, stats, q_weight, k_weight, cos_sin, positions, q, k, v, qkv.stride(0), cos_sin.stride(0),
             cos_sin.shape[0], float(q_width), float(k_width), eps, Hq=num_heads, Hk=num_kv_heads, D=head_dim,
             HALF=rotary_dim // 2, Q_TILE=q_tile, K_TILE=power_of_two(num_kv_heads), TURN=turn, REST=rest,
-            HAS_STATS=stats is not None, num_warps=min(16, max(1, q_tile * (2 * turn + rest) // 1024)),
+            HAS_STATS=stats is not None, num_warps=warps_of(q_tile * (2 * turn + rest)),
         )  # fmt: skip
 
 
@@ -141,6 +141,11 @@ def _launch_sums(qkv: Tensor, num_heads: int, head_dim: int, counted_kv_heads: i
             qkv, stats, qkv.stride(0), q_width, k_width,
             Q_STEPS=triton.cdiv(q_width, STEP), K_STEPS=triton.cdiv(k_width, STEP), STEP=STEP, num_warps=8,
         )  # fmt: skip
+
+
+def warps_of(elements: int) -> int:
+    """Warps that share a token: at most 32 elements a thread, up to 16 warps."""
+    return min(16, max(1, power_of_two(elements) // 1024))
 
 
 _call = registered("qk_norm_rope", _launch)

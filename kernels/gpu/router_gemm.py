@@ -1,8 +1,9 @@
-"""The router's logits in true float32, on a GPU: no TF32, and no tensor core that rounds towards zero."""
+"""The router's logits in true float32, on a GPU: no factor is rounded, neither to TF32 nor to bfloat16."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -27,10 +28,21 @@ class Tiling(NamedTuple):
     parts: int
 
 
+def contract(case: Mapping[str, Any]) -> dict[str, Any]:
+    """Large batches of bfloat16 run on tensor cores."""
+    tensor_core = on_tensor_cores(case["T"], getattr(torch, case["dtype"]))
+    return {"tensor_core": "bfloat16" if tensor_core else None}
+
+
+def on_tensor_cores(num_tokens: int, dtype: torch.dtype) -> bool:
+    """Whether x's bfloat16 meets each weight as three bfloat16 words: from where multiply-adds would set the time."""
+    return dtype == torch.bfloat16 and num_tokens > 32
+
+
 def tiling(num_tokens: int, num_experts: int, hidden: int) -> Tiling:
     """Cut H into as many parts as fill the machine; a sum has the same order whatever the tokens beside it hold."""
     tokens = 16 if num_tokens <= 16 else 32 if num_tokens <= 64 else 64
-    experts, channels = 32, 64
+    experts, channels = 32 if num_tokens <= 256 else 64, 64
     tiles = triton.cdiv(num_tokens, tokens) * triton.cdiv(num_experts, experts)
     steps = triton.cdiv(hidden, channels)
     return Tiling(tokens, experts, channels, max(1, min(PROGRAMS // tiles, steps // 2)))
@@ -39,9 +51,9 @@ def tiling(num_tokens: int, num_experts: int, hidden: int) -> Tiling:
 @triton.jit
 def router_gemm_kernel(
     x_ptr, weight_ptr, part_ptr, x_stride, weight_stride, T, E, H, length,
-    TOKENS: tl.constexpr, EXPERTS: tl.constexpr, CHANNELS: tl.constexpr, STEPS: tl.constexpr,
+    TOKENS: tl.constexpr, EXPERTS: tl.constexpr, CHANNELS: tl.constexpr, STEPS: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """One part of the sum for a tile of logits."""
+    """One part of the sum for a tile of logits. SPLIT cuts a weight into three bfloat16 that add up to it exactly."""
     token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     expert = tl.program_id(1) * EXPERTS + tl.arange(0, EXPERTS)
     part = tl.program_id(2)
@@ -54,8 +66,16 @@ def router_gemm_kernel(
         inside = (within < length) & (h < H)
         w = tl.load(weight_rows + h[None, :], mask=(expert < E)[:, None] & inside[None, :], other=0.0)
         x = tl.load(x_rows + h[:, None], mask=(token < T)[None, :] & inside[:, None], other=0.0)
-        # Tensor cores would cut each sum towards zero, TF32 each factor: float32 multiply-adds round to nearest.
-        logits += tl.dot(w, x.to(tl.float32), input_precision="ieee")
+        if SPLIT:
+            high = w.to(tl.bfloat16)
+            rest = w - high.to(tl.float32)
+            middle = rest.to(tl.bfloat16)
+            low = (rest - middle.to(tl.float32)).to(tl.bfloat16)
+            # A fresh sum each step: a tensor core cuts it towards zero, the more the longer it grows.
+            product = tl.dot(middle, x, tl.dot(low, x))
+            logits += tl.dot(high, x, product)
+        else:
+            logits += tl.dot(w, x.to(tl.float32), input_precision="ieee")
     place = (part.to(tl.int64) * T + token[None, :]) * E + expert[:, None]
     tl.store(part_ptr + place, logits, mask=(token < T)[None, :] & (expert < E)[:, None])
 
@@ -83,7 +103,8 @@ def _launch(x: Tensor, weight: Tensor, bias: Tensor | None, logits: Tensor) -> N
     with on_device_of(x):
         router_gemm_kernel[grid](
             x, weight, parts, x.stride(0), weight.stride(0), num_tokens, num_experts, hidden, steps * cut.channels,
-            TOKENS=cut.tokens, EXPERTS=cut.experts, CHANNELS=cut.channels, STEPS=steps, num_warps=4, num_stages=3,
+            TOKENS=cut.tokens, EXPERTS=cut.experts, CHANNELS=cut.channels, STEPS=steps,
+            SPLIT=on_tensor_cores(num_tokens, x.dtype), num_warps=4, num_stages=3,
         )  # fmt: skip
         if not whole:
             add_parts_kernel[(triton.cdiv(logits.numel(), REDUCED),)](
@@ -102,7 +123,8 @@ def router_gemm(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     weight  [E, H] float32, row stride free; bias [E] float32 or None
     returns [T, E] float32
 
-    float32 multiply-adds whatever the dtype of x. The sum over H is cut into parts that are added in one order.
+    float32 multiply-adds; above 32 bfloat16 tokens tensor cores, each weight as three bfloat16 words whose sum it is,
+    left every 64 products. The sum over H is cut into parts that are added in one order.
 
     Raises ValueError or TypeError for shapes, dtypes and strides outside the above.
     """

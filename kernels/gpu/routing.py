@@ -22,8 +22,10 @@ def scored(logits, inside, SOFTMAX: tl.constexpr):
     if SOFTMAX:
         top = tl.max(tl.where(inside, logits, -float("inf")), 0)
         e = tl.where(inside, exp(logits - top), 0.0)
-        return tl.div_rn(e, tl.sum(e, 0))
-    return sigmoid(logits)
+        scores = tl.div_rn(e, tl.sum(e, 0))
+    else:
+        scores = sigmoid(logits)
+    return scores
 
 
 @triton.jit

@@ -1,0 +1,203 @@
+"""Run a mixture's experts on a GPU: gate and up, SwiGLU, down, weighted sum, in three launches behind a sort."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from minimax_m2.kernels import schema
+from minimax_m2.kernels.gpu.block_quant import block_quant
+from minimax_m2.kernels.gpu.experts_tiles import down_kernel, gate_up_kernel, sum_choices_kernel
+from minimax_m2.kernels.gpu.launch import capability, converts_e4m3, on_device_of, power_of_two, registered
+from minimax_m2.kernels.gpu.moe_align import moe_align
+from minimax_m2.kernels.gpu.scaled_tile import evenly
+from minimax_m2.kernels.schema import experts as experts_schema
+
+# Up to so many slots each is a program's whole row tile: sorting them costs more than reading an expert twice.
+UNSORTED_SLOTS = 32
+SUMMED_COLUMNS = 1024
+
+
+def contract(case: Mapping[str, Any]) -> dict[str, Any]:
+    """e4m3 weights meet e4m3 activations, and act stays float32 until it is quantised; each slot's row is stored."""
+    # An e4m3 x does not tell the model's dtype: then it is that of the result.
+    stored = "float32" if case["quant"] == "both" and case["out"] != case["dtype"] else "dtype"
+    sites = {"gate_up": None, "silu": None, "weighted": stored, "combine": "float32"}
+    if case["quant"] == "none":
+        return sites | {"tensor_core": None if case["dtype"] == "float32" else "bfloat16"}
+    return sites | {"activation": "e4m3", "reciprocal": "float32", "act": "float32", "tensor_core": "e4m3"}
+
+
+class PackedExperts(NamedTuple):
+    """Weights in the checkpoint's layout."""
+
+    w13: Tensor  # [E, 2*I, H], rows of w1 (gate), then of w3 (up); e4m3 or the model's dtype
+    w2: Tensor  # [E, H, I]
+    w13_scale: Tensor  # [E, ceil(2*I/rows), ceil(H/columns)] float32, or [0]
+    w2_scale: Tensor  # [E, ceil(H/rows), ceil(I/columns)] float32, or [0]
+    extent: Tensor  # [0, H, I, columns, rows]: holds nothing, its shape keeps the sizes
+
+
+class Tiling(NamedTuple):
+    """Slots and columns of a program of each product, whether slots are sorted, and whether act is stored as codes."""
+
+    slots: int
+    gate_columns: int
+    down_columns: int
+    sorted: bool
+    coded: bool
+    warps: int
+    stages: int
+
+
+def tiling(num_slots: int, num_experts: int, hardware: bool) -> Tiling:
+    """Narrow tiles where the weights' bytes set the time and many programs must stream them; wide ones else.
+
+    Without e4m3 tensor cores (``hardware``) codes are decoded in registers, which leaves room for 32 rows.
+    """
+    if num_slots <= UNSORTED_SLOTS:
+        return Tiling(16, 32, 32, False, False, 4, 4)
+    per_expert = num_slots / num_experts
+    slots = 16 if per_expert <= 12 else 32 if per_expert <= 24 or not hardware else 64 if per_expert <= 192 else 128
+    return Tiling(slots, 128, 128, True, True, 4 if slots == 16 and hardware else 8, 3)
+
+
+def pack_experts(
+    w13: Tensor, w2: Tensor, *, w13_scale: Tensor | None = None, w2_scale: Tensor | None = None,
+    block: tuple[int, int] | None = None,
+) -> PackedExperts:  # fmt: skip
+    """Keep the checkpoint's layout, contiguous.
+
+    w13        [E, 2*I, H], rows of w1 (gate), then of w3 (up); w2 [E, H, I]
+               float32, bfloat16, float16, or e4m3 with scales
+    w13_scale  [E, ceil(2*I/rows), ceil(H/columns)] float32; w2_scale [E, ceil(H/rows), ceil(I/columns)]
+    block      (rows, columns), (128, 128) unless given; rows need not divide I
+
+    Raises ValueError or TypeError for shapes, dtypes and scales outside the above.
+    """
+    rows, columns = block or (128, 128)
+    experts_schema.check_pack(w13, w2, w13_scale=w13_scale, w2_scale=w2_scale, block=(rows, columns))
+    none = torch.empty(0, device=w13.device)
+    s13, s2 = (none if scale is None else scale.contiguous() for scale in (w13_scale, w2_scale))
+    extent = torch.empty(0, *w2.shape[1:], columns, rows, device=w13.device)
+    return PackedExperts(w13.contiguous(), w2.contiguous(), s13, s2, extent)
+
+
+def _launch(
+    x: Tensor, packed: list[Tensor], weights: Tensor | None, ids: Tensor, expert_map: Tensor | None,
+    x_scale: Tensor | None, out: Tensor,
+) -> None:  # fmt: skip
+    w13, w2, w13_scale, w2_scale, extent = packed
+    _, H, I, columns, rows = extent.shape
+    num_experts, num_slots, top_k = w13.shape[0], ids.numel(), ids.shape[1]
+    scaled = w13_scale.numel() > 0
+    hardware = converts_e4m3(capability(x))
+    cut = tiling(num_slots, num_experts, hardware)
+    model_dtype = out.dtype if x_scale is not None else x.dtype
+    if scaled and x_scale is None and cut.sorted:
+        x, x_scale = block_quant(x, group=columns)
+    if cut.sorted:
+        # Words of pack_routing hold the id in their upper half.
+        plain_ids = (ids >> 16).contiguous() if weights is None else ids
+        sorted_slots, block_experts, _, _ = moe_align(
+            plain_ids, num_experts=num_experts, block=cut.slots, expert_map=expert_map
+        )
+        blocks = block_experts.numel()
+    else:
+        sorted_slots, block_experts, blocks = None, None, num_slots
+
+    coded = scaled and cut.coded
+    # Channels of a step: a block of scales, or what a plain product adds at once.
+    width = columns if scaled else 64
+    block = max(32 if scaled else 16, power_of_two(width))
+    act_dtype = torch.uint8 if coded else torch.float32 if scaled else model_dtype
+    act = torch.empty((num_slots, I), dtype=act_dtype, device=x.device)
+    groups = triton.cdiv(I, columns)
+    act_scale = torch.empty((num_slots, groups), dtype=torch.float32, device=x.device) if coded else None
+    y = torch.empty((num_slots, H), dtype=model_dtype, device=x.device)
+    mapped = 0 if expert_map is None else expert_map.numel()
+    gate_columns = max(16, power_of_two(columns)) if coded else cut.gate_columns
+    # The tile of a coded act is one group wide, which may be no power of two.
+    gate_step = columns if coded else gate_columns
+    which = {"SORTED": cut.sorted, "HAS_MAP": expert_map is not None, "WORDS": weights is None}
+    tile = {"ROWS": cut.slots, "BLOCK": block, "SCALED": scaled, "HARDWARE": hardware}
+    options = {"num_warps": cut.warps, "num_stages": cut.stages}
+    codes = torch.uint8
+    with on_device_of(x):
+        gate_up_kernel[(triton.cdiv(I, gate_step), blocks)](
+            x.view(codes) if x_scale is not None else x, x_scale, w13.view(codes) if scaled else w13, w13_scale, ids,
+            expert_map, sorted_slots, block_experts, act, act_scale, x.stride(0), num_slots, num_experts, mapped, top_k,
+            H, I, rows, width, w13_scale.shape[1] if scaled else 0, triton.cdiv(H, columns), groups,
+            STEPS=triton.cdiv(H, width), COLUMNS=gate_columns, CODED=x_scale is not None, ACT_CODED=coded,
+            EVEN=evenly(H, width), FULL=I % gate_step == 0 and gate_step == gate_columns,
+            ONE_SCALE=rows % gate_step == 0 and I % rows == 0 and gate_step == gate_columns, **which, **tile, **options,
+        )  # fmt: skip
+        down_kernel[(triton.cdiv(H, cut.down_columns), blocks)](
+            act, act_scale, w2.view(codes) if scaled else w2, w2_scale, weights, ids, expert_map, sorted_slots,
+            block_experts, y, num_slots, num_experts, mapped, H, I, rows, width, w2_scale.shape[1] if scaled else 0,
+            STEPS=triton.cdiv(I, width), COLUMNS=cut.down_columns, CODED=coded, EVEN=evenly(I, width),
+            FULL=H % cut.down_columns == 0, ONE_SCALE=rows % cut.down_columns == 0, **which, **tile, **options,
+        )  # fmt: skip
+        summed = min(SUMMED_COLUMNS, power_of_two(H))
+        sum_choices_kernel[(triton.cdiv(H, summed), ids.shape[0])](
+            y, ids, expert_map, out, num_slots, num_experts, mapped, top_k, H, CHOICES=top_k, COLUMNS=summed,
+            HAS_MAP=expert_map is not None, WORDS=weights is None, num_warps=4,
+        )  # fmt: skip
+
+
+_call = registered("experts", _launch)
+
+
+def experts(
+    x: Tensor, packed: PackedExperts, weights: Tensor | None, ids: Tensor, *, expert_map: Tensor | None = None,
+    x_scale: Tensor | None = None, out_dtype: torch.dtype | None = None,
+) -> Tensor:  # fmt: skip
+    """Sum each token's experts: ``y[t] = sum_k weights[t, k] * swiglu(x[t] @ w13[e]^T) @ w2[e]^T, e = ids[t, k]``.
+
+    x           [T, H] of the weights' dtype, or any float where those are e4m3; e4m3 with x_scale
+    weights     [T, K] float32, or None where ids are pack_routing's words
+    ids         [T, K] int32 or int64; -1, ids outside 0..E-1 and ids that expert_map sends to -1 add nothing
+    expert_map  [experts of all ranks] int32 or None
+    x_scale     [T, ceil(H/columns)] float32
+    returns     [T, H] out_dtype, else x's dtype (float32 for e4m3); rows without experts exactly 0
+
+    e4m3 weights meet x and act quantised as block_quant does, in groups of the block's columns. Each choice's weighted
+    row is stored in the model's dtype, x's or for an e4m3 x out_dtype; the sum over choices is float32, in their order.
+
+    Raises ValueError or TypeError for shapes, dtypes, strides and devices outside the above.
+    """
+    dtype = _checked(x, packed, weights, ids, expert_map=expert_map, x_scale=x_scale, out_dtype=out_dtype)
+
+    out = torch.empty(x.shape, dtype=dtype, device=x.device)
+
+    if x.shape[0] > 0:
+        _call(x, list(packed), weights, ids, expert_map, x_scale, out)
+    return out
+
+
+def experts_out(
+    x: Tensor, packed: PackedExperts, weights: Tensor | None, ids: Tensor, out: Tensor, *,
+    expert_map: Tensor | None = None, x_scale: Tensor | None = None, out_dtype: torch.dtype | None = None,
+) -> None:  # fmt: skip
+    """Do what ``experts`` does, into ``out``, contiguous ``[T, H]``."""
+    dtype = _checked(x, packed, weights, ids, expert_map=expert_map, x_scale=x_scale, out_dtype=out_dtype)
+    experts_schema.check_output(out, shape=(x.shape[0], x.shape[1]), dtype=dtype, device=x.device)
+
+    if x.shape[0] > 0:
+        _call(x, list(packed), weights, ids, expert_map, x_scale, out)
+
+
+def _checked(
+    x: Tensor, packed: PackedExperts, weights: Tensor | None, ids: Tensor, *, expert_map: Tensor | None,
+    x_scale: Tensor | None, out_dtype: torch.dtype | None,
+) -> torch.dtype:  # fmt: skip
+    """Check what the host knows; return the dtype of the result."""
+    dtype = out_dtype or (torch.float32 if x_scale is not None else x.dtype)
+    model_dtype = x.dtype if x_scale is None else dtype
+    experts_schema.check(x, packed, weights, ids, expert_map=expert_map, x_scale=x_scale, model_dtype=model_dtype)
+    schema.expect_dtype("out_dtype", torch.empty(0, dtype=dtype), schema.FLOATS)
+    return dtype

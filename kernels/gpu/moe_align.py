@@ -1,0 +1,144 @@
+"""Sort (token, choice) slots by expert on a GPU: a program an expert, no atomics, one order."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from minimax_m2.kernels import schema
+from minimax_m2.kernels.gpu.launch import on_device_of, power_of_two, registered
+from minimax_m2.kernels.schema import moe_align as moe_align_schema
+
+# Slots that a program reads at once.
+STEP = 1024
+MOST_EXPERTS = 16384
+
+
+@triton.jit
+def local_experts(ids_ptr, map_ptr, slot, num_slots, num_experts, num_mapped, HAS_MAP: tl.constexpr):
+    """The expert of each slot after translation; -1 for none, and for an id that no table has."""
+    expert = tl.load(ids_ptr + slot, mask=slot < num_slots, other=-1).to(tl.int64)
+    if HAS_MAP:
+        known = (expert >= 0) & (expert < num_mapped)
+        expert = tl.load(map_ptr + expert, mask=known, other=-1).to(tl.int64)
+    return tl.where((expert >= 0) & (expert < num_experts), expert, -1).to(tl.int32)
+
+
+@triton.jit
+def count_slots_kernel(ids_ptr, map_ptr, counts_ptr, num_slots, num_experts, num_mapped, HAS_MAP: tl.constexpr,
+                       STEPS: tl.constexpr, STEP: tl.constexpr):  # fmt: skip
+    expert = tl.program_id(0)
+    count = tl.zeros((STEP,), tl.int32)
+    for step in range(STEPS):
+        slot = step * STEP + tl.arange(0, STEP)
+        count += (local_experts(ids_ptr, map_ptr, slot, num_slots, num_experts, num_mapped, HAS_MAP) == expert).to(
+            tl.int32
+        )
+    tl.store(counts_ptr + expert, tl.sum(count, 0))
+
+
+@triton.jit
+def place_slots_kernel(
+    ids_ptr, map_ptr, counts_ptr, sorted_ptr, block_experts_ptr, num_padded_ptr, num_slots, num_experts, num_mapped,
+    num_blocks, block, HAS_MAP: tl.constexpr, STEPS: tl.constexpr, STEP: tl.constexpr, EXPERTS: tl.constexpr,
+    TAIL_STEPS: tl.constexpr, PAD_STEPS: tl.constexpr,
+):  # fmt: skip
+    """Write one expert's run: its slots in rising order, its padding, its blocks; and a share of what nobody uses."""
+    expert = tl.program_id(0)
+    every = tl.arange(0, EXPERTS)
+    blocks = tl.cdiv(tl.load(counts_ptr + every, mask=every < num_experts, other=0), block)
+    first = tl.sum(tl.where(every < expert, blocks, 0), 0)
+    own = tl.sum(tl.where(every == expert, blocks, 0), 0)
+    used = tl.sum(blocks, 0)
+    lane = tl.arange(0, STEP)
+
+    placed = 0
+    for step in range(STEPS):
+        slot = step * STEP + lane
+        mine = local_experts(ids_ptr, map_ptr, slot, num_slots, num_experts, num_mapped, HAS_MAP) == expert
+        rank = tl.cumsum(mine.to(tl.int32), 0) - 1
+        tl.store(sorted_ptr + first * block + placed + rank, slot, mask=mine)
+        placed += tl.sum(mine.to(tl.int32), 0)
+    for step in range(PAD_STEPS):
+        pad = placed + step * STEP + lane
+        tl.store(sorted_ptr + first * block + pad, num_slots, mask=pad < own * block)
+    for step in range(TAIL_STEPS):
+        # Steps are dealt to the programs in turn.
+        at = (step * num_experts + expert) * STEP + lane
+        tl.store(sorted_ptr + at, num_slots, mask=(at >= used * block) & (at < num_blocks * block))
+        tl.store(block_experts_ptr + at, -1, mask=(at >= used) & (at < num_blocks))
+    for step in range(STEPS):
+        run = step * STEP + lane
+        tl.store(block_experts_ptr + first + run, expert, mask=run < own)
+    tl.store(num_padded_ptr, used * block, mask=expert == 0)
+
+
+def _launch(
+    ids: Tensor, num_experts: int, block: int, expert_map: Tensor | None, sorted_slots: Tensor, block_experts: Tensor,
+    num_padded: Tensor, counts: Tensor,
+) -> None:  # fmt: skip
+    slots, blocks = ids.numel(), block_experts.numel()
+    mapped = 0 if expert_map is None else expert_map.numel()
+    read = {"HAS_MAP": expert_map is not None, "STEPS": triton.cdiv(slots, STEP), "STEP": STEP}
+    with on_device_of(ids):
+        count_slots_kernel[(num_experts,)](ids, expert_map, counts, slots, num_experts, mapped, **read)
+        place_slots_kernel[(num_experts,)](
+            ids, expert_map, counts, sorted_slots, block_experts, num_padded, slots, num_experts, mapped, blocks, block,
+            **read, EXPERTS=power_of_two(num_experts), TAIL_STEPS=triton.cdiv(blocks * block, STEP * num_experts),
+            PAD_STEPS=triton.cdiv(block, STEP),
+        )  # fmt: skip
+
+
+_call = registered("moe_align", _launch)
+
+
+def moe_align(
+    ids: Tensor, *, num_experts: int, block: int, expert_map: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Lay slots ``t * K + k`` out so that every block of ``block`` entries belongs to one expert.
+
+    ids         [T, K] int32 or int64; -1, and ids that expert_map sends to -1, take no slot
+    expert_map  [experts of all ranks] int32 or None: translates ids first
+    returns     int32 sorted_slots [L*block] (T*K where padded), block_experts [L] (-1 from the last used block on),
+                num_padded [1], counts [num_experts]; L = min(T*K, (T*K + num_experts*(block - 1)) // block)
+
+    An id outside -1..num_experts-1 takes no slot: nothing here may wait for the host.
+
+    Raises ValueError or TypeError for shapes, dtypes and sizes outside the above, and for over 16384 experts.
+    """
+    _check(ids, num_experts=num_experts, block=block, expert_map=expert_map)
+
+    shapes = moe_align_schema.shapes(ids, num_experts=num_experts, block=block)
+    # Without slots nothing is launched, and zero is right for every output.
+    sorted_slots, block_experts, num_padded, counts = (
+        torch.zeros(s, dtype=torch.int32, device=ids.device) for s in shapes.values()
+    )
+
+    if ids.numel() > 0:
+        _call(ids, num_experts, block, expert_map, sorted_slots, block_experts, num_padded, counts)
+    return sorted_slots, block_experts, num_padded, counts
+
+
+def moe_align_out(
+    ids: Tensor, sorted_slots: Tensor, block_experts: Tensor, num_padded: Tensor, counts: Tensor, *,
+    num_experts: int, block: int, expert_map: Tensor | None = None,
+) -> None:  # fmt: skip
+    """Do what ``moe_align`` does, into four contiguous int32 tensors of its shapes."""
+    _check(ids, num_experts=num_experts, block=block, expert_map=expert_map)
+    shapes = moe_align_schema.shapes(ids, num_experts=num_experts, block=block)
+    outputs = (sorted_slots, block_experts, num_padded, counts)
+    for (name, shape), out in zip(shapes.items(), outputs, strict=True):
+        moe_align_schema.check_output(name, out, shape=shape, device=ids.device)
+
+    if ids.numel() > 0:
+        _call(ids, num_experts, block, expert_map, sorted_slots, block_experts, num_padded, counts)
+    else:
+        num_padded.zero_()
+        counts.zero_()
+
+
+def _check(ids: Tensor, *, num_experts: int, block: int, expert_map: Tensor | None) -> None:
+    moe_align_schema.check(ids, num_experts=num_experts, block=block, expert_map=expert_map)
+    schema.expect_range("num_experts", num_experts, 1, MOST_EXPERTS, "a program holds the counts of all experts")
