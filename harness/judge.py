@@ -18,7 +18,7 @@ from minimax_m2.harness.compare import ALPHA, Comparison
 from minimax_m2.harness.devices import synchronise, torch_device
 from minimax_m2.harness.expectation import Expectation, Outputs, expectation
 from minimax_m2.harness.layout import Misplaced, demand_layout, demand_own_memory
-from minimax_m2.harness.op import Declared, Op, Pack, find_op
+from minimax_m2.harness.op import Declared, Op, Pack, Spoilt, find_op
 from minimax_m2.harness.provider import Provider
 from minimax_m2.harness.verdict import Outcome, Verdict, describe
 from minimax_m2.harness.worker import Ended
@@ -92,29 +92,38 @@ def judge(case: Case, provider: Provider, variant: str = "") -> Verdict:
         return verdict(Outcome.UNSUPPORTED, f"the contract's own noise hides {', '.join(unnoticed)} in so small a case")
     if unnoticed:
         return verdict(Outcome.VACUOUS, f"the budget would let these corruptions pass: {', '.join(unnoticed)}")
-    comparisons = []
-    for name, call in calls(op, case, provider, right):
+    comparisons, passed = list[Comparison](), dict[str, Outputs]()
+    for name, call, spoilt in _ways(op, case, provider, right):
+        way = name if spoilt is None else f"{name} on {spoilt.named}"
         try:
             with provider.enter(variant):
                 outputs, written = call()
         except (Ended, Misplaced) as error:
-            return verdict(error.outcome, f"{name}: {error}")
+            return verdict(error.outcome, f"{way}: {error}")
         # SystemExit too: a provider that leaves must not take the run with it, least of all with exit code 0.
         except (Exception, SystemExit) as error:
-            return verdict(Outcome.RAISED, f"{name} raised {type(error).__name__}: {error}")
+            if spoilt is not None and isinstance(error, ValueError) and spoilt.named in str(error):
+                continue
+            return verdict(Outcome.RAISED, f"{way} raised {type(error).__name__}: {error}")
         if written:
-            return verdict(Outcome.WROTE_INPUT, f"{name} wrote to its input {written}")
+            return verdict(Outcome.WROTE_INPUT, f"{way} wrote to its input {written}")
         fault = malformed(right, outputs)
         if fault is not None:
-            return verdict(fault[0], f"{name}: {fault[1]}")
+            return verdict(fault[0], f"{way}: {fault[1]}")
         on_host = tuple(o.detach().cpu() for o in outputs)
+        if spoilt is None:
+            passed[name] = on_host
+        else:
+            if told := spoilt.implausible(on_host):
+                return verdict(Outcome.WRONG, f"{way}: {told}")
+            on_host = tuple(_mended(o, spoilt.rows, whole) for o, whole in zip(on_host, passed[name], strict=True))
         found = _compared(on_host, known)
         comparisons += found
         failed = [c for c in found if not c.passed]
         if failed:
             outcome = Outcome.NOT_A_NUMBER if _new_nan(right, on_host) else Outcome.WRONG
             return verdict(
-                outcome, *(f"{name}: {describe(c)}" for c in failed), comparisons=tuple(comparisons),
+                outcome, *(f"{way}: {describe(c)}" for c in failed), comparisons=tuple(comparisons),
                 utilisation=max(c.utilisation for c in found),
             )  # fmt: skip
     utilisation = max((c.utilisation for c in comparisons), default=0.0)
@@ -139,16 +148,34 @@ def repeat(case: Case, provider: Provider, variant: str = "") -> bool:
     return all(torch.equal(_bytes(a), _bytes(b)) for a, b in zip(*results, strict=True))
 
 
-def calls(
+def _mended(spoilt: Tensor, rows: Tensor, whole: Tensor) -> Tensor:
+    """Rows that were spoilt as they are in ``whole``, so that the others can be judged."""
+    return torch.where(rows.view(-1, *[1] * (whole.ndim - 1)), whole, spoilt)
+
+
+def _ways(
     op: Op, case: Case, provider: Provider, right: Expectation
+) -> Iterator[tuple[str, Callable[[], tuple[Outputs, str]], Spoilt | None]]:
+    """Every call to judge: on the case's arguments, then on those with spoilt rows where the op has such."""
+    yield from ((name, call, None) for name, call in calls(op, case, provider, right))
+    spoilt = op.spoil(case, _fresh(op, case)) if op.spoil is not None else None
+    if spoilt is not None:
+        yield from ((name, call, spoilt) for name, call in calls(op, case, provider, right, spoilt.arguments))
+
+
+def calls(
+    op: Op, case: Case, provider: Provider, right: Expectation, given: dict[str, Any] | None = None
 ) -> Iterator[tuple[str, Callable[[], tuple[Outputs, str]]]]:
-    """The ways to call an op: ``<op>``, and ``<op>_out`` with poisoned outputs where the provider has it."""
+    """The ways to call an op: ``<op>``, and ``<op>_out`` with poisoned outputs where the provider has it.
+
+    ``given`` stands for the case's own arguments; each call gets a copy.
+    """
     function, out_variant = provider.functions(op.name), provider.functions(f"{op.name}_out")
     if function is None:
         raise ValueError(f"provider {provider.name!r} does not offer {op.name}")
 
     def plain() -> tuple[Outputs, str]:
-        arguments = build(op, case, provider)
+        arguments = build(op, case, provider, given)
         before = snapshot(op, arguments)
         returned = call(op, function, arguments)
         synchronise(provider.device)
@@ -156,14 +183,14 @@ def calls(
         if not written:
             demand_layout(op, returned, arguments.values())
             if returned is not None:
-                # The first result is held meanwhile, so nothing else may lie where it does. A state is not advanced twice.
-                again = build(op, case, provider) if op.mutates else arguments
+                # The first result is held, so nothing else may lie where it does; a state is not advanced twice.
+                again = build(op, case, provider, given) if op.mutates else arguments
                 demand_own_memory(op, call(op, function, again), returned)
                 synchronise(provider.device)
         return _outputs(op, returned, arguments), written
 
     def into() -> tuple[Outputs, str]:
-        arguments = build(op, case, provider)
+        arguments = build(op, case, provider, given)
         before = snapshot(op, arguments)
         outputs = blank(op, right, provider)
         call(op, out_variant or function, arguments, outputs)
@@ -175,11 +202,15 @@ def calls(
         yield f"{op.name}_out", into
 
 
-def build(op: Op, case: Case, provider: Provider) -> dict[str, Any]:
-    """Fresh arguments on the provider's device, packed by the provider where an op packs."""
-    # A cache to be written may be spread over gigabytes that nobody touches: drawing it is cheaper than a copy.
-    drawn = op.inputs(case, Bits(case)) if op.mutates else deepcopy(_drawn(op.inputs, case))
+def build(op: Op, case: Case, provider: Provider, given: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Fresh arguments, a copy of those given if any, on the provider's device; packed by it where an op packs."""
+    drawn = _fresh(op, case) if given is None else deepcopy(given)
     return {name: _placed(value, provider) for name, value in drawn.items()}
+
+
+def _fresh(op: Op, case: Case) -> dict[str, Any]:
+    # A cache to be written may be spread over gigabytes that nobody touches: drawing it is cheaper than a copy.
+    return op.inputs(case, Bits(case)) if op.mutates else deepcopy(_drawn(op.inputs, case))
 
 
 @lru_cache(maxsize=1)

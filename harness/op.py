@@ -11,6 +11,8 @@ from functools import lru_cache
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 from minimax_m2.harness.bits import Bits
 from minimax_m2.harness.case import Case, Field
 
@@ -23,6 +25,19 @@ class Pack(NamedTuple):
 
     function: str
     arguments: dict[str, Any]
+
+
+class Spoilt(NamedTuple):
+    """Arguments with numbers that only the data knows to be none, and what may come of them.
+
+    A provider may refuse them by a ValueError that holds ``named``. What it returns instead ``implausible`` may find no
+    fault with: an empty string. The ``rows`` apart, outputs are those of the arguments before they were spoilt.
+    """
+
+    arguments: dict[str, Any]
+    rows: Tensor
+    named: str
+    implausible: Callable[[tuple[Tensor, ...]], str]
 
 
 class Cost(NamedTuple):
@@ -52,6 +67,7 @@ class Op:
     mutates   inputs the op writes; they count as outputs, in this order, after the returned ones
     contiguous  returned outputs that are contiguous as a whole; of the others the last dimension is
     expect    builds the expectation, where comparing tensors is not enough (routing is discrete)
+    spoil     spoils some rows of the arguments, where nothing plausible may come of them; None where no row is left
     """
 
     name: str
@@ -69,6 +85,7 @@ class Op:
     mutates: tuple[str, ...] = ()
     contiguous: tuple[str, ...] = ()
     expect: Callable[..., Any] | None = field(default=None)
+    spoil: Callable[[Case, dict[str, Any]], Spoilt | None] | None = field(default=None)
 
     @property
     def reference(self) -> Callable[..., Any]:

@@ -70,9 +70,28 @@ def _malformed(ids: Tensor, valid: int, E: int) -> list[str]:
     return []
 
 
+def implausible(weights: Tensor, ids: Tensor, rows: Tensor, experts: int) -> str:
+    """Say which of ``rows``, whose scores are no numbers, seems to have chosen: neither a NaN weight nor -1 throughout.
+
+    Ids that nobody may follow are told as well: whatever reads them next would read outside.
+    """
+    chosen = ids.long()
+    outside = ((chosen < -1) | (chosen >= experts)).any(1)
+    seems = rows & (outside | ~(weights.isnan().any(1) | (chosen == -1).all(1)))
+    if not bool(seems.any()):
+        return ""
+    row = int(seems.nonzero()[0])
+    what = f"token {row} has NaN among its scores, but ids {ids[row].tolist()} and weights {weights[row].tolist()}"
+    return f"{what}; expected a NaN weight, ids of -1, or a ValueError that names NaN"
+
+
 @dataclass
 class Choice:
-    """The expectation of an op that routes: weights ``[T, K]`` and ids ``[T, K]``."""
+    """The expectation of an op that routes: weights ``[T, K]`` and ids ``[T, K]``.
+
+    largest  what no weight exceeds. One that the budget cannot place, because every chosen score may have vanished,
+             must be NaN or a number from 0 to it.
+    """
 
     op: Op
     dtypes: dict[str, torch.dtype]
@@ -80,6 +99,7 @@ class Choice:
     weigh: Callable[[Tensor], Budgeted]
     top_k: int
     valid: int
+    largest: float = 1.0
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -94,7 +114,14 @@ class Choice:
         found = judge_ids(ids, self.selection, valid=self.valid, alpha=alpha / 2)
         if found.notes and not torch.isfinite(torch.tensor(found.utilisation)):
             return [found]
-        judged = compare("weights", weights, self.weigh(ids.long()), alpha / 2, hasty=bool(suspect))
+        expected = self.weigh(ids.long())
+        stray = ~torch.isfinite(expected.bound) & ((weights < 0) | (weights > self.largest))
+        if bool(stray.any()):
+            row = int(stray.any(1).nonzero()[0])
+            told = f"token {row}, whose scores may all be 0, has weights {weights[row].tolist()}"
+            notes = [f"{told}; expected NaN or 0..{self.largest:g}"]
+            return [found, Comparison("weights", {"element": torch.inf}, None, weights.numel(), notes=notes)]
+        judged = compare("weights", weights, expected, alpha / 2, hasty=bool(suspect))
         if not judged.passed and judged.worst is not None:
             row = judged.worst.index[0]
             judged.notes.append(
@@ -127,7 +154,9 @@ class Choice:
         score = self.selection.value[row]
         worst = int(score.argmin())
         weakest = int(ids[row, -1])
-        if float(score[weakest] - score[worst]) > abs(float(score[weakest])) / 256:
+        gap = float(score[weakest] - score[worst])
+        # Below the smallest normal number a kernel may flush scores to zero.
+        if gap > abs(float(score[weakest])) / 256 and gap > 2.0**-120:
             other = ids.clone()
             other[row, -1] = worst
             yield "ids:other", (weights, other)

@@ -9,7 +9,8 @@ import torch
 from minimax_m2.harness.bits import Bits, regime_values, strided
 from minimax_m2.harness.budget import as_budgeted
 from minimax_m2.harness.case import Case, Field
-from minimax_m2.harness.op import MANY_ROWS, Cost, Op, narrowed
+from minimax_m2.harness.op import MANY_ROWS, Cost, Op, Spoilt, narrowed
+from minimax_m2.harness.ops.routing import spoilt
 from minimax_m2.harness.ties import Choice
 from minimax_m2.reference.contract import Contract
 from minimax_m2.reference.router_gemm import router_gemm
@@ -72,6 +73,11 @@ def expect(op: Op, case: Case, arguments: dict[str, Any], contract: Contract, dt
     )
 
 
+def spoil(case: Case, arguments: dict[str, Any]) -> Spoilt | None:
+    """NaN in a hidden state makes every logit of its row one."""
+    return spoilt(case, arguments, "x")
+
+
 def cost(case: Case) -> Cost:
     T, E, H, K = (case.number(name) for name in ("T", "E", "H", "K"))
     x, index = (torch.empty(0, dtype=getattr(torch, case.word(n))).element_size() for n in ("dtype", "ids"))
@@ -92,4 +98,5 @@ OP = Op(
     parts=("router_gemm", "routing"),
     budgeted=("x",),
     expect=expect,
+    spoil=spoil,
 )

@@ -11,8 +11,8 @@ from torch import Tensor
 from minimax_m2.harness.bits import Bits, strided
 from minimax_m2.harness.budget import as_budgeted
 from minimax_m2.harness.case import Case, Field
-from minimax_m2.harness.op import MANY_ROWS, Cost, Op, narrowed
-from minimax_m2.harness.ties import Choice
+from minimax_m2.harness.op import MANY_ROWS, Cost, Op, Spoilt, narrowed
+from minimax_m2.harness.ties import Choice, implausible
 from minimax_m2.reference.contract import Contract
 from minimax_m2.reference.routing import pack_routing, selection_scores, weights_at
 
@@ -43,7 +43,7 @@ def settle(fields: dict[str, Field]) -> dict[str, Field]:
 
 
 def logits_of(case: Case, bits: Bits) -> Tensor:
-    """float64 logits ``[T, E]``; every regime keeps the scores above float32's smallest normal number."""
+    """float64 logits ``[T, E]``; but in "underflow", scores stay above float32's smallest normal number."""
     T, E, regime = case.number("T"), case.number("E"), case.word("regime")
     normal = bits.bell("logits", (T, E)) * 2
     if regime == "normal":
@@ -60,8 +60,9 @@ def logits_of(case: Case, bits: Bits) -> Tensor:
         step = {"float32": 2.0**-23, "bfloat16": 2.0**-7, "float16": 2.0**-10}[case.word("dtype")]
         return 1.0 + step * bits.integers("tie", (T, E), 0, 3).double()
     if regime == "underflow":
-        # Sigmoids of 1e-35 down to 4e-38, just above float32's smallest normal number: their sum may not vanish.
-        return torch.where(bits.integers("deep", (T, E), 0, 3) == 0, -86.0, -78.0 + normal)
+        # Sigmoids of 1e-35 down to 4e-38, just above float32's smallest normal number; in every third row all are 0.
+        deep = torch.where(bits.integers("deep", (T, E), 0, 3) == 0, -86.0, -78.0 + normal)
+        return torch.where(torch.arange(T)[:, None] % 3 == 2, -200.0 + normal, deep)
     raise ValueError(f"regime={regime!r} of routing is unknown")
 
 
@@ -108,7 +109,29 @@ def expect(op: Op, case: Case, arguments: dict[str, Any], contract: Contract, dt
         weigh=lambda ids: as_budgeted(weights_at(scores, ids, **keywords, contract=contract)),
         top_k=arguments["top_k"],
         valid=case.number("T") if valid is None else int(valid),
+        largest=arguments["scale"],
     )
+
+
+def spoil(case: Case, arguments: dict[str, Any]) -> Spoilt | None:
+    """NaN in one logit of a row, and in all of another's."""
+    return spoilt(case, arguments, "logits")
+
+
+def spoilt(case: Case, arguments: dict[str, Any], name: str) -> Spoilt | None:
+    """Set one element of one row of an argument to NaN, and all of the next row's where there are two and a third."""
+    x, seed, T, valid = arguments[name], case.number("seed"), case.number("T"), arguments["num_valid"]
+    used = T if valid is None else int(valid)
+    if used == 0:
+        return None
+    one, all_ = seed % used, (seed + 1) % used
+    x[one, seed % x.shape[1]] = torch.nan
+    if used > 2:
+        x[all_] = torch.nan
+    rows = torch.zeros(T, dtype=torch.bool)
+    rows[[one, all_] if used > 2 else [one]] = True
+    E = case.number("E")
+    return Spoilt(arguments, rows, "NaN", lambda outputs: implausible(outputs[0], outputs[1], rows, E))
 
 
 def cost(case: Case) -> Cost:
@@ -135,6 +158,7 @@ OP = Op(
     cost=cost,
     budgeted=("logits",),
     expect=expect,
+    spoil=spoil,
 )
 
 PACKING_FACTORS: dict[str, tuple[Field, ...]] = {
