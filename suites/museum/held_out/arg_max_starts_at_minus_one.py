@@ -29,7 +29,7 @@ def routing(
     chosen = []
     for _ in range(top_k):
         value, expert = selection.max(-1)
-        chosen.append(torch.where(value > start, expert, 0))
+        chosen.append(torch.where(value <= start, 0, expert))
         selection = selection.scatter(1, expert[:, None], -torch.inf)
     ids = torch.stack(chosen, -1)
     if num_valid is not None:
