@@ -12,10 +12,13 @@ from minimax_m2.harness.bits import Bits, regime_values, strided
 from minimax_m2.harness.case import Case, Field
 from minimax_m2.harness.op import Cost, Op
 
+# Past what kernels split between threads or blocks; drawn with one head and one query a sequence.
+LONG = (257, 1025)
+
 FACTORS: dict[str, tuple[Field, ...]] = {
     "B": (1, 0, 2, 3),
     # Around pages of 16 and 64 slots and a block of 64 keys. The first sequence is that long, others up to it.
-    "S": (5, 1, 2, 15, 16, 17, 33, 63, 64, 65, 128, 130),
+    "S": (5, 1, 2, 15, 16, 17, 33, 63, 64, 65, 128, 130, *LONG),
     # One new token each, whole prompts, the end of longer ones, all of these together, more queries than keys.
     "queries": ("one", "all", "chunk", "mixed", "more"),
     "page": (16, 1, 8, 64, 128),
@@ -29,7 +32,7 @@ FACTORS: dict[str, tuple[Field, ...]] = {
     "kv_scale": ("none", "float", "tensor"),
     "ids": ("int32", "int64"),
     "pad": (0, 3),  # rows of q outside query_start, behind and one in front
-    "gap": (0, 8),
+    "gap": (0, 8, 3),
 }
 
 TRANSFORMERS = "transformers:src/transformers/models/minimax_m2/modeling_minimax_m2.py"
@@ -44,6 +47,9 @@ class Batch(NamedTuple):
 
 
 def settle(fields: dict[str, Field]) -> dict[str, Field]:
+    # Every query of a long prompt would cost the square of its length; the end of one shows a kernel as much.
+    if fields["S"] in LONG:
+        fields = fields | {"queries": "one", "Hk": 1, "group": min(2, int(fields["group"]))}
     return fields | {"cache": fields["dtype"] if fields["cache"] == "same" else fields["cache"]}
 
 

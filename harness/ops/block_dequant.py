@@ -18,7 +18,7 @@ FACTORS: dict[str, tuple[Field, ...]] = {
     "block": ("128x128", "64x128", "1x32", "3x7"),
     "scale": ("normal", "power", "tiny", "zero"),
     "dtype": ("bfloat16", "float16", "float32"),
-    "gap": (0, 8),
+    "gap": (0, 8, 3),
 }
 
 

@@ -20,7 +20,7 @@ FACTORS: dict[str, tuple[Field, ...]] = {
     "regime": (*REGIMES, "ties", "zero_groups", "below_floor"),
     "scale_format": ("float32", "ue8m0"),
     "dtype": ("bfloat16", "float16", "float32"),
-    "gap": (0, 8),
+    "gap": (0, 8, 3),
 }
 
 

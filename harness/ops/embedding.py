@@ -21,7 +21,7 @@ FACTORS: dict[str, tuple[Field, ...]] = {
     "where": ("inside", "anywhere", "outside"),
     "dtype": ("bfloat16", "float16", "float32"),
     "ids": ("int64", "int32"),
-    "gap": (0, 8),
+    "gap": (0, 8, 3),
 }
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from minimax_m2.harness.bits import Bits, regime_values, strided
 from minimax_m2.harness.case import Case, Field
-from minimax_m2.harness.op import Cost, Op, Pack
+from minimax_m2.harness.op import MANY_ROWS, Cost, Op, Pack, narrowed
 from minimax_m2.harness.ops import fp8_linear, swiglu
 from minimax_m2.reference.routing import pack_routing
 
@@ -20,13 +20,13 @@ LARGEST_E4M3 = 448.0
 
 FACTORS: dict[str, tuple[Field, ...]] = {
     # Around strips of 2 and 6 rows, two of them, and blocks of 16, 32 and 64 rows.
-    "T": (1, 0, 2, 3, 5, 6, 7, 12, 13, 17, 33, 65),
+    "T": (1, 0, 2, 3, 5, 6, 7, 12, 13, 17, 33, 65, MANY_ROWS),
     "E": (8, 1, 2, 3, 16, 64, 300),
     "K": (2, 1, 3, 4, 8),
-    # Around a pair, one and two vectors, a block of 64 columns, and an e4m3 block of 128.
-    "H": (64, 2, 17, 31, 33, 63, 65, 96, 128, 130, 257),
-    # Around a pair, a vector, a block of 32; 96 and 192 cut e4m3 blocks between gate and up, as TP8 does.
-    "I": (32, 15, 17, 31, 33, 48, 64, 96, 192),
+    # One, a pair, around one and two vectors, a block of 64 columns, and an e4m3 block of 128.
+    "H": (64, 1, 2, 17, 31, 33, 63, 65, 96, 128, 130, 257),
+    # One, a pair, around a vector, a block of 32; 96 and 192 cut e4m3 blocks between gate and up, as TP8 does.
+    "I": (32, 1, 2, 15, 17, 31, 33, 48, 64, 96, 192),
     # Tokens choose among so many experts only: the reference costs about a millisecond an active expert.
     "active": (8, 32),
     "load": ("even", "hot", "same", "holes", "none"),
@@ -38,12 +38,13 @@ FACTORS: dict[str, tuple[Field, ...]] = {
     "ids": ("int32", "int64", "packed"),  # packed: words of pack_routing
     "map": (0, 1),  # 1: expert_map keeps the odd experts
     "out": ("same", "float32"),
-    "gap": (0, 8),
+    "gap": (0, 8, 3),
 }
 
 
 def settle(fields: dict[str, Field]) -> dict[str, Field]:
     """K fits the experts in use; ``out`` becomes a dtype."""
+    fields = narrowed(fields, E=8, K=2, H=33, I=17)
     active = min(int(fields["active"]), int(fields["E"]))
     K = min(int(fields["K"]), active)
     out = fields["dtype"] if fields["out"] == "same" else fields["out"]

@@ -24,7 +24,7 @@ FACTORS: dict[str, tuple[Field, ...]] = {
     "weight_milli": (20, 5, 100),  # the weight's standard deviation in thousandths, nearly
     "dtype": ("bfloat16", "float16", "float32"),
     "out": ("same", "float32"),
-    "gap": (0, 16),
+    "gap": (0, 16, 3),
 }
 
 

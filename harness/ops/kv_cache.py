@@ -12,7 +12,7 @@ from minimax_m2.harness.bits import Bits
 from minimax_m2.harness.budget import RULES, Budgeted
 from minimax_m2.harness.case import Case, Field
 from minimax_m2.harness.expectation import Tensors
-from minimax_m2.harness.op import Cost, Op
+from minimax_m2.harness.op import MANY_ROWS, Cost, Op, narrowed
 from minimax_m2.harness.ops.rope import dtype_of, heads
 from minimax_m2.reference.contract import Contract
 from minimax_m2.reference.kv_cache import cache_entries
@@ -27,13 +27,13 @@ CACHE: dict[str, tuple[Field, ...]] = {
 }
 
 FACTORS: dict[str, tuple[Field, ...]] = {
-    "T": (2, 0, 1, 3, 8, 17),
+    "T": (2, 0, 1, 3, 8, 17, MANY_ROWS),
     "Hk": (2, 1, 8),
     "D": (128, 64, 96),
     "regime": ("normal", "heavy", "tiny", "huge", "signed_zero"),
     "dtype": ("bfloat16", "float16", "float32"),
     "scale": ("none", "float", "tensor"),
-    "gap": (0, 8),
+    "gap": (0, 8, 3),
 } | CACHE
 
 # Float32 values that are no powers of two; the first sends a few of the heavy and huge values over 448.
@@ -41,6 +41,7 @@ SCALES = (torch.tensor(0.3), torch.tensor(0.7))
 
 
 def settle(fields: dict[str, Field]) -> dict[str, Field]:
+    fields = narrowed(fields, Hk=1, D=64)
     settled = fields if fields["cache"] == "float8_e4m3fn" else fields | {"cache": fields["dtype"]}
     if settled["cache"] != "float8_e4m3fn":
         # Two GiB of untouched addresses will do; a wider format would need more.

@@ -24,7 +24,7 @@ FACTORS: dict[str, tuple[Field, ...]] = {
     "regime": REGIMES,
     "weight_milli": (20, 5, 100),  # the weight's standard deviation in thousandths
     "dtype": ("bfloat16", "float16", "float32"),
-    "gap": (0, 8),
+    "gap": (0, 8, 3),
 }
 
 

@@ -19,7 +19,7 @@ FACTORS: dict[str, tuple[Field, ...]] = {
     "weight_milli": (20, 5, 100, 1000),  # the weight's standard deviation in thousandths; 1000: spread around 1
     "dtype": ("bfloat16", "float16", "float32"),
     "eps": (6, 5),  # M2 adds 1e-6
-    "gap": (0, 8),
+    "gap": (0, 8, 3),
 }
 
 # The engines whose conventions differ: two roundings and one.

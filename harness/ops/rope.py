@@ -9,7 +9,7 @@ from torch import Tensor
 
 from minimax_m2.harness.bits import REGIMES, Bits, regime_values, strided
 from minimax_m2.harness.case import Case, Field
-from minimax_m2.harness.op import Cost, Op
+from minimax_m2.harness.op import MANY_ROWS, Cost, Op, narrowed
 
 NUM_POSITIONS = 40
 
@@ -28,8 +28,8 @@ ROTATION: dict[str, tuple[Field, ...]] = {
     "table": ("float32", "bfloat16"),
     "positions": ("int64", "int32"),
     "where": ("spread", "start", "end"),
-    "gap": (0, 8),
-    "table_gap": (0, 8),
+    "gap": (0, 8, 3),
+    "table_gap": (0, 8, 3),
 }
 
 # Model dtype, by whatever name, or float32 (None: nothing but the arithmetic rounds).
@@ -45,6 +45,7 @@ ROTATION_CHOICES: dict[str, dict[Any, str]] = {
 
 
 def settle(fields: dict[str, Field]) -> dict[str, Field]:
+    fields = narrowed(fields, Hq=2, Hk=1, D=64)
     return fields | {"R": min(int(fields["R"]), int(fields["D"]))}
 
 
@@ -117,7 +118,7 @@ def cost(case: Case) -> Cost:
 OP = Op(
     name="rope",
     outputs={"q": "dtype", "k": "dtype"},
-    factors=ROTATION,
+    factors=ROTATION | {"T": (*ROTATION["T"], MANY_ROWS)},
     settle=settle,
     inputs=inputs,
     contract=lambda case: {"cos_sin": None, "products": None, "out": case.word("dtype")},

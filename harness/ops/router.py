@@ -32,7 +32,7 @@ FACTORS: dict[str, tuple[Field, ...]] = {
     "scoring": ("sigmoid", "softmax"),
     "renormalize": (1, 0),
     "valid": (0, 1),  # 1: the last third of the rows is padding
-    "gap": (0, 8),
+    "gap": (0, 8, 3),
 }
 
 

@@ -21,7 +21,7 @@ FACTORS: dict[str, tuple[Field, ...]] = {
     "weight_milli": (20, 5, 100),  # the weight's standard deviation in thousandths
     "bias": (0, 1),
     "dtype": ("bfloat16", "float16", "float32"),
-    "gap": (0, 8),
+    "gap": (0, 8, 3),
 }
 
 

@@ -31,7 +31,7 @@ FACTORS: dict[str, tuple[Field, ...]] = {
     "eps": (0, 1),  # 1: the 1e-20 that FlashInfer and the NPU operator add
     "scale": (1, 2),
     "valid": (0, 1),  # 1: the last third of the rows is padding
-    "gap": (0, 8),
+    "gap": (0, 8, 3),
 }
 
 SGLANG = "SGLang:python/sglang/srt/layers/moe/topk.py"

@@ -19,7 +19,7 @@ FACTORS: dict[str, tuple[Field, ...]] = {
     "regime": rms_norm.FACTORS["regime"],
     "scale_milli": (1000, 20, 5, 100),  # the standard deviation of the normal regime in thousandths
     "dtype": ("bfloat16", "float16", "float32"),
-    "gap": (0, 8),
+    "gap": (0, 8, 3),
 }
 
 VLLM = "vLLM:csrc/activation_kernels.cu"

@@ -79,6 +79,21 @@ def test_routing_meets_numbers_of_experts_that_are_no_power_of_two(K: int) -> No
     assert K in {case["K"] for case in sampled(find_op("routing"), 60)}
 
 
+STRIDED = [op for op in all_ops() if "gap" in find_op(op).factors and not op.startswith(("gated", "gdn", "qkvz"))]
+
+
+@pytest.mark.parametrize("name", STRIDED)
+def test_rows_begin_at_no_multiple_of_a_vector(name: str) -> None:
+    assert 3 in {case["gap"] for case in sampled(find_op(name), 12)}
+
+
+def test_experts_are_as_narrow_as_can_be_and_sequences_are_long() -> None:
+    experts, attention = sampled(find_op("experts"), 60), sampled(find_op("attention"), 60)
+    assert {1, 2} <= {case["I"] for case in experts}
+    assert 1 in {case["H"] for case in experts}
+    assert {257, 1025} <= {case["S"] for case in attention}
+
+
 def test_a_contract_may_be_a_function_of_the_case() -> None:
     op = find_op("experts")
 
