@@ -38,4 +38,4 @@ def qk_norm_rope(
     for x, mean, weight in zip((q, k), means, (q_weight, k_weight), strict=True):
         y = x * torch.rsqrt(mean + eps) * weight.float().view(-1, head_dim)
         outputs.append(torch.cat([rotated(y[..., :rotary_dim], rows), y[..., rotary_dim:]], -1).to(qkv.dtype))
-    return outputs[0], outputs[1], v.to(qkv.dtype)
+    return outputs[0], outputs[1], v.to(qkv.dtype, copy=True)
