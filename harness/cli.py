@@ -20,7 +20,7 @@ from minimax_m2.harness import doctor as examination
 from minimax_m2.harness.case import Case
 from minimax_m2.harness.commands_bench import bench, compare
 from minimax_m2.harness.commands_score import score
-from minimax_m2.harness.devices import DEVICES
+from minimax_m2.harness.devices import DEVICES, absence
 from minimax_m2.harness.features import Standing, survey
 from minimax_m2.harness.judge import judge
 from minimax_m2.harness.matrix import expected_dir, lost, machine_kind, must_execute
@@ -46,6 +46,7 @@ OpOption = Annotated[list[str] | None, typer.Option("--op", help="only this op (
 FileOption = Annotated[list[Path] | None, typer.Option("--provider", help="judge this .py file; it is code and runs")]
 NameOption = Annotated[list[str] | None, typer.Option("--with", help="judge this built-in provider (repeatable)")]
 VariantOption = Annotated[list[str] | None, typer.Option("--variant", help="only this code path (repeatable)")]
+DeviceOption = Annotated[str, typer.Option(help="where the asked providers run: cpu, gpu or npu")]
 PdbOption = Annotated[bool, typer.Option("--pdb", help="stop in the debugger before the call")]
 JsonOption = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
 
@@ -70,10 +71,14 @@ def transformers(device: str) -> Provider:
     return transformers_ops(device)
 
 
-def chosen(files: list[Path] | None, names: list[str] | None) -> list[Provider]:
-    """The providers a command was asked for; ours and plain where it was not."""
-    found = [from_file(path) for path in files or []] + [built_in(name) for name in names or []]
-    return found or [built_in("ours"), built_in("plain"), *transformers_if_usable()]
+def chosen(files: list[Path] | None, names: list[str] | None, device: str = "cpu") -> list[Provider]:
+    """The providers a command was asked for; where it was not, ours on every device that is here, and the controls."""
+    if (reason := absence(device)) is not None:
+        raise ValueError(f"device {device!r} is not here: {reason}")
+    found = [from_file(path, device=device) for path in files or []]
+    found += [built_in(name, device) for name in names or []]
+    here = [built_in("ours", name) for name in DEVICES if absence(name) is None]
+    return found or [*here, built_in("plain"), *transformers_if_usable()]
 
 
 def transformers_if_usable() -> list[Provider]:
@@ -111,6 +116,7 @@ def run(
     report: Annotated[Path | None, typer.Option(help="write a one-file HTML page")] = None,
     case: Annotated[str | None, typer.Option(help="this case only: its JSON, or the id of a recorded one")] = None,
     pdb: PdbOption = False,
+    device: DeviceOption = "cpu",
     as_json: JsonOption = False,
 ) -> None:
     """Judge every op of every provider on this machine, and time what is right."""
@@ -118,14 +124,14 @@ def run(
         found = case_of(case)
         if op and op != [found.op]:
             raise ValueError(f"case {case!r} is one of {found.op}; leave --op {op[0]} out, or name its op")
-        judge_again(found, chosen(provider, with_), variant, pdb=pdb, as_json=as_json)
+        judge_again(found, chosen(provider, with_, device), variant, pdb=pdb, as_json=as_json)
     if pdb:
         raise ValueError("--pdb stops before one call; say which case with --case ID")
     from minimax_m2.harness.roofline import measure
     from minimax_m2.harness.run import new_log
     from minimax_m2.harness.run import run as run_cells
 
-    providers = chosen(provider, with_)
+    providers = chosen(provider, with_, device)
     check_variants(providers, variant)
     for name in op or []:
         find_op(name)
@@ -144,7 +150,7 @@ def run(
             log.write(record.json + "\n")
             log.flush()
             records.append(record)
-        if records and model and not op and not variant:
+        if records and model and not op and not variant and device == "cpu":
             for row in model_records(providers, label, lambda text: bar.update(task, description=text)):
                 log.write(row.json + "\n")
                 models.append(row)

@@ -171,13 +171,14 @@ def find_case(case_id: str, folder: Path, *, report: Reporter = warnings.warn) -
 
 @lru_cache(maxsize=1)
 def machine() -> dict[str, Any]:
-    """What the numbers depend on: processor, threads, software, commit."""
+    """What the numbers depend on: processor, accelerator where there is one, threads, software, commit."""
     model = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
         names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
         model = names[0] if names else model
-    return {
+    accelerator = {"accelerator": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
+    return accelerator | {
         "processor": model,
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),

@@ -5,14 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
+from minimax_m2.harness.graph_timing import replayed, sets_for
 from minimax_m2.harness.op import Cost
 
 # From a first-level cache to memory; a case is held against the next larger working set.
 SIZES = (1 << 15, 1 << 18, 1 << 21, 1 << 24, 1 << 27)
 MATRIX = 1024
+GPU_MATRIX = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +30,24 @@ class Roof:
         size = next((s for s in SIZES if s >= cost.bytes), SIZES[-1])
         peak = self.flops.get(dtype, self.flops["float32"])
         return max(cost.bytes / self.bandwidth[size], cost.flops / peak)
+
+
+@cache
+def measure_gpu() -> Roof:
+    """The roof of the current GPU, once a process: copies that find nothing in its cache, and square products."""
+    bandwidth = {}
+    for size in SIZES:
+        pairs = [
+            (torch.ones(size // 8, device="cuda"), torch.empty(size // 8, device="cuda")) for _ in range(sets_for(size))
+        ]
+        copies = [lambda s=source, t=target: t.copy_(s) for source, target in pairs]
+        bandwidth[size] = size / min(replayed(copies, budget=0.05))
+    flops = {}
+    for name in ("float32", "bfloat16"):
+        # Zeros and ones draw less power than data does, and run faster.
+        a = torch.randn(GPU_MATRIX, GPU_MATRIX, device="cuda").to(getattr(torch, name))
+        flops[name] = 2 * GPU_MATRIX**3 / min(replayed([lambda m=a: torch.mm(m, m)], budget=0.1))  # type: ignore[misc]
+    return Roof(bandwidth, flops)
 
 
 def measure(progress: Callable[[str], None] = lambda text: None) -> Roof:

@@ -16,7 +16,7 @@ from minimax_m2.harness.matrix import Cell, cells
 from minimax_m2.harness.op import Op, find_op
 from minimax_m2.harness.provider import Provider
 from minimax_m2.harness.record import Record
-from minimax_m2.harness.roofline import Roof
+from minimax_m2.harness.roofline import Roof, measure_gpu
 from minimax_m2.harness.sampling import sampled
 from minimax_m2.harness.timing import time_case
 from minimax_m2.harness.verdict import Outcome, Verdict
@@ -120,5 +120,6 @@ def timed(op: Op, shape: str, cell: Cell, provider: Provider, roof: Roof, name: 
     """Judge a shape's case and, where it passes, time it."""
     case: Case = op.shape(shape)
     verdict = judge(case, provider, cell.variant)
-    timing = time_case(op, shape, provider, cell.variant, roof) if verdict.passed else None
+    own = measure_gpu() if provider.device == "gpu" else roof
+    timing = time_case(op, shape, provider, cell.variant, own) if verdict.passed else None
     return Record.of(verdict, run=name, timing=timing)

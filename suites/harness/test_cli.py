@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import typer
 
+from minimax_m2.harness import cli
 from minimax_m2.harness.cli import conclude
 from minimax_m2.harness.judge import judge
 from minimax_m2.harness.op import find_op
@@ -164,3 +165,14 @@ def test_generated_cases_are_json_with_the_same_ids_every_time(tmp_path: Path) -
 def test_doctor_names_every_instruction_set(tmp_path: Path) -> None:
     found = json.loads(m2check(tmp_path, "doctor", "--json").stdout)
     assert {"cpu portable", "cpu avx2", "cpu avx512", "cpu avx512_bf16", "cpu amx"} <= {s["what"] for s in found}
+
+
+def test_a_device_that_is_not_here_is_told_with_its_reason(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "absence", lambda device: None if device == "cpu" else "torch sees no CUDA device")
+    monkeypatch.setattr(sys, "argv", ["m2check", "run", "--with", "ours", "--device", "gpu", "--op", "routing"])
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    assert left.value.code == 2
+    assert "torch sees no CUDA device" in " ".join(capsys.readouterr().err.split())
