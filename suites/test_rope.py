@@ -17,6 +17,8 @@ def plain(q: Tensor, k: Tensor, cos_sin: Tensor, positions: Tensor, *, rotary_di
     """Rotary embedding in float32 torch; ``step`` names one thing to do wrong."""
     if step == "reads int64 positions as int32" and positions.dtype == torch.int64:
         positions = positions.contiguous().view(torch.int32)[: len(positions)]
+    if step == "keeps positions in bfloat16":
+        positions = positions.to(torch.bfloat16).clamp(max=len(cos_sin) - 1)
     if step == "ignores the table's stride":
         cos_sin = cos_sin.as_strided(cos_sin.shape, (cos_sin.shape[1], 1))
     cos, sin = cos_sin[positions.long()].float().nan_to_num(0.5)[:, None].chunk(2, -1)
@@ -60,6 +62,7 @@ def test_a_correct_float32_rope_passes() -> None:
         "pairs 2j with 2j + 1",
         "pairs j with j + D/2",
         "reads int64 positions as int32",
+        "keeps positions in bfloat16",
         "ignores the table's stride",
     ],
 )
