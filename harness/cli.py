@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -33,8 +34,9 @@ from minimax_m2.harness.sampling import sampled
 from minimax_m2.harness.summary import lines
 from minimax_m2.harness.table import absent_devices, feature_table, model_table, run_table
 from minimax_m2.harness.verdict import Outcome
+from minimax_m2.harness.wrong_use import WrongUse, asked
 
-WRONG, MISUSED, NOTHING_MEASURED = 1, 2, 5
+WRONG, MISUSED, NOTHING_MEASURED, BROKEN = 1, 2, 5, 70
 RUNS = Path("runs")
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -73,10 +75,14 @@ def transformers(device: str) -> Provider:
 
 def chosen(files: list[Path] | None, names: list[str] | None, device: str = "cpu") -> list[Provider]:
     """The providers a command was asked for; where it was not, ours on every device that is here, and the controls."""
-    if (reason := absence(device)) is not None:
-        raise ValueError(f"device {device!r} is not here: {reason}")
-    found = [from_file(path, device=device) for path in files or []]
-    found += [built_in(name, device) for name in names or []]
+    with asked():
+        if (reason := absence(device)) is not None:
+            raise WrongUse(f"device {device!r} is not here: {reason}")
+        found = [from_file(path, device=device) for path in files or []]
+        for provider in found:
+            for op, declared in provider.contract.items():
+                find_op(op).full_contract(find_op(op).case(), declared)
+        found += [built_in(name, device) for name in names or []]
     here = [built_in("ours", name) for name in DEVICES if absence(name) is None]
     return found or [*here, built_in("plain"), *transformers_if_usable()]
 
@@ -99,9 +105,7 @@ def check_variants(providers: list[Provider], names: list[str] | None) -> None:
     known = dict.fromkeys(name for p in providers for name in p.variants if name)
     for name in names or []:
         if name not in known:
-            raise ValueError(
-                f"variant {name!r} is none of these providers'; here they have {', '.join(known) or 'none'}"
-            )
+            raise WrongUse(f"variant {name!r} is none of these providers'; here they have {', '.join(known) or 'none'}")
 
 
 @app.command()
@@ -123,18 +127,19 @@ def run(
     if case is not None:
         found = case_of(case)
         if op and op != [found.op]:
-            raise ValueError(f"case {case!r} is one of {found.op}; leave --op {op[0]} out, or name its op")
+            raise WrongUse(f"case {case!r} is one of {found.op}; leave --op {op[0]} out, or name its op")
         judge_again(found, chosen(provider, with_, device), variant, pdb=pdb, as_json=as_json)
     if pdb:
-        raise ValueError("--pdb stops before one call; say which case with --case ID")
+        raise WrongUse("--pdb stops before one call; say which case with --case ID")
     from minimax_m2.harness.roofline import measure
     from minimax_m2.harness.run import new_log
     from minimax_m2.harness.run import run as run_cells
 
     providers = chosen(provider, with_, device)
     check_variants(providers, variant)
-    for name in op or []:
-        find_op(name)
+    with asked():
+        for name in op or []:
+            find_op(name)
     sources = {p.name: p.source for p in providers}
     records: list[Record] = []
     models: list[ModelRecord] = []
@@ -155,8 +160,8 @@ def run(
                 log.write(row.json + "\n")
                 models.append(row)
     if not records:
-        asked = ", ".join(op or ["any op"])
-        finish(NOTHING_MEASURED, "nothing was measured", f"no provider offers {asked}", "m2check list")
+        wanted = ", ".join(op or ["any op"])
+        finish(NOTHING_MEASURED, "nothing was measured", f"no provider offers {wanted}", "m2check list")
     whole = not (op or provider or with_ or variant)
     show(records, models, as_json)
     if report is not None:
@@ -282,7 +287,9 @@ def generate(
     start: Annotated[int, typer.Option(min=0, help="skip so many cases of the sample")] = 0,
 ) -> None:
     """Print sampled cases of an op, one JSON object a line: they build the same tensors on every device."""
-    for case in sampled(find_op(op), count, start=start):
+    with asked():
+        drawn = find_op(op)
+    for case in sampled(drawn, count, start=start):
         typer.echo(case.json)
 
 
@@ -301,7 +308,17 @@ def repro(
 
 def case_of(text: str) -> Case:
     """A case by its JSON, or by its id in the recorded runs."""
-    return Case.from_json(text) if text.lstrip().startswith("{") else find_case(text, RUNS, report=told)
+    with asked():
+        if not text.lstrip().startswith("{"):
+            return find_case(text, RUNS, report=told)
+        found = Case.from_json(text)
+        # A field that is missing or unknown is told here, not by whatever misses it later.
+        off = sorted({*find_op(found.op).factors, "seed"} ^ (set(found) - {"op"}))
+        if off:
+            raise WrongUse(
+                f"case field {off[0]!r} is missing or unknown; m2check generate --op {found.op} prints whole cases"
+            )
+        return found
 
 
 def judge_again(
@@ -355,13 +372,16 @@ def finish(code: int, verdict: str, evidence: str, command: str) -> NoReturn:
 
 
 def main() -> None:
-    """Entry point: a caller's mistake is one sentence and exit code 2, never a traceback."""
+    """Entry point: a caller's mistake is one sentence and exit code 2; a fault of ours keeps its traceback."""
     try:
         app()
-    except (ValueError, KeyError, FileNotFoundError) as error:
-        message = error.args[0] if isinstance(error, KeyError) and error.args else error
-        errors.print(f"m2check: {message}", markup=False, soft_wrap=True)
+    except WrongUse as error:
+        errors.print(f"m2check: {error}", markup=False, soft_wrap=True)
         raise SystemExit(MISUSED) from None
+    except Exception:
+        # Python's own exit code, 1, would say that a kernel is wrong.
+        traceback.print_exc()
+        raise SystemExit(BROKEN) from None
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from minimax_m2.harness.run import run_name
 from minimax_m2.harness.stopwatch import Remote, Stopwatch, Timed
 from minimax_m2.harness.verdict import Outcome, Verdict, describe
 from minimax_m2.harness.worker import Ended, Worker, provider_in
+from minimax_m2.harness.wrong_use import asked
 
 NOT_COMPARABLE = 4
 # So many draws are timed in turn, as long as together they stay below this size.
@@ -81,27 +82,28 @@ class Side:
 def side(text: str, *, apart: bool) -> Side:
     """A provider by ``NAME``, ``NAME:VARIANT`` or file; ``apart`` puts it into a process of its own.
 
-    Raises NotHere with the reason where a peer is absent, ValueError for an unknown name.
+    Raises NotHere with the reason where a peer is absent, WrongUse for an unknown name.
     """
     # Here, because cli registers these commands.
     from minimax_m2.harness.cli import built_in
 
-    name, _, variant = text.partition(":")
-    if name in PEERS and (reason := absence(name)) is not None:
-        raise NotHere(f"{name} is not here: {reason}")
-    if apart or name in PEERS:
-        worker = Worker(process_source(name))
-        try:
-            provider = provider_in(worker, name=Path(name).stem if name.endswith(".py") else name)
-        except Exception:
-            worker.close()
-            raise
-    else:
-        worker, provider = None, from_file(name) if name.endswith(".py") else built_in(name)
-    if variant and variant not in provider.variants:
-        known = ", ".join(provider.variants)
-        raise ValueError(f"provider {name!r} has no variant {variant!r}; here it has {known}")
-    return Side(provider, variant, worker)
+    with asked():
+        name, _, variant = text.partition(":")
+        if name in PEERS and (reason := absence(name)) is not None:
+            raise NotHere(f"{name} is not here: {reason}")
+        if apart or name in PEERS:
+            worker = Worker(process_source(name))
+            try:
+                provider = provider_in(worker, name=Path(name).stem if name.endswith(".py") else name)
+            except Exception:
+                worker.close()
+                raise
+        else:
+            worker, provider = None, from_file(name) if name.endswith(".py") else built_in(name)
+        if variant and variant not in provider.variants:
+            known = ", ".join(provider.variants)
+            raise ValueError(f"provider {name!r} has no variant {variant!r}; here it has {known}")
+        return Side(provider, variant, worker)
 
 
 def process_source(name: str) -> str:
@@ -160,8 +162,9 @@ def compare(
     """Time two providers in interleaved blocks, judge what they returned, and give the ratio with its interval."""
     from minimax_m2.harness.cli import NOTHING_MEASURED, RUNS, WRONG, console, finish, working
 
-    declared, setting = find_op(op), settings(set_ or ())
-    case = shaped(declared, shape, setting)
+    with asked():
+        declared, setting = find_op(op), settings(set_ or ())
+        case = shaped(declared, shape, setting)
     again = " ".join(["m2check compare", a, b, f"--op {op} --shape {shape}", *(f"--set {s}" for s in set_ or ())])
     apart |= any(name.partition(":")[0] in PEERS for name in (a, b))
     meanwhile = Others()
@@ -263,7 +266,11 @@ def bench(
     """Time every op of some providers, judge what they returned, and hold it against the measured roof."""
     from minimax_m2.harness.cli import NOTHING_MEASURED, RUNS, WRONG, console, finish, working
 
-    ops, setting, label = [find_op(name) for name in op or all_ops()], settings(set_ or ()), run_name()
+    with asked():
+        ops, setting, label = [find_op(name) for name in op or all_ops()], settings(set_ or ()), run_name()
+        wanted = {
+            declared.name: [(at, shaped(declared, at, setting)) for at in shape or declared.shapes] for declared in ops
+        }
     records: list[Record] = []
     absent = []
     with working() as bar:
@@ -273,9 +280,8 @@ def bench(
             try:
                 with closing(side(name, apart=False)) as one:
                     for declared in ops:
-                        for at in shape or declared.shapes:
+                        for at, case in wanted[declared.name]:
                             bar.update(task, description=f"{name} {declared.name} {at}")
-                            case = shaped(declared, at, setting)
                             records += timed_alone(declared, case, at, one, seconds, roof, label)
             except NotHere as error:
                 absent.append(str(error))

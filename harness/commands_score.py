@@ -16,6 +16,7 @@ from minimax_m2.harness.museum import exhibits, museum_dir
 from minimax_m2.harness.mutation import mutants
 from minimax_m2.harness.op import all_ops, find_op
 from minimax_m2.harness.score import GENERIC, HELD_OUT, MUSEUM, Kill, rate, score_museum, score_mutants
+from minimax_m2.harness.wrong_use import asked
 
 CASES, SHORT_CASES = 60, 40
 SHORT_SHARE = 4
@@ -32,7 +33,8 @@ def score(
     # Here, because cli registers this command.
     from minimax_m2.harness.cli import NOTHING_MEASURED, WRONG, console, finish, working
 
-    chosen = [find_op(name) for name in op or all_ops()]
+    with asked():
+        chosen = [find_op(name) for name in op or all_ops()]
     folder, start = museum_dir(), time.perf_counter()
     hung = [] if folder is None else [e for e in exhibits(folder) if not op or e.subject in op]
     generic = [mutant for o in chosen for mutant in mutants(o)][:: SHORT_SHARE if short else 1]

@@ -91,7 +91,7 @@ def test_the_page_is_one_file_that_names_what_is_wrong(
         (("repro", '{"op": 3}'), "names no op"),
         (("generate", "--op", "nothing"), "unknown op 'nothing'"),
         (("run", "--pdb"), "say which case with --case ID"),
-        (("run", "--op", "linear", "--case", '{"op": "swiglu"}'), "is one of swiglu"),
+        (("run", "--op", "linear", "--case", find_op("swiglu").case().json), "is one of swiglu"),
     ],
 )
 def test_wrong_use_ends_in_two_with_one_sentence(tmp_path: Path, words: tuple[str, ...], told: str) -> None:
@@ -176,3 +176,46 @@ def test_a_device_that_is_not_here_is_told_with_its_reason(
         cli.main()
     assert left.value.code == 2
     assert "torch sees no CUDA device" in " ".join(capsys.readouterr().err.split())
+
+
+def exit_code(*arguments: str) -> int:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["m2check", *arguments])
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+    assert isinstance(left.value.code, int)
+    return left.value.code
+
+
+@pytest.mark.parametrize(
+    "arguments, told",
+    [
+        (["repro", '{"op":"routing"}'], "case field 'E' is missing or unknown"),
+        (["bench", "--set", "T"], "is no assignment"),
+        (["compare", "ours", "nosuch", "--op", "routing"], "'nosuch' is unknown"),
+        (["score", "--op", "nosuch"], "unknown op 'nosuch'"),
+    ],
+)
+def test_wrong_use_is_a_sentence_and_exit_code_2(
+    arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code(*arguments) == 2
+    assert told in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_fault_of_ours_is_no_wrong_use(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def broken(*args: object, **keywords: object) -> None:
+        raise KeyError("a field that the harness itself forgot")
+
+    monkeypatch.setattr(cli, "judge", broken)
+    assert exit_code("repro", find_op("swiglu").case().json, "--with", "plain") == cli.BROKEN
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_contract_that_no_engine_has_is_told_before_anything_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text("contract = {'swiglu': {'silu': 'float7'}}\ndef swiglu(gate_up): ...\n")
+    assert exit_code("run", "--provider", str(file)) == 2
+    assert "silu='float7' is not one that an engine has" in " ".join(capsys.readouterr().err.split())
