@@ -230,17 +230,23 @@ def _aggregates(
         direction = reference / norm
         # Errors behind a contraction over R terms line up with the output they perturb: up to 3 width / R.
         inflated = (own * (1 + 4 * width * limited.square())).sqrt()
-        variance = _coherence(inflated * direction.abs(), alike, everything, 1)[0]
-        for coef, label in shares:
-            variance = variance + _coherence(coef * direction, label, everything, 1)[0]
         steps = (kurtosis.sqrt() * direction.abs()).amax() if expected.jump is not None else None
-        reach = bernstein(variance.sqrt(), steps, two_sided_normal(alpha), alpha)
+
+        def allowed(relabelled: Callable[[Tensor], Tensor] = lambda label: label) -> Tensor:
+            variance = _coherence(inflated * direction.abs(), alike, everything, 1)[0]
+            for coef, label in shares:
+                variance = variance + _coherence(coef * direction, relabelled(label), everything, 1)[0]
+            return bernstein(variance.sqrt(), steps, two_sided_normal(alpha), alpha)
+
+        reach = allowed()
         # A kernel without the noise that the budget allows before the last rounding errs by that rounding alone.
         strays = (((z - known) * direction).sum().abs() for known in (drift, last))
         stray = float(min(strays))
         if stray > float(reach) and (promised := emulated()) is not None:
             known = torch.where(mask, (promised - expected.value.reshape(-1, width)) / sigma, 0.0)
             stray = min(stray, float(((z - known) * direction).sum().abs()))
+        if stray > float(reach) and shares:
+            reach = allowed(lambda label: _rows_alike(expected.value.reshape(-1, width), label))
         # A direction that no error reaches allows no error.
         tests["gain"] = stray / float(reach) if float(reach) > 0 else 0.0 if stray == 0 else float("inf")
     return tests, mean_z2
@@ -250,6 +256,15 @@ def _alike(value: Tensor) -> Tensor:
     """Label elements whose significands agree: the same number rounds to the same error, whatever its exponent."""
     significand = (torch.frexp(value.abs()).mantissa * 2.0**40).round().to(torch.int64)
     return significand.flatten().unique(return_inverse=True)[1].view(value.shape)
+
+
+def _rows_alike(value: Tensor, label: Tensor) -> Tensor:
+    """Give rows of the same numbers, in whatever order, one label where each had one: what they share is one error."""
+    if not bool((label == label[:, :1]).all()):
+        return label
+    mantissa, exponent = torch.frexp(value.sort(-1).values)
+    key = (mantissa * 2.0**40).round().to(torch.int64) + (exponent.to(torch.int64) << 42)
+    return key.unique(dim=0, return_inverse=True)[1][:, None].expand(label.shape)
 
 
 def _by_group(values: Tensor, group: Tensor, groups: int) -> Tensor:

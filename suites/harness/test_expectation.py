@@ -14,8 +14,9 @@ from minimax_m2.harness.op import Op, Pack, find_op
 from minimax_m2.harness.sampling import sampled
 from minimax_m2.reference.contract import EXACT
 
-# Caches hold what was stored; attention's masked rows multiply in another order. These agree once they are rounded.
-ROUNDED_INSIDE = ("attention", "kv_cache", "qk_norm_rope_cache")
+# Caches hold what was stored; attention's masked rows and the delta rule's heads multiply in another order. These agree
+# once they are rounded.
+ROUNDED_INSIDE = ("attention", "gated_delta_rule", "kv_cache", "qk_norm_rope_cache")
 
 
 def wide(op: Op, value: Any) -> Any:
