@@ -61,6 +61,8 @@ def degenerate(case: Case) -> bool:
     """
     regime = case.get("regime")
     few = regime == "tiny" and case.get("dtype") == "float16"
+    # Near 0 a sigmoid has few values: over 2,049 rows its error is one draw, which would outweigh all other cases.
+    few |= regime == "tiny" and "swiglu" in case.op and case.number("T") >= 1024
     return regime == "equal" or few or (case.op == "attention" and regime == "huge")
 
 

@@ -20,7 +20,6 @@ from minimax_m2.harness.provider import Provider
 LANES = {
     **dict.fromkeys(("lm_head", "router_gemm", "router"), 4),
     **dict.fromkeys(("rms_norm", "add_rms_norm", "add_rms_norm_quant"), 16),
-    **dict.fromkeys(("qk_sum_squares", "qk_norm_rope", "qk_norm_rope_cache"), 16),
 }
 
 

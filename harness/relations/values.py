@@ -38,9 +38,18 @@ def doubled(op: Op, case: Case, given: Arguments) -> Change | None:
         return None
 
     def undo(outputs: Outputs, base: Outputs) -> Outputs:
-        return tuple(o / 2 if i in outputs_that_double else o for i, o in enumerate(outputs))
+        doubles = enumerate(zip(outputs, base, strict=True))
+        return tuple(halved(o, old) if i in outputs_that_double else o for i, (o, old) in doubles)
 
     return Change(given | {name: value * 2}, undo)
+
+
+def halved(output: Tensor, base: Tensor) -> Tensor:
+    """Half of a doubled output; where that is subnormal, and rounds otherwise, what was there before."""
+    if not output.is_floating_point() or output.shape != base.shape:
+        return output / 2
+    subnormal = base.abs() < 2 * torch.finfo(base.dtype).smallest_normal
+    return torch.where(subnormal, base, output / 2)
 
 
 def a_row(op: Op, case: Case, given: Arguments) -> int:
