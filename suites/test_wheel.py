@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("harness", "reference", "kernels")
 
-PLAIN = '''
+PLAIN = """
 import torch
 
 contract = {"routing": {"logits": "float32", "scores": "float32", "weights": "float32"}}
@@ -34,7 +34,7 @@ def routing(logits, bias, *, top_k, renormalize=True, scoring="sigmoid", scale=1
         is_padding = torch.arange(len(ids), device=ids.device)[:, None] >= num_valid
         ids, weights = ids.masked_fill(is_padding, -1), weights.masked_fill(is_padding, 0.0)
     return weights, ids.to(indices_dtype)
-'''
+"""
 IGNORES_THE_BIAS = PLAIN.replace("scores if bias is None else scores + bias", "scores")
 
 

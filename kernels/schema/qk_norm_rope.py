@@ -15,9 +15,7 @@ schema.define(
     "int num_heads, int num_kv_heads, int head_dim, int rotary_dim, int q_width, int k_width, float eps, "
     "Tensor(a!) q, Tensor(b!) k, Tensor(c!) v) -> ()"
 )
-schema.define(
-    "qk_sum_squares(Tensor qkv, int num_heads, int head_dim, int counted_kv_heads, Tensor(a!) stats) -> ()"
-)
+schema.define("qk_sum_squares(Tensor qkv, int num_heads, int head_dim, int counted_kv_heads, Tensor(a!) stats) -> ()")
 
 
 def check_qkv(qkv: Tensor, *, num_heads: int, num_kv_heads: int, head_dim: int) -> None:
@@ -56,9 +54,7 @@ def check(
     schema.expect_range("q_width", q_width, 1, 2**31 - 1, "it is the model's Hq*D, 6144 for MiniMax-M2")
     schema.expect_range("k_width", k_width, 1, 2**31 - 1, "it is the model's Hk*D, 1024 for MiniMax-M2")
     schema.expect_range("eps", eps, 0.0, math.inf, "MiniMax-M2 uses 1e-6")
-    check_rotation(
-        cos_sin, positions, rotary_dim=rotary_dim, head_dim=head_dim, num_tokens=num_tokens, device=device
-    )
+    check_rotation(cos_sin, positions, rotary_dim=rotary_dim, head_dim=head_dim, num_tokens=num_tokens, device=device)
 
 
 def check_stats(stats: Tensor, *, num_tokens: int, device: torch.device) -> None:

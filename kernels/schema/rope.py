@@ -25,9 +25,7 @@ def check(q: Tensor, k: Tensor, cos_sin: Tensor, positions: Tensor, *, rotary_di
     schema.expect_dtype("k", k, (q.dtype,))
     schema.expect_rows("k", k)
     schema.expect_device("k", k, q.device)
-    check_rotation(
-        cos_sin, positions, rotary_dim=rotary_dim, head_dim=head_dim, num_tokens=num_tokens, device=q.device
-    )
+    check_rotation(cos_sin, positions, rotary_dim=rotary_dim, head_dim=head_dim, num_tokens=num_tokens, device=q.device)
 
 
 def check_rotation(

@@ -119,8 +119,6 @@ def test_a_level_stands_in_the_name_of_its_test(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(pytest_plugin, "_config", SimpleNamespace(stash=stash))
     for capability, passed in ((80, True), (90, False)):
         test = f"suites/kernels/test_gpu_cubin.py::test_it[G1-rms_norm-{capability}]"
-        report: Any = SimpleNamespace(
-            when="call", outcome="passed", passed=passed, nodeid=test, user_properties=[]
-        )
+        report: Any = SimpleNamespace(when="call", outcome="passed", passed=passed, nodeid=test, user_properties=[])
         pytest_plugin.pytest_runtest_logreport(report)
     assert stash[REPORTS] == {"G1": {"rms_norm": False}}
