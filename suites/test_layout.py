@@ -45,7 +45,9 @@ def own_files(root: Path) -> Iterator[Path]:
     ignored = [".git", *(line.strip("/") for line in lines)]
     for folder, folders, files in os.walk(root):
         folders[:] = sorted(name for name in folders if not any(fnmatch(name, pattern) for pattern in ignored))
-        yield from (Path(folder, name) for name in sorted(files) if not Path(folder, name).is_symlink())
+        # In a linked worktree .git is a file that names the repository's place.
+        own = (Path(folder, name) for name in sorted(files) if name != ".git")
+        yield from (path for path in own if not path.is_symlink())
 
 
 def ops(root: Path) -> list[str]:
