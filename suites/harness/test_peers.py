@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,20 @@ def test_a_known_fault_is_still_there(peers: Callable[[str], Provider], name: st
     provider, (is_faulty, outcome) = peers(name), FAULTS[name, op]
     faulty = next(case for case in can(name).fitting(find_op(op), 200) if is_faulty(case))
     assert judge(faulty, provider).outcome is outcome
+
+
+@pytest.mark.parametrize("tokens, scaled", [(4, None), (5, "bfloat16")])
+def test_sglang_rounds_scaled_e4m3_weights_beyond_four_slots_an_expert(
+    peers: Callable[[str], Provider], tokens: int, scaled: str | None
+) -> None:
+    provider, op = peers("sglang-cpu-fp8"), find_op("experts")
+    case = op.case(E=8, K=8, T=tokens, H=768, I=384, quant="weights", gap=0, seed=1)
+    declared = provider.contract["experts"]
+    assert callable(declared)
+    assert declared(case)["dequantised"] == scaled
+    assert judge(case, provider).outcome is Outcome.PASS
+    other = {**declared(case), "dequantised": "bfloat16" if scaled is None else None}
+    assert judge(case, replace(provider, contract={"experts": other})).outcome is Outcome.WRONG
 
 
 @pytest.mark.parametrize("name, op", PAIRS, ids=lambda word: word)
