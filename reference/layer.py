@@ -12,7 +12,7 @@ from minimax_m2.reference.communicator import Communicator
 from minimax_m2.reference.config import MiniMaxM2Config
 from minimax_m2.reference.paging import Batch
 from minimax_m2.reference.table import OpTable
-from minimax_m2.reference.weights import BLOCK, BlockQuantized, LayerWeights, Weight
+from minimax_m2.reference.weights import BlockQuantized, LayerWeights, Weight
 
 Tap = Callable[[str, int, Tensor], None]
 """Called as ``tap(step, layer, output)``; it may keep the tensor but must not change it."""
@@ -142,14 +142,16 @@ class DecoderLayer:
 
 def _projection(weight: Weight, ops: OpTable) -> Callable[[Tensor], Tensor]:
     if isinstance(weight, BlockQuantized):
-        packed = ops.pack_fp8_linear(weight.weight, weight.scale, block=(BLOCK, BLOCK))
+        packed = ops.pack_fp8_linear(weight.weight, weight.scale, block=weight.block)
         return lambda x: ops.fp8_linear(x, packed)
     return lambda x: ops.linear(x, weight)
 
 
 def _pack_experts(w13: Weight, w2: Weight, ops: OpTable) -> Any:
     if isinstance(w13, BlockQuantized) and isinstance(w2, BlockQuantized):
-        return ops.pack_experts(w13.weight, w2.weight, w13_scale=w13.scale, w2_scale=w2.scale, block=(BLOCK, BLOCK))
+        if w13.block != w2.block:
+            raise ValueError(f"w13 has blocks of {w13.block}, w2 of {w2.block}; cut both to the same blocks")
+        return ops.pack_experts(w13.weight, w2.weight, w13_scale=w13.scale, w2_scale=w2.scale, block=w13.block)
     if isinstance(w13, BlockQuantized) or isinstance(w2, BlockQuantized):
         raise ValueError("one of w13 and w2 is quantised and the other not; load with keep_quantized=False")
     return ops.pack_experts(w13, w2)

@@ -41,14 +41,15 @@ class CheckpointError(ValueError):
 
 
 class BlockQuantized(NamedTuple):
-    """A weight as stored: ``weight [..., N, K]`` e4m3fn and ``scale [..., ceil(N/128), ceil(K/128)]`` float32."""
+    """A weight as stored: ``weight [..., N, K]`` e4m3fn and ``scale [..., ceil(N/rows), ceil(K/columns)]`` float32."""
 
     weight: Tensor
     scale: Tensor
+    block: tuple[int, int] = (BLOCK, BLOCK)
 
     def dequantized(self, dtype: torch.dtype) -> Tensor:
-        """Multiply each 128 x 128 block by its scale; exact in float64, one rounding from float32 otherwise."""
-        return block_dequant(self.weight, self.scale, block=(BLOCK, BLOCK), dtype=dtype)
+        """Multiply each block by its scale; exact in float64, one rounding from float32 otherwise."""
+        return block_dequant(self.weight, self.scale, block=self.block, dtype=dtype)
 
 
 Weight = Tensor | BlockQuantized
