@@ -21,6 +21,8 @@ from minimax_m2.harness.random_weights import random_weights
 from minimax_m2.reference.communicator import Communicator, Threads
 from minimax_m2.reference.config import MiniMaxM2Config, QuantizationConfig
 from minimax_m2.reference.model import MiniMaxM2
+from minimax_m2.reference.sharding import Layout
+from minimax_m2.reference.sharding_weights import shard
 from minimax_m2.reference.weights import BLOCK, Checkpoint, ModelWeights, expected_shapes
 
 Build = Callable[..., MiniMaxM2]
@@ -131,8 +133,8 @@ def _collectives(build: Build) -> list[Tensor]:
 
 
 def _rank_main(build: Build, tokens: int, rank: Communicator) -> None:
-    # Every rank holds all weights: what they compute is of no interest here, how often they meet is.
-    build(SMALL, _weights(), communicator=rank)(torch.arange(tokens))
+    layout = Layout(tp=rank.size, rank=rank.rank)
+    build(SMALL, shard(_weights(), SMALL, layout), communicator=rank)(torch.arange(tokens))
 
 
 def _stored() -> dict[str, Tensor]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from minimax_m2.reference.communicator import Communicator
 from minimax_m2.reference.config import MiniMaxM2Config
+from minimax_m2.reference.exchange import Exchange
 from minimax_m2.reference.paging import Batch
 from minimax_m2.reference.table import OpTable
 from minimax_m2.reference.weights import BlockQuantized, LayerWeights, Weight
@@ -25,7 +26,9 @@ class Pass:
     config: MiniMaxM2Config
     batch: Batch
     cos_sin: Tensor  # [P, R]
-    communicator: Communicator
+    exchange: Exchange
+    tokens: Sequence[int] = ()  # of each attention group, as the exchange's experts ask
+    counted_kv_heads: int | None = None
     tap: Tap | None = None
 
     def note(self, step: str, layer: int, output: Tensor) -> None:
@@ -46,17 +49,23 @@ class DecoderLayer:
     weights: LayerWeights
     qkv_proj: Callable[[Tensor], Tensor]
     o_proj: Callable[[Tensor], Tensor]
+    o_proj_reduces: bool
     packed_experts: Any
 
     @classmethod
     def pack(cls, weights: LayerWeights, *, index: int, ops: OpTable) -> DecoderLayer:
-        """Pack projections and experts with the table's own packing."""
+        """Pack projections and experts with the table's own packing.
+
+        A table's ``linear`` or ``fp8_linear`` with the attribute ``reduces`` sums o_proj over the ranks itself.
+        """
+        o_proj = ops.fp8_linear if isinstance(weights.o_proj, BlockQuantized) else ops.linear
         return cls(
             index=index,
             ops=ops,
             weights=weights,
             qkv_proj=_projection(weights.qkv_proj, ops),
             o_proj=_projection(weights.o_proj, ops),
+            o_proj_reduces=getattr(o_proj, "reduces", False),
             packed_experts=_pack_experts(weights.w13, weights.w2, ops),
         )
 
@@ -70,8 +79,11 @@ class DecoderLayer:
         returns  hidden and residual for the next layer, and the stream at this layer's entry, each [T, H]
 
         Taps, in order: entry, input_norm, qkv, query, attention, o_proj, middle (the stream between the halves),
-        post_attention_norm, routing_weights, routing_ids, experts.
+        post_attention_norm, routing_weights, routing_ids, experts. Without tokens, T = 0, no op is called and nothing
+        tapped, but for experts that other ranks send tokens to; every collective is.
         """
+        if hidden.shape[0] == 0:
+            return self._without_tokens(hidden, shared), hidden, hidden
         ops, weights, eps = self.ops, self.weights, shared.config.rms_norm_eps
         if residual is None:
             x, entry = ops.rms_norm(hidden, weights.input_layernorm, eps=eps), hidden
@@ -95,10 +107,14 @@ class DecoderLayer:
         }
         qkv = self.qkv_proj(x)  # [T, (Hq + 2 Hk) D]
         shared.note("qkv", self.index, qkv)
-        alone = shared.communicator.size == 1
+        exchange = shared.exchange
+        stats = None
+        if not exchange.is_alone:
+            local = ops.qk_sum_squares(qkv, **heads, counted_kv_heads=shared.counted_kv_heads)
+            stats = exchange.sum_statistics(local, layer=self.index)
         query = ops.qk_norm_rope_cache(
             qkv,
-            None if alone else shared.communicator.all_reduce(ops.qk_sum_squares(qkv, **heads)),
+            stats,
             weights.q_norm,
             weights.k_norm,
             shared.cos_sin,
@@ -125,19 +141,40 @@ class DecoderLayer:
             max_seq_len=batch.max_seq_len,
         )
         shared.note("attention", self.index, y)
-        y = shared.communicator.all_reduce(self.o_proj(y.flatten(1)))
+        y = self.o_proj(y.flatten(1))
+        y = y if self.o_proj_reduces else exchange.sum_heads(y, layer=self.index)
         shared.note("o_proj", self.index, y)
         return y
 
     def _experts(self, x: Tensor, shared: Pass) -> Tensor:
-        weights, ids = self.ops.router(
-            x, self.weights.gate, self.weights.e_score_correction_bias, top_k=shared.config.num_experts_per_tok
-        )
-        shared.note("routing_weights", self.index, weights)
-        shared.note("routing_ids", self.index, ids)
-        y = shared.communicator.all_reduce(self.ops.experts(x, self.packed_experts, weights, ids))
-        shared.note("experts", self.index, y)
+        def route(rows: Tensor) -> tuple[Tensor, Tensor]:
+            weights, ids = self.ops.router(
+                rows, self.weights.gate, self.weights.e_score_correction_bias, top_k=shared.config.num_experts_per_tok
+            )
+            shared.note("routing_weights", self.index, weights)
+            shared.note("routing_ids", self.index, ids)
+            return weights, ids
+
+        def compute(rows: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
+            return self.ops.experts(rows, self.packed_experts, weights, ids)
+
+        tokens = shared.tokens or [x.shape[0]]
+        y = shared.exchange.experts(x, route, compute, tokens=tokens, layer=self.index)
+        if len(x):
+            shared.note("experts", self.index, y)
         return y
+
+    def _without_tokens(self, x: Tensor, shared: Pass) -> Tensor:
+        """Say what the other ranks wait for, and compute only what they send; x ``[0, H]``."""
+        if self.o_proj_reduces:
+            raise ValueError(
+                f"layer {self.index}: o_proj reduces over the ranks itself, so a rank without tokens, which calls no "
+                "op, would leave the others waiting; leave the sum to the layer"
+            )
+        stats = x.new_empty(0, 2, dtype=torch.promote_types(x.dtype, torch.float32))
+        shared.exchange.sum_statistics(stats, layer=self.index)
+        shared.exchange.sum_heads(x, layer=self.index)
+        return self._experts(x, shared)
 
 
 def _projection(weight: Weight, ops: OpTable) -> Callable[[Tensor], Tensor]:

@@ -11,10 +11,13 @@ from torch import Tensor
 
 from minimax_m2.reference.communicator import Communicator, Single
 from minimax_m2.reference.config import MiniMaxM2Config
+from minimax_m2.reference.exchange import Exchange
 from minimax_m2.reference.generation import greedy
 from minimax_m2.reference.layer import DecoderLayer, Pass, Tap
 from minimax_m2.reference.paging import Batch, PagedCache
 from minimax_m2.reference.rope import cos_sin_table
+from minimax_m2.reference.sharding import Layout
+from minimax_m2.reference.sharding_weights import refuse_other_share
 from minimax_m2.reference.table import OpTable, op_table
 from minimax_m2.reference.weights import Checkpoint, ModelWeights, Progress
 
@@ -29,6 +32,8 @@ class MiniMaxM2:
     layer_ops   tables for single layers, by index, where they differ from ``ops``
     rope_dtype  dtype of the table of cosines and sines, which is made in float64: None is float64 for a float64
                 model and float32 otherwise; engines that cast it to the model's dtype say so in their contract
+    layout      where this rank stands; None: all ranks of the communicator share every layer (tensor parallelism).
+                ``weights`` are then this rank's share, as ``sharding_weights.shard`` cuts it
     """
 
     def __init__(
@@ -40,6 +45,7 @@ class MiniMaxM2:
         layer_ops: Mapping[int, object] | None = None,
         rope_dtype: torch.dtype | None = None,
         communicator: Communicator | None = None,
+        layout: Layout | None = None,
     ) -> None:
         if len(weights.layers) != config.num_hidden_layers:
             raise ValueError(f"{len(weights.layers)} layers are given; num_hidden_layers={config.num_hidden_layers}")
@@ -50,7 +56,11 @@ class MiniMaxM2:
         self.dtype = weights.norm.dtype
         self.device = weights.norm.device
         self.ops = _table(ops)
-        self.communicator: Communicator = communicator or Single()
+        communicator = communicator or Single()
+        self.layout = layout or Layout(tp=communicator.size, rank=communicator.rank)
+        refuse_other_share(weights, config, self.layout)
+        self._exchange = Exchange(self.layout, config, communicator)
+        self._counted_kv_heads = None if self.layout.tp == 1 else self.layout.heads(config).counted_kv_heads
         self._embed_tokens, self._norm, self._lm_head = weights.embed_tokens, weights.norm, weights.lm_head
         self._layers = [
             DecoderLayer.pack(layer, index=index, ops=_table((layer_ops or {}).get(index, self.ops)))
@@ -166,23 +176,43 @@ class MiniMaxM2:
             config=config,
             batch=batch,
             cos_sin=self._cos_sin_until(batch.max_seq_len),
-            communicator=self.communicator,
+            exchange=self._exchange,
+            tokens=self._exchange.tokens(ids),
+            counted_kv_heads=self._counted_kv_heads,
             tap=tap,
         )
-        hidden, residual = self.ops.embedding(ids, self._embed_tokens), None
+        hidden, residual = self._embedding(ids), None
         shared.note("embedding", -1, hidden)
         states: dict[int, Tensor] = {}
         for layer, k_cache, v_cache in zip(self._layers, cache.k, cache.v, strict=True):
             hidden, residual, entry = layer(hidden, residual, k_cache, v_cache, shared)
             if layer.index in capture:
                 states[layer.index] = entry
-        x, last = self.ops.add_rms_norm(hidden, residual, self._norm, eps=config.rms_norm_eps)
+        if len(ids):
+            x, last = self.ops.add_rms_norm(hidden, residual, self._norm, eps=config.rms_norm_eps)
+        else:
+            x, last = hidden, hidden
         if config.num_hidden_layers in capture:
             states[config.num_hidden_layers] = last
         shared.note("final_norm", config.num_hidden_layers, x)
-        logits = self.ops.lm_head(x, self._lm_head, rows=rows, vocab_size=config.vocab_size)
+        logits = self._logits(x, rows)
         shared.note("logits", config.num_hidden_layers, logits)
         return logits, states
+
+    def _embedding(self, ids: Tensor) -> Tensor:
+        weight, exchange = self._embed_tokens, self._exchange
+        if not len(ids):
+            return exchange.sum_vocabulary(weight[:0])
+        if exchange.is_alone:
+            return self.ops.embedding(ids, weight)
+        return exchange.sum_vocabulary(self.ops.embedding(ids, weight, vocab_start=exchange.vocab_start))
+
+    def _logits(self, x: Tensor, rows: Tensor | None) -> Tensor:
+        weight = self._lm_head
+        if not len(x):
+            wide = torch.promote_types(x.dtype, torch.float32)
+            return self._exchange.logits(x.new_empty(0, len(weight), dtype=wide))
+        return self._exchange.logits(self.ops.lm_head(x, weight, rows=rows, vocab_size=len(weight)))
 
     def _refuse(self, ids: Tensor, batch: Batch, capture: Collection[int]) -> None:
         config = self.config

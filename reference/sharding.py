@@ -24,6 +24,8 @@ pad      whole blocks of 128; zeros fill the last shares
 ep       experts stay whole, each on one rank; ``ep`` is then the number of all ranks
 """
 
+DISPATCHES = ("gather", "all_to_all")
+
 
 class Span(NamedTuple):
     """A rank's stretch ``start..stop`` of a dimension, zeros filling it up to ``size``."""
@@ -103,6 +105,8 @@ class Layout:
     dp       attention groups, each with a batch of its own
     ep       groups of experts; the ``tp * dp // ep`` ranks of each share the width of its experts
     widths   how that width is cut: ``reblock``, ``pad`` or ``ep``
+    dispatch how tokens meet experts: ``gather`` shows all tokens to all ranks, ``all_to_all`` sends each to the ranks
+             of its experts, which stay whole
     """
 
     tp: int = 1
@@ -110,6 +114,7 @@ class Layout:
     ep: int = 1
     rank: int = 0
     widths: str = "reblock"
+    dispatch: str = "gather"
     vocab_multiple: int = 64
 
     def __post_init__(self) -> None:
@@ -122,8 +127,14 @@ class Layout:
             raise ValueError(f"ep={self.ep} does not divide the {self.world} ranks of tp={self.tp}, dp={self.dp}")
         if self.widths not in WIDTHS:
             raise ValueError(f"widths={self.widths!r} is unknown; use {', '.join(WIDTHS)}")
-        if WIDTHS[self.widths] is None and self.ep != self.world:
-            raise ValueError(f"widths='ep' keeps experts whole: ep={self.ep} must be the number of ranks, {self.world}")
+        if self.dispatch not in DISPATCHES:
+            raise ValueError(f"dispatch={self.dispatch!r} is unknown; use {', '.join(DISPATCHES)}")
+        for name, keeps_whole in (("widths", WIDTHS[self.widths] is None), ("dispatch", self.dispatch != "gather")):
+            if keeps_whole and self.ep != self.world:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} keeps experts whole: ep={self.ep} must be the number of ranks, "
+                    f"{self.world}"
+                )
 
     @property
     def world(self) -> int:

@@ -51,6 +51,34 @@ def shard_layer(layer: LayerWeights, config: MiniMaxM2Config, layout: Layout) ->
     )
 
 
+def refuse_other_share(weights: ModelWeights, config: MiniMaxM2Config, layout: Layout) -> None:
+    """Raise ValueError, naming the tensor, if ``weights`` are not of the shapes of ``layout.rank``'s share."""
+    own, experts, width = layout.heads(config), layout.experts(config).size, layout.width(config).size
+    rows, hidden, dim = layout.vocabulary(config).size, config.hidden_size, config.head_dim
+    expected = {
+        "embed_tokens": (weights.embed_tokens, (rows, hidden)),
+        "lm_head": (weights.lm_head, (rows, hidden)),
+    }
+    q, kv = len(own.query) * dim, len(own.kv) * dim
+    shapes = {
+        "qkv_proj": (q + 2 * kv, hidden),
+        "q_norm": (q,),
+        "k_norm": (kv,),
+        "o_proj": (hidden, q),
+        "w13": (experts, 2 * width, hidden),
+        "w2": (experts, hidden, width),
+    }
+    for index, layer in enumerate(weights.layers):
+        expected |= {f"layer {index}: {name}": (getattr(layer, name), shape) for name, shape in shapes.items()}
+    for name, (weight, shape) in expected.items():
+        found = weight.weight.shape if isinstance(weight, BlockQuantized) else weight.shape
+        if tuple(found) != shape:
+            raise ValueError(
+                f"{name} has shape {list(found)}; rank {layout.rank} of tp={layout.tp}, dp={layout.dp}, "
+                f"ep={layout.ep}, widths={layout.widths!r} holds {list(shape)}; cut weights with shard()"
+            )
+
+
 def _cut(weight: Weight, which: Cut, *, dim: int, block: int) -> Weight:
     if isinstance(weight, Tensor):
         return cut(weight, which, dim=weight.ndim + dim)

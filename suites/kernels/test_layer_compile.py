@@ -15,8 +15,8 @@ from torch.fx import GraphModule
 from minimax_m2.harness.language import provider_table
 from minimax_m2.harness.providers.ours import ours
 from minimax_m2.harness.random_weights import random_weights
-from minimax_m2.reference.communicator import Single
 from minimax_m2.reference.config import MiniMaxM2Config
+from minimax_m2.reference.exchange import Exchange
 from minimax_m2.reference.layer import DecoderLayer, Pass
 from minimax_m2.reference.paging import Batch, PagedCache
 from minimax_m2.reference.rope import cos_sin_table
@@ -36,6 +36,7 @@ CONFIG = MiniMaxM2Config(
     num_experts_per_tok=3,
 )
 WEIGHTS = random_weights(CONFIG, seed=3, dtype=torch.bfloat16)
+ALONE = Exchange.alone(CONFIG)
 COS_SIN = cos_sin_table(num_positions=300, rotary_dim=CONFIG.rotary_dim, theta=CONFIG.rope_theta).to(torch.float32)
 QUANTISED = ("qkv_proj", "o_proj", "w13", "w2")
 BATCHES = ({0: 5, 1: 3}, {0: 1, 1: 1})  # new tokens of each sequence: a prefill, then a decode
@@ -59,7 +60,7 @@ def run_of(ops: OpTable, *, quantised: bool = False) -> Run:
         layers.append(DecoderLayer.pack(dataclasses.replace(weights, **held), index=index, ops=ops))
 
     def run(hidden: Tensor, batch: Batch, k: list[Tensor], v: list[Tensor]) -> list[Tensor]:
-        shared = Pass(config=CONFIG, batch=batch, cos_sin=COS_SIN, communicator=Single())
+        shared = Pass(config=CONFIG, batch=batch, cos_sin=COS_SIN, exchange=ALONE)
         residual, found = None, []
         for layer in layers:
             hidden, residual, entry = layer(hidden, residual, k[layer.index], v[layer.index], shared)

@@ -129,7 +129,8 @@ from minimax_m2.reference.communicator import Distributed, Threads
 def collectives(group):
     x = torch.arange(8.0).reshape(4, 2) + 100 * group.rank
     parts = [x[: group.rank + to] for to in range(group.size)]
-    return [group.all_reduce(x), group.all_gather(x), group.reduce_scatter(x), *group.all_to_all(parts)]
+    lines = [line.all_gather(x) for line in group.grid((1, 2))]
+    return [group.all_reduce(x), group.all_gather(x), group.reduce_scatter(x), *group.all_to_all(parts), *lines]
 
 def main(rank, folder):
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
@@ -149,3 +150,37 @@ def test_simulated_ranks_agree_with_torch_distributed(tmp_path: Any) -> None:
     script.write_text(DISTRIBUTED)
     ended = subprocess.run([sys.executable, str(script), str(tmp_path)], capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
+
+
+def test_a_grid_meets_along_each_of_its_lines() -> None:
+    def rank_main(group: Communicator) -> tuple[list[int], list[int]]:
+        rows, columns = group.grid((2, 3))
+        own = torch.tensor([group.rank])
+        return rows.all_gather(own).tolist(), columns.all_gather(own).tolist()
+
+    results = Threads(6).run(rank_main)
+    assert results == [([r % 3, r % 3 + 3], [r // 3 * 3 + i for i in range(3)]) for r in range(6)]
+
+
+def test_lines_of_a_grid_wait_for_nobody_outside() -> None:
+    def rank_main(group: Communicator) -> float:
+        line = group.grid((2, 2))[1]
+        rounds = 3 if group.rank < 2 else 1
+        return sum(float(line.all_reduce(torch.ones(1))) for _ in range(rounds))
+
+    assert Threads(4, timeout_s=5).run(rank_main) == [6, 6, 2, 2]
+
+
+@pytest.mark.parametrize("group", [Single(), None], ids=["alone", "threads"])
+def test_a_grid_of_another_number_of_ranks_is_refused(group: Communicator | None) -> None:
+    with pytest.raises(ValueError, match=r"shape=\(3, 1\) has 3 places"):
+        Threads(2).run(lambda rank: (group or rank).grid((3, 1)))
+
+
+def test_what_travels_is_named_where_ranks_disagree() -> None:
+    def rank_main(group: Communicator) -> None:
+        for name in ("first", "second") if group.rank else ("second", "first"):
+            group.all_reduce(torch.zeros(1), label=name)
+
+    with pytest.raises(RuntimeError, match="differs between ranks: all_reduce of second, all_reduce of first"):
+        Threads(2).run(rank_main)

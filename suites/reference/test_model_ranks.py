@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 import torch
 from torch import Tensor
@@ -12,7 +10,8 @@ from minimax_m2.harness.random_weights import random_weights
 from minimax_m2.reference.communicator import Communicator, Threads
 from minimax_m2.reference.config import MiniMaxM2Config
 from minimax_m2.reference.model import MiniMaxM2
-from minimax_m2.reference.weights import LayerWeights, Weight
+from minimax_m2.reference.sharding import Layout
+from minimax_m2.reference.sharding_weights import shard
 
 CONFIG = MiniMaxM2Config(
     vocab_size=31,
@@ -32,37 +31,18 @@ WEIGHTS = random_weights(CONFIG, seed=9)
 ANOTHER_ORDER = 1000 * 2.0**-52
 
 
-def share(layer: LayerWeights, rank: int, size: int) -> LayerWeights:
-    """Return a rank's heads and its columns of every expert."""
-
-    def rows(weight: Weight, *parts: int, dim: int = 0) -> Tensor:
-        assert isinstance(weight, Tensor), "random weights are plain"
-        return torch.cat([part.chunk(size, dim)[rank] for part in weight.split(list(parts), dim)], dim)
-
-    q, kv, width = CONFIG.q_width, CONFIG.kv_width, CONFIG.intermediate_size
-    return dataclasses.replace(
-        layer,
-        qkv_proj=rows(layer.qkv_proj, q, kv, kv),
-        q_norm=rows(layer.q_norm, q),
-        k_norm=rows(layer.k_norm, kv),
-        o_proj=rows(layer.o_proj, q, dim=1),
-        w13=rows(layer.w13, width, width, dim=1),
-        w2=rows(layer.w2, width, dim=2),
-    )
-
-
 def logits_of(size: int, ids: Tensor) -> tuple[list[Tensor], Threads]:
     """Run the model on ``size`` simulated ranks."""
 
     def rank_main(communicator: Communicator) -> Tensor:
-        layers = [share(layer, communicator.rank, size) for layer in WEIGHTS.layers]
-        return MiniMaxM2(CONFIG, dataclasses.replace(WEIGHTS, layers=layers), communicator=communicator)(ids)
+        weights = shard(WEIGHTS, CONFIG, Layout(tp=size, rank=communicator.rank))
+        return MiniMaxM2(CONFIG, weights, communicator=communicator)(ids)
 
     group = Threads(size, timeout_s=60)
     return group.run(rank_main), group
 
 
-@pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5])
 def test_ranks_with_shares_compute_the_whole_model(size: int) -> None:
     ids = torch.arange(9)
     expected = MiniMaxM2(CONFIG, WEIGHTS)(ids)
@@ -73,6 +53,7 @@ def test_ranks_with_shares_compute_the_whole_model(size: int) -> None:
 
 @pytest.mark.parametrize("tokens", [0, 1, 9])
 def test_collectives_do_not_depend_on_the_number_of_tokens(tokens: int) -> None:
-    # A layer reduces three times: the statistics of q and k, attention's output, the experts' output.
+    # A layer reduces three times: the statistics of q and k, attention's output, the experts' output; the model once
+    # more, for the embedding, and gathers logits.
     _, group = logits_of(2, torch.arange(tokens))
-    assert [count["all_reduce"] for count in group.counts] == [3 * CONFIG.num_hidden_layers] * 2
+    assert group.counts == [{"all_reduce": 3 * CONFIG.num_hidden_layers + 1, "all_gather": 1}] * 2
