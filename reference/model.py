@@ -228,6 +228,8 @@ class MiniMaxM2:
 
     def _cos_sin_until(self, positions: int) -> Tensor:
         if positions > len(self._cos_sin):
+            # Twice as many as before: a sequence that grows by a token a step must not make a table at each.
+            positions = min(max(positions, 2 * len(self._cos_sin)), self.config.max_position_embeddings)
             table = cos_sin_table(
                 num_positions=positions, rotary_dim=self.config.rotary_dim, theta=self.config.rope_theta
             )

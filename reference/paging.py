@@ -86,6 +86,19 @@ class PagedCache:
             self._lengths[sequence] = end
         return self._batch(starts, ends)
 
+    def truncate(self, sequence: int, tokens: int) -> None:
+        """Forget what ``sequence`` holds beyond its first ``tokens`` tokens, as of a rejected draft; free their pages.
+
+        Raises ValueError if it holds fewer.
+        """
+        if not 0 <= tokens <= self.length(sequence):
+            raise ValueError(f"tokens={tokens} is outside 0..{self.length(sequence)}, what sequence {sequence} holds")
+        pages, kept = self._pages.get(sequence, []), -(-tokens // self.page_size)
+        self._free.extend(reversed(pages[kept:]))
+        del pages[kept:]
+        if sequence in self._lengths:
+            self._lengths[sequence] = tokens
+
     def release(self, sequence: int) -> None:
         """Give the pages of ``sequence`` back."""
         self._free.extend(self._pages.pop(sequence, []))

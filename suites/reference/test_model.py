@@ -100,6 +100,18 @@ def test_released_pages_serve_the_next_sequence() -> None:
     assert drift(m.prefill({1: rows[1]}, cache)[0], m(rows[1])[-1]) < ANOTHER_ORDER
 
 
+def test_a_truncated_sequence_goes_on_as_if_the_rest_had_never_been() -> None:
+    m, rows = model(), ids_of(2, 9)
+    cache = m.new_cache(tokens=[9], page_size=4)
+    m.prefill({0: rows[0]}, cache)
+    cache.truncate(0, 3)
+    # One page is kept, two are free for the six tokens that follow.
+    found = m.prefill({0: rows[1, 3:]}, cache)[0]
+    assert drift(found, m(torch.cat([rows[0, :3], rows[1, 3:]]))[-1]) < ANOTHER_ORDER
+    with pytest.raises(ValueError, match=r"tokens=10 is outside 0\.\.9"):
+        cache.truncate(0, 10)
+
+
 def test_no_tokens_give_no_logits() -> None:
     m = model()
     assert m(ids_of(0)).shape == (0, CONFIG.vocab_size)
