@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from minimax_m2.harness import doctor as examination
+from minimax_m2.harness import peers
 from minimax_m2.harness.case import Case
 from minimax_m2.harness.commands_bench import bench, compare
 from minimax_m2.harness.commands_score import score
@@ -34,6 +35,8 @@ from minimax_m2.harness.sampling import sampled
 from minimax_m2.harness.summary import lines
 from minimax_m2.harness.table import absent_devices, feature_table, model_table, run_table
 from minimax_m2.harness.verdict import Outcome
+from minimax_m2.harness.worker import isolated
+from minimax_m2.harness.worker_process import named
 from minimax_m2.harness.wrong_use import WrongUse, asked
 
 WRONG, MISUSED, NOTHING_MEASURED, BROKEN = 1, 2, 5, 70
@@ -54,23 +57,18 @@ JsonOption = Annotated[bool, typer.Option("--json", help="print JSON instead of 
 
 
 def built_in(name: str, device: str = "cpu") -> Provider:
-    """A provider of the harness by name; ValueError lists the known ones."""
-    from minimax_m2.harness.providers.ours import ours
-    from minimax_m2.harness.providers.plain import plain
-
-    known: dict[str, Callable[[str], Provider]] = {"ours": ours, "plain": plain, "transformers": transformers}
-    if name not in known:
-        raise ValueError(f"provider {name!r} is unknown; use one of {', '.join(known)}, or --provider FILE")
-    return known[name](device)
-
-
-def transformers(device: str) -> Provider:
-    """transformers' own modules, op by op; ValueError where it is not installed."""
-    if find_spec("transformers") is None:
+    """A provider of the harness by name, a peer in a process of its own; ValueError lists the known ones."""
+    if name == "transformers" and find_spec("transformers") is None:
         raise ValueError("provider 'transformers' is not installed; pip install 'minimax-m2-harness[transformers]'")
-    from minimax_m2.harness.providers.transformers_ops import transformers_ops
-
-    return transformers_ops(device)
+    if name in peers.BUILT_IN:
+        build: Callable[[str], Provider] = named(peers.source(name))
+        return build(device)
+    found = peers.source(name)
+    if (reason := peers.absence(name)) is not None:
+        raise ValueError(f"provider {name!r} is not here: {reason}")
+    if device != "cpu":
+        raise ValueError(f"provider {name!r} runs on cpu, not on {device}")
+    return isolated(found, name=name)
 
 
 def chosen(files: list[Path] | None, names: list[str] | None, device: str = "cpu") -> list[Provider]:

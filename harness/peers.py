@@ -26,6 +26,13 @@ PEERS = {
     "sglang-cpu": ("vllm_cpu", "sglang"),
     "sglang-cpu-fp8": ("vllm_cpu", "sglang_fp8"),
     "zentorch": ("zentorch", "provider"),
+    "torch-compile": ("torch_compile", "provider"),
+}
+# Providers that need no process of their own, and may have one.
+BUILT_IN = {
+    "ours": ("ours", "ours"),
+    "plain": ("plain", "plain"),
+    "transformers": ("transformers_ops", "transformers_ops"),
 }
 ENVIRONMENT_VARIABLE = "MINIMAX_M2_PEERS"
 
@@ -56,10 +63,11 @@ def built_for(version: str) -> str | None:
 
 
 def source(name: str) -> str:
-    """What a worker loads a peer from; KeyError lists the known ones."""
-    if name not in PEERS:
-        raise KeyError(f"unknown peer {name!r}; known: {', '.join(PEERS)}")
-    module, function = PEERS[name]
+    """What a worker loads a provider from; ValueError lists the known ones."""
+    known = BUILT_IN | PEERS
+    if name not in known:
+        raise ValueError(f"provider {name!r} is unknown; use one of {', '.join(known)}, or a .py file")
+    module, function = known[name]
     return f"minimax_m2.harness.providers.{module}:{function}"
 
 

