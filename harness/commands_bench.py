@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -107,11 +107,8 @@ def side(text: str, *, apart: bool) -> Side:
 
 
 def process_source(name: str) -> str:
-    """What a worker loads a provider from."""
-    ours = {known: f"minimax_m2.harness.providers.{known}:{known}" for known in ("ours", "plain")}
-    if name.endswith(".py"):
-        return name
-    return ours[name] if name in ours else source(name)
+    """What a worker loads a provider from: its file, or the module of its name."""
+    return name if name.endswith(".py") else source(name)
 
 
 def settings(pairs: Sequence[str]) -> dict[str, Field]:
@@ -150,8 +147,9 @@ def timing(op: Op, case: Case, shape: str, call: str, seconds: Sequence[float], 
 def compare(
     a: Annotated[str, typer.Argument(help="ours, plain, a peer's name or a .py file; ours:avx2 names a variant")],
     b: Annotated[str, typer.Argument(help="the same; the ratio is its time over that of A")],
-    op: Annotated[str, typer.Option(help="the op to compare on")],
-    shape: Annotated[str, typer.Option(help="the op's named shape to start from")] = "decode",
+    op: Annotated[str | None, typer.Option(help="the op to compare on")] = None,
+    model: Annotated[str | None, typer.Option(help="instead of an op, a step of tiny-m2 or m2-layer")] = None,
+    shape: Annotated[str, typer.Option(help="the op's or model's named shape to start from")] = "decode",
     set_: SetOption = None,
     seconds: SecondsOption = 2.0,
     at_least: Annotated[float, typer.Option(help="the ratio to reach; a regression if it is surely missed")] = 1.0,
@@ -161,25 +159,40 @@ def compare(
 ) -> None:
     """Time two providers in interleaved blocks, judge what they returned, and give the ratio with its interval."""
     from minimax_m2.harness.cli import NOTHING_MEASURED, RUNS, WRONG, console, finish, working
+    from minimax_m2.harness.commands_models import compare_models
+    from minimax_m2.harness.timed_models import model_case
 
     with asked():
-        declared, setting = find_op(op), settings(set_ or ())
-        case = shaped(declared, shape, setting)
-    again = " ".join(["m2check compare", a, b, f"--op {op} --shape {shape}", *(f"--set {s}" for s in set_ or ())])
+        setting = settings(set_ or ())
+        if model is not None and op is None:
+            subject, case = f"--model {model}", model_case(model, shape, setting)
+        elif op is not None and model is None:
+            subject, case = f"--op {op}", shaped(find_op(op), shape, setting)
+        else:
+            raise ValueError("compare takes one of --op OP and --model MODEL")
+    again = " ".join(["m2check compare", a, b, subject, f"--shape {shape}", *(f"--set {s}" for s in set_ or ())])
     apart |= any(name.partition(":")[0] in PEERS for name in (a, b))
     meanwhile = Others()
     try:
-        with working() as bar, closing(side(a, apart=apart)) as first, closing(side(b, apart=apart)) as second:
+        with working() as bar, ExitStack() as stack:
             task = bar.add_task("measuring the roof", total=1.0)
-            roof = measure(lambda text: bar.update(task, description=text))
-            bar.update(task, description=f"{a} beside {b}")
-            found = compared(declared, case, shape, setting, (first, second), seconds, roof)
+
+            def tell(text: str) -> None:
+                bar.update(task, description=text)
+
+            roof = measure(tell)
+            tell(f"{a} beside {b}")
+            if model is not None:
+                found = compare_models((a, b), case, setting, seconds, roof, tell)
+            else:
+                first, second = (stack.enter_context(closing(side(text, apart=apart))) for text in (a, b))
+                found = compared(find_op(case.op), case, shape, setting, (first, second), seconds, roof)
     except NotHere as error:
         finish(NOTHING_MEASURED, "nothing was measured", str(error), "make peers")
     except Refused as error:
-        finish(NOT_COMPARABLE, f"{a} and {b} cannot be compared on {op}", str(error), again)
+        finish(NOT_COMPARABLE, f"{a} and {b} cannot be compared on {case.op}", str(error), again)
     except Ended as error:
-        finish(NOT_COMPARABLE, f"{a} and {b} cannot be compared on {op}: {error.outcome.value}", str(error), again)
+        finish(NOT_COMPARABLE, f"{a} and {b} cannot be compared on {case.op}: {error.outcome.value}", str(error), again)
     # Only now, since a worker's time is known when it has ended.
     found = replace(found, others=round(meanwhile.cores(), 2))
     path = out or RUNS / "pairs" / f"{found.a.run}.jsonl"
@@ -193,8 +206,9 @@ def compare(
     for record in (found.a, found.b):
         if not record.passed:
             told = f"{a} and {b} cannot be compared: {record.provider} is {record.outcome}"
-            finish(NOT_COMPARABLE, told, record.evidence[0], f"m2check repro '{Case(record.case).json}'")
-    told = f"{found.a.provider} is {found.ratio:.3g} times as fast as {found.b.provider} on {op} {case}"
+            next_ = again if model is not None else f"m2check repro '{Case(record.case).json}'"
+            finish(NOT_COMPARABLE, told, record.evidence[0], next_)
+    told = f"{found.a.provider} is {found.ratio:.3g} times as fast as {found.b.provider} on {case.op} {case}"
     evidence = f"95 % interval {found.low:.3g} to {found.high:.3g}, {found.blocks} blocks; record: {path}"
     if found.others > BUSY:
         evidence += f"; other work kept {found.others:.1f} cores busy: repeat it on a quiet machine"

@@ -37,7 +37,8 @@ def caption(pairs: Sequence[PairRecord], path: Path) -> str:
 
 def _row(pair: PairRecord) -> str:
     wrong = [record for record in (pair.a, pair.b) if not record.passed]
-    cells = [pair.a.op, _case(pair), _us(pair.a), pair.b.provider, _us(pair.b)]
+    peer = " ".join(filter(None, (pair.b.provider, pair.b.variant)))
+    cells = [pair.a.op, _case(pair), _us(pair.a), peer, _us(pair.b)]
     if wrong:
         cells += [f"{wrong[0].provider} is {wrong[0].outcome}", "", ""]
     elif pair.others > BUSY:

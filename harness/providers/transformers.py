@@ -46,14 +46,14 @@ class TransformersModel:
         """Build it in ``dtype``; raises OracleRefused if this transformers ignores ``rotary_dim``."""
         module = lifted_module() if lifted else stock_module()
         refuse_full_rotation(module)
-        self._model = module.MiniMaxM2ForCausalLM(_config(config)).eval().to(dtype)
-        self._model.requires_grad_(False)
-        _copy(weights, self._model, config)
+        self.module = module.MiniMaxM2ForCausalLM(_config(config)).eval().to(dtype)
+        self.module.requires_grad_(False)
+        _copy(weights, self.module, config)
 
     def __call__(self, ids: Tensor) -> Tensor:
         """Return logits: ids ``[T]`` -> ``[T, V]``, ``[B, T]`` -> ``[B, T, V]``."""
         rows = ids if ids.dim() == 2 else ids[None]
-        logits: Tensor = self._model(rows, use_cache=False).logits
+        logits: Tensor = self.module(rows, use_cache=False).logits
         return logits.reshape(*ids.shape, logits.shape[-1])
 
 

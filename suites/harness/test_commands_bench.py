@@ -81,6 +81,33 @@ def test_a_comparison_leaves_both_verdicts_and_the_ratio(folder: Path) -> None:
     assert found.a.timing.roof_us > 0
 
 
+def test_whole_models_are_compared_and_a_wrong_one_is_not(folder: Path) -> None:
+    options = ("--model", "tiny-m2", "--set", "S=5", "--seconds", "0", "--at-least", "0", "--out", "models.jsonl")
+    done = m2check(folder, "compare", "quick.py", "plain", *options)
+    (found,) = read_pairs(folder / "models.jsonl")
+    assert done.returncode == 0, done.stderr
+    assert (found.a.op, found.processes, found.setting) == ("model", 2, {"model": "tiny-m2", "S": 5})
+    assert found.a.passed
+    assert found.b.passed
+    wrong = m2check(folder, "compare", "wrong.py", "plain", *options)
+    assert wrong.returncode == 4, wrong.stderr
+    assert "nearest is the reference where" in wrong.stderr
+
+
+@pytest.mark.parametrize(
+    "words, told",
+    [
+        (("--model", "m3"), "model 'm3' is unknown"),
+        (("--model", "tiny-m2", "--op", "rms_norm"), "takes one of --op OP and --model MODEL"),
+        ((), "takes one of --op OP and --model MODEL"),
+    ],
+)
+def test_a_comparison_of_no_op_and_no_model_is_refused(folder: Path, words: tuple[str, ...], told: str) -> None:
+    done = m2check(folder, "compare", "quick.py", "plain", *words)
+    assert done.returncode == 2, done.stderr
+    assert told in done.stderr
+
+
 def test_bench_writes_a_record_of_each_shape(folder: Path) -> None:
     done = m2check(folder, "bench", "--provider", "quick.py", *OPTIONS)
     (path,) = (folder / "runs").glob("*.jsonl")
