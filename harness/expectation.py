@@ -145,10 +145,8 @@ def _in_dtype(op: Op, value: Any, working: torch.dtype) -> Any:
 
 def call_reference(op: Op, arguments: dict[str, Any], contract: Contract) -> tuple[Any, ...]:
     """Call the reference; written inputs follow the returned values."""
-    keywords = dict(arguments)
-    keywords.pop("out_dtype", None)
-    positional = [keywords.pop(name) for name in op.positional() if name in keywords]
-    returned = op.reference(*positional, **keywords, contract=contract)
+    given = {name: value for name, value in arguments.items() if name != "out_dtype"}
+    returned = op.bind(op.reference, given | {"contract": contract})()
     values = () if returned is None else tuple(returned) if isinstance(returned, tuple) else (returned,)
     return (*values, *(arguments[name] for name in op.mutates))
 

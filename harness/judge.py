@@ -237,10 +237,8 @@ def _moved(value: Tensor, device: str) -> Tensor:
 
 
 def call(op: Op, function: Callable[..., Any], arguments: dict[str, Any], outputs: list[Tensor] | None = None) -> Any:
-    """Call with the op's positional arguments, then outputs of an ``_out`` variant, then keywords."""
-    keywords = dict(arguments)
-    positional = [keywords.pop(name) for name in op.positional() if name in keywords]
-    return function(*positional, *(outputs or ()), **keywords)
+    """Call as the op's signature says, with the outputs of an ``_out`` variant if any."""
+    return op.bind(function, arguments, outputs or ())()
 
 
 def _outputs(op: Op, returned: Any, arguments: dict[str, Any]) -> Outputs:

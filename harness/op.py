@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -116,6 +116,17 @@ class Op:
         """Names of the arguments passed by position."""
         kinds = inspect.signature(self.reference).parameters.values()
         return tuple(p.name for p in kinds if p.kind is p.POSITIONAL_OR_KEYWORD)
+
+    def bind(
+        self, function: Callable[..., Any], arguments: Mapping[str, Any], outputs: Sequence[Tensor] = ()
+    ) -> Callable[[], Any]:
+        """The call ``function(*positional, *outputs, **keywords)`` with everything looked up beforehand.
+
+        Positional is what the reference takes so; ``outputs`` are those of an ``_out`` variant.
+        """
+        keywords = dict(arguments)
+        positional = [keywords.pop(name) for name in self.positional() if name in keywords]
+        return partial(function, *positional, *outputs, **keywords)
 
     def full_contract(self, case: Case, declared: Declared) -> dict[str, Any]:
         """The default contract of a case with what a provider declares; unknown fields and values are refused."""

@@ -120,7 +120,7 @@ class Stopwatch:
         function, into = self._provider.functions(op.name), self._provider.functions(f"{op.name}_out")
         if function is None:
             raise ValueError(f"provider {self._provider.name!r} does not offer {op.name}")
-        forms = {op.name: [bound(op, function, given) for given in self._arguments]}
+        forms = {op.name: [op.bind(function, given) for given in self._arguments]}
         if into is not None:
             made = [as_outputs(action()) for action in forms[op.name]]
             self._restore()
@@ -143,20 +143,12 @@ def arguments(op: Op, case: Case, provider: Provider) -> dict[str, Any]:
     return {name: packed(value) for name, value in op.inputs(case, Bits(case)).items()}
 
 
-def bound(op: Op, function: Callable[..., Any], given: dict[str, Any], outputs: Sequence[Tensor] = ()) -> Any:
-    """The call with everything looked up beforehand: no more than the call itself is timed."""
-    keywords = dict(given)
-    positional = [keywords.pop(name) for name in op.positional() if name in keywords]
-    positional += outputs
-    return lambda: function(*positional, **keywords)
-
-
 def into_memory(
     op: Op, function: Callable[..., Any], given: dict[str, Any], outputs: Sequence[Tensor]
 ) -> Callable[[], Any]:
     """``<op>_out`` on memory of its own; what it returns is that memory."""
     memory = tuple(torch.empty_like(o) for o in outputs)
-    action = bound(op, function, given, memory)
+    action = op.bind(function, given, memory)
 
     def call() -> Any:
         action()

@@ -9,7 +9,7 @@ from itertools import chain
 
 from minimax_m2.harness.case import Case
 from minimax_m2.harness.graph_timing import replayed, sets_for
-from minimax_m2.harness.judge import blank, build, call, expected
+from minimax_m2.harness.judge import blank, build, expected
 from minimax_m2.harness.op import Op
 from minimax_m2.harness.provider import Provider
 from minimax_m2.harness.record import Timing
@@ -49,16 +49,16 @@ def time_case(op: Op, shape: str, provider: Provider, variant: str, roof: Roof, 
 
 
 def actions(op: Op, case: Case, provider: Provider) -> list[tuple[str, Callable[[], object]]]:
-    """The calls that may be timed, ``<op>_out`` last where the provider has it, on arguments built once."""
+    """The calls that may be timed, ``<op>_out`` last where the provider has it, on arguments built and bound once."""
     arguments = build(op, case, provider)
     function, into = provider.functions(op.name), provider.functions(f"{op.name}_out")
     if function is None:
         raise ValueError(f"provider {provider.name!r} does not offer {op.name}")
-    actions: list[tuple[str, Callable[[], object]]] = [(op.name, lambda: call(op, function, arguments))]
+    actions: list[tuple[str, Callable[[], object]]] = [(op.name, op.bind(function, arguments))]
     if into is not None:
         right, _ = expected(op, case, provider.contract.get(op.name, {}))
         outputs = blank(op, right, provider)
-        actions.append((f"{op.name}_out", lambda: call(op, into, arguments, outputs)))
+        actions.append((f"{op.name}_out", op.bind(into, arguments, outputs)))
     return actions
 
 

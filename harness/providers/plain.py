@@ -42,8 +42,7 @@ def _at_float32(op: Op) -> Callable[..., Any]:
         first = next((v for v in ranked if isinstance(v, Tensor) and v.is_floating_point() and v.itemsize > 1), None)
         kind = out_dtype or given.get("dtype") or (torch.float32 if first is None else first.dtype)
         wide = {name: v if name in op.mutates else _wide(v) for name, v in given.items()}
-        arguments = [wide.pop(name) for name in op.positional() if name in wide]
-        returned = op.reference(*arguments, **wide)
+        returned = op.bind(op.reference, wide)()
         if returned is None:
             return None
         values = returned if isinstance(returned, tuple) else (returned,)
