@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from minimax_m2.harness.budget import Arithmetic, Budgeted, Shared
-from minimax_m2.harness.compare import ALPHA, Comparison, _rows_alike, compare, exactly, within_codes
+from minimax_m2.harness.compare import ALPHA, Comparison, compare, exactly, within_codes
+from minimax_m2.harness.groups import rows_alike
 from minimax_m2.reference.composites import rms_normalise
 from minimax_m2.reference.contract import rounded
 
@@ -227,9 +228,9 @@ def test_rows_of_the_same_numbers_share_one_error() -> None:
     value = torch.tensor([[1.0, 2.0], [2.0, 1.0], [1.0, 3.0]], dtype=torch.float64)
     by_row = torch.arange(3)[:, None].expand(3, 2)
 
-    merged = _rows_alike(value, by_row)
+    merged = rows_alike(value, by_row)
 
     assert bool((merged[0] == merged[1]).all())
     assert int(merged[0, 0]) != int(merged[2, 0])
     by_column = torch.arange(2).expand(3, 2)
-    assert _rows_alike(value, by_column) is by_column
+    assert rows_alike(value, by_column) is by_column
