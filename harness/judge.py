@@ -12,15 +12,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from minimax_m2.harness.arena import LARGE, NAN, Poison
 from minimax_m2.harness.bits import Bits
 from minimax_m2.harness.case import Case
 from minimax_m2.harness.compare import ALPHA, Comparison
-from minimax_m2.harness.devices import synchronise, torch_device
+from minimax_m2.harness.devices import torch_device
 from minimax_m2.harness.expectation import Expectation, Outputs, expectation
 from minimax_m2.harness.layout import Misplaced, demand_layout, demand_own_memory
 from minimax_m2.harness.op import Declared, Op, Pack, Spoilt, find_op
 from minimax_m2.harness.provider import Provider
 from minimax_m2.harness.verdict import Outcome, Verdict, describe
+from minimax_m2.harness.watched import Watched, built_anew, demand_independence, raw, values_of
 from minimax_m2.harness.worker import Ended
 
 # A case's false-alarm rate is shared by the two ways to call an op, whether a provider offers both or not: what a
@@ -93,7 +95,7 @@ def judge(case: Case, provider: Provider, variant: str = "") -> Verdict:
     if unnoticed:
         return verdict(Outcome.VACUOUS, f"the budget would let these corruptions pass: {', '.join(unnoticed)}")
     comparisons, passed = list[Comparison](), dict[str, Outputs]()
-    for name, call, spoilt in _ways(op, case, provider, right):
+    for name, call, spoilt in _ways(op, case, provider, known):
         way = name if spoilt is None else f"{name} on {spoilt.named}"
         try:
             with provider.enter(variant):
@@ -145,7 +147,7 @@ def repeat(case: Case, provider: Provider, variant: str = "") -> bool:
             outputs = _outputs(op, call(op, function, arguments), arguments)
             # Copied at once: a provider may return the same memory again.
             results.append([torch.clone(o, memory_format=torch.contiguous_format) for o in outputs])
-    return all(torch.equal(_bytes(a), _bytes(b)) for a, b in zip(*results, strict=True))
+    return all(torch.equal(raw(a), raw(b)) for a, b in zip(*results, strict=True))
 
 
 def _mended(spoilt: Tensor, rows: Tensor, whole: Tensor) -> Tensor:
@@ -154,52 +156,74 @@ def _mended(spoilt: Tensor, rows: Tensor, whole: Tensor) -> Tensor:
 
 
 def _ways(
-    op: Op, case: Case, provider: Provider, right: Expectation
+    op: Op, case: Case, provider: Provider, known: Known
 ) -> Iterator[tuple[str, Callable[[], tuple[Outputs, str]], Spoilt | None]]:
     """Every call to judge: on the case's arguments, then on those with spoilt rows where the op has such."""
-    yield from ((name, call, None) for name, call in calls(op, case, provider, right))
+
+    def accepted(outputs: Outputs) -> bool:
+        return all(c.passed for c in _compared(tuple(o.detach().cpu() for o in outputs), known))
+
+    yield from ((name, call, None) for name, call in calls(op, case, provider, known.right, accepted))
     spoilt = op.spoil(case, _fresh(op, case)) if op.spoil is not None else None
     if spoilt is not None:
-        yield from ((name, call, spoilt) for name, call in calls(op, case, provider, right, spoilt.arguments))
+        yield from (
+            (name, call, spoilt) for name, call in calls(op, case, provider, known.right, accepted, spoilt.arguments)
+        )
 
 
 def calls(
-    op: Op, case: Case, provider: Provider, right: Expectation, given: dict[str, Any] | None = None
+    op: Op,
+    case: Case,
+    provider: Provider,
+    right: Expectation,
+    accepted: Callable[[Outputs], bool],
+    given: dict[str, Any] | None = None,
 ) -> Iterator[tuple[str, Callable[[], tuple[Outputs, str]]]]:
     """The ways to call an op: ``<op>``, and ``<op>_out`` with poisoned outputs where the provider has it.
 
+    Each is called twice, in memory that holds other poison; a result that is ``accepted`` must not depend on it.
     ``given`` stands for the case's own arguments; each call gets a copy.
     """
     function, out_variant = provider.functions(op.name), provider.functions(f"{op.name}_out")
     if function is None:
         raise ValueError(f"provider {provider.name!r} does not offer {op.name}")
 
-    def plain() -> tuple[Outputs, str]:
-        arguments = build(op, case, provider, given)
-        before = snapshot(op, arguments)
-        returned = call(op, function, arguments)
-        synchronise(provider.device)
-        written = changed(op, arguments, before)
-        if not written:
-            demand_layout(op, returned, arguments.values())
-            if returned is not None:
-                # The first result is held, so nothing else may lie where it does; a state is not advanced twice.
-                again = build(op, case, provider, given) if op.mutates else arguments
-                demand_own_memory(op, call(op, function, again), returned)
-                synchronise(provider.device)
-        return _outputs(op, returned, arguments), written
+    def watched(built: dict[str, Any], poison: Poison, out: bool) -> Watched:
+        return Watched(op, built, device=provider.device, poison=poison, right=right if out else None)
 
-    def into() -> tuple[Outputs, str]:
-        arguments = build(op, case, provider, given)
-        before = snapshot(op, arguments)
-        outputs = blank(op, right, provider)
-        call(op, out_variant or function, arguments, outputs)
-        synchronise(provider.device)
-        return (*outputs, *(arguments[name] for name in op.mutates)), changed(op, arguments, before)
+    def twice(called: Callable[..., Any], out: bool) -> tuple[Outputs, str]:
+        def invoke(arguments: dict[str, Any], outputs: list[Tensor]) -> Any:
+            return call(op, called, arguments, outputs)
 
-    yield op.name, plain
+        built = build(op, case, provider, given)
+        first = watched(built, NAN, out)
+        outputs = first.call(invoke)
+        written = first.written()
+        if written:
+            return outputs, written
+        if not out:
+            demand_layout(op, first.returned, first.arguments.values())
+        elif given is not None or all(dtype.is_floating_point for dtype in right.dtypes.values()):
+            # What is left of NaN in outputs that hold it is seen at once.
+            return outputs, written
+        # The first result is held, so nothing else may lie where it does; a state is not advanced twice.
+        anew = built_anew(op, built)
+        again = watched(build(op, case, provider, given) if anew else built, LARGE if given is None else NAN, out)
+        other = again.call(invoke)
+        written = again.written()
+        if not out and first.returned is not None:
+            demand_own_memory(op, again.returned, first.returned)
+        if given is None and malformed(right, outputs) is malformed(right, other) is None and accepted(outputs):
+
+            def repeat() -> Outputs:
+                return watched(build(op, case, provider) if anew else built, NAN, out).call(invoke)
+
+            demand_independence(right, outputs, other, repeat)
+        return outputs, written
+
+    yield op.name, lambda: twice(function, False)
     if out_variant is not None:
-        yield f"{op.name}_out", into
+        yield f"{op.name}_out", lambda: twice(out_variant, True)
 
 
 def build(op: Op, case: Case, provider: Provider, given: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -242,8 +266,7 @@ def call(op: Op, function: Callable[..., Any], arguments: dict[str, Any], output
 
 
 def _outputs(op: Op, returned: Any, arguments: dict[str, Any]) -> Outputs:
-    values = () if returned is None else tuple(returned) if isinstance(returned, tuple | list) else (returned,)
-    return (*values, *(arguments[name] for name in op.mutates))
+    return (*values_of(returned), *(arguments[name] for name in op.mutates))
 
 
 def blank(op: Op, right: Expectation, provider: Provider) -> list[Tensor]:
@@ -258,32 +281,6 @@ def poisoned(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> Tensor:
     if dtype.is_floating_point:
         return torch.full(shape, torch.nan, device=place).to(dtype)
     return torch.full(shape, torch.iinfo(dtype).max, dtype=dtype, device=place)
-
-
-def snapshot(op: Op, arguments: dict[str, Any]) -> dict[str, Tensor]:
-    """The bytes of every input that must not change: gaps between rows and the tensors of packed values included."""
-    return {name: _bytes(value).clone() for name, value in _tensors(op, arguments)}
-
-
-def changed(op: Op, arguments: dict[str, Any], before: dict[str, Tensor]) -> str:
-    """Name of the first input whose bytes changed, or an empty string."""
-    now = dict(_tensors(op, arguments))
-    return next((name for name, old in before.items() if not torch.equal(_bytes(now[name]), old)), "")
-
-
-def _tensors(op: Op, arguments: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
-    """Arguments that must not change by name; those of a packed value are told apart by field or place."""
-    for name, value in arguments.items():
-        if isinstance(value, Tensor) and name not in op.mutates:
-            yield name, value
-        elif isinstance(value, tuple):
-            places = getattr(value, "_fields", range(len(value)))
-            yield from ((f"{name}.{at}", v) for at, v in zip(places, value, strict=True) if isinstance(v, Tensor))
-
-
-def _bytes(value: Tensor) -> Tensor:
-    storage = value.untyped_storage()
-    return torch.empty(0, dtype=torch.uint8, device=value.device).set_(storage, 0, (storage.nbytes(),), (1,))
 
 
 def malformed(right: Expectation, outputs: Outputs) -> tuple[Outcome, str] | None:

@@ -21,6 +21,8 @@ class Outcome(Enum):
     WRONG_DTYPE = "wrong dtype"
     WRONG_LAYOUT = "wrong layout"
     ALIASED = "aliased"
+    OUTSIDE = "outside its memory"
+    OUT_OF_MEMORY = "out of memory"
     NOT_A_NUMBER = "not a number"
     WROTE_INPUT = "wrote its input"
     VACUOUS = "vacuous"

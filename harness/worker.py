@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 
+from minimax_m2.harness.arena import filled
 from minimax_m2.harness.case import Case
 from minimax_m2.harness.layout import Misplaced
 from minimax_m2.harness.op import Declared, Op, all_ops
@@ -64,6 +65,7 @@ class Worker:
         self._life = -1
         self._released: list[int] = []
         self._rests = False
+        self._places: dict[str, dict[str, Any]] = {}
 
     def ask(self, verb: str, **message: Any) -> Any:
         """Send one request that holds no tensors and return the answer."""
@@ -77,17 +79,22 @@ class Worker:
             if isinstance(value, Handle) and value.life != self._life:
                 raise ValueError(f"{function} was given a packed value whose process has ended; pack it again")
         self._arena.clear()
+        given = encoded((*positional, *keywords.values()), self._arena)["tuple"]
+        names = [*argument_names(function, len(positional)), *keywords]
+        self._places = {name: v["tensor"] for name, v in zip(names, given, strict=True) if _is_tensor(v)}
         request = {
             "verb": "call",
             "function": function,
-            "positional": [encoded(v, self._arena) for v in positional],
-            "keywords": {name: encoded(v, self._arena) for name, v in keywords.items()},
+            "positional": given[: len(positional)],
+            "keywords": dict(zip(keywords, given[len(positional) :], strict=True)),
             "variant": self.variant,
             "keep": keep,
             "behind": self._arena.used,
+            "pages": self._arena.pages,
+            "fill": filled(),
         }
         answer = self._answer(request)
-        self._arena.restore()
+        self._arena.restore(self._places)
         return self._value(answer)
 
     def make(self, factory: str, **arguments: Any) -> Handle:
@@ -97,6 +104,7 @@ class Worker:
     def invoke(self, kept: Handle, method: str, **arguments: Any) -> Any:
         """Call a method of what ``make`` made, with JSON arguments."""
         self._arena.clear()
+        self._places = {}
         return self._value(self.ask("invoke", handle=kept.number, method=method, arguments=arguments))
 
     @property
@@ -221,7 +229,20 @@ class Worker:
         self.close()
         told = [line for line in self._printed.decode(errors="replace").splitlines() if line.strip()]
         words = f"; it printed: {' | '.join(told[:TOLD_LINES])}" if told else ""
-        return Ended(outcome, f"the process {ending(process.returncode if left else None)} during {what}{words}")
+        touched = self._arena.touched(self._places)
+        place = f"; {touched}" if touched else ""
+        return Ended(outcome, f"the process {ending(process.returncode if left else None)} during {what}{place}{words}")
+
+
+def argument_names(function: str, count: int) -> list[str]:
+    """Names of ``count`` positional arguments of a provider's function; outputs to be written follow an op's own."""
+    op = all_ops().get(function.removesuffix("_out"))
+    known = () if op is None else op.positional()
+    return [known[at] if at < len(known) else f"argument {at + 1}" for at in range(count)]
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, dict) and "tensor" in value
 
 
 def ending(code: int | None) -> str:

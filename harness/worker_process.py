@@ -19,11 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from minimax_m2.harness import fault
+from minimax_m2.harness.arena import allocations
 from minimax_m2.harness.case import Case
 from minimax_m2.harness.layout import Misplaced, demand_layout, demand_own_memory
 from minimax_m2.harness.op import all_ops, find_op
 from minimax_m2.harness.provider import Provider, from_file
-from minimax_m2.harness.transport import Arena, Channel, decoded, encoded
+from minimax_m2.harness.transport import Arena, Channel, decoded, encoded, guarded_copy
+from minimax_m2.harness.watched import is_packed
 
 PR_SET_PDEATHSIG = 1
 
@@ -70,7 +73,15 @@ class Answers:
         return self.provider.refuses(find_op(op), Case.from_json(case))
 
     def call(
-        self, function: str, positional: list[Any], keywords: dict[str, Any], variant: str, keep: bool, behind: int
+        self,
+        function: str,
+        positional: list[Any],
+        keywords: dict[str, Any],
+        variant: str,
+        keep: bool,
+        behind: int,
+        pages: list[int],
+        fill: int,
     ) -> Any:
         given = [decoded(v, self.arena, self.kept) for v in positional]
         named_ = {name: decoded(v, self.arena, self.kept) for name, v in keywords.items()}
@@ -79,10 +90,10 @@ class Answers:
         called = self.provider.functions(function)
         if called is None:
             raise ValueError(f"provider {self.provider.name!r} does not offer {function}")
-        with self.provider.enter(variant):
+        with self.provider.enter(variant), self.arena.protected(pages), allocations(fill):
             returned = called(*given, **named_)
         if keep:
-            return self._keep(returned)
+            return self._keep(guarded(returned))
         if function in all_ops():
             # Here, because what is sent is a copy.
             demand_layout(find_op(function), returned, [*given, *named_.values()])
@@ -113,6 +124,14 @@ def owned(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.clone() if value.is_contiguous() else torch.empty_like(value).copy_(value)
     return tuple(owned(v) for v in value) if isinstance(value, tuple) else value
+
+
+def guarded(value: Any) -> Any:
+    """A packed value whose tensors have a page of nobody's behind them; what is none as it is."""
+    if not is_packed(value) or not all(isinstance(v, Tensor | None | int | float | str) for v in value):
+        return value
+    fields = [guarded_copy(v) if isinstance(v, Tensor) and v.numel() else v for v in value]
+    return value._make(fields) if hasattr(value, "_make") else tuple(fields)
 
 
 def sent(value: Any, arena: Arena, behind: int) -> Any:
@@ -158,7 +177,9 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     faulthandler.enable()
     torch.set_num_threads(int(threads))
-    serve(Channel(socket.socket(fileno=int(socket_))), Arena(int(memory)), source)
+    arena = Arena(int(memory))
+    fault.tell(arena.fault())
+    serve(Channel(socket.socket(fileno=int(socket_))), arena, source)
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ def not_a_number(x: Tensor, weight: Tensor, **keywords: Any) -> Tensor:
         (lambda x, weight, **k: "tensor", Outcome.WRONG_DTYPE, "y is a str"),
         (not_a_number, Outcome.NOT_A_NUMBER, "y at [2, 0]: actual nan"),
         (in_place, Outcome.WROTE_INPUT, "linear wrote to its input x"),
-        (into_the_gap, Outcome.WROTE_INPUT, "linear wrote to its input x"),
+        (into_the_gap, Outcome.OUTSIDE, "x, between its rows, 128 bytes behind"),
         (off_by_a_row, Outcome.WRONG, "x budget"),
     ],
     ids=lambda value: getattr(value, "__name__", None),

@@ -1,0 +1,203 @@
+"""Guarded memory: who writes outside of what he was given leaves a mark, who reads there gets other numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import product
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from minimax_m2.harness.arena import LARGE, LARGEST, NAN, Guard, allocations, covered, span
+from minimax_m2.harness.case import Case
+from minimax_m2.harness.judge import judge
+from minimax_m2.harness.op import find_op
+from minimax_m2.harness.provider import Provider, from_object
+from minimax_m2.harness.providers.plain import function_of
+from minimax_m2.harness.verdict import Outcome, Verdict
+from minimax_m2.harness.watched import Watched
+from minimax_m2.harness.worker import Worker, provider_in
+
+CASE = find_op("rms_norm").case(T=3, H=64, gap=8, dtype="float32")
+
+
+def right(x: Tensor, weight: Tensor, *, eps: float) -> Tensor:
+    return (x.float() * torch.rsqrt(x.float().square().mean(-1, keepdim=True) + eps) * weight.float()).to(x.dtype)
+
+
+def beside(x: Tensor, elements: int) -> Tensor:
+    """The element so many behind the last one of a tensor, whoever owns it."""
+    last = (1 + x.storage_offset()) + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
+    return torch.as_strided(x, (1,), (1,), last - 1 + elements)
+
+
+def judged(norm: Callable[..., Any], case: Case = CASE, **more: Any) -> Verdict:
+    return judge(case, from_object(SimpleNamespace(rms_norm=norm, **more), name="tried"))
+
+
+def writes_one_past_the_end(x: Tensor, weight: Tensor, *, eps: float) -> Tensor:
+    beside(weight, 1).fill_(2.5)
+    return right(x, weight, eps=eps)
+
+
+def writes_one_before(x: Tensor, weight: Tensor, *, eps: float) -> Tensor:
+    beside(x, -span(x) // 4).fill_(2.5)
+    return right(x, weight, eps=eps)
+
+
+def writes_between_rows(x: Tensor, weight: Tensor, *, eps: float) -> Tensor:
+    x.as_strided((1,), (1,), x.storage_offset() + x.shape[1] + 2).zero_()
+    return right(x, weight, eps=eps)
+
+
+def adds_one_past_the_end(x: Tensor, weight: Tensor, *, eps: float) -> Tensor:
+    return right(x, weight, eps=eps) + beside(weight, 1).nan_to_num(0.0)
+
+
+def adds_what_lies_between_rows(x: Tensor, weight: Tensor, *, eps: float) -> Tensor:
+    between = x.as_strided((1,), (1,), x.storage_offset() + x.shape[1])
+    return right(x, weight, eps=eps) + between.nan_to_num(0.0)
+
+
+def believes_fresh_memory(x: Tensor, weight: Tensor, *, eps: float) -> Tensor:
+    scratch = torch.empty(4)
+    return right(x, weight, eps=eps) * (1 if float(scratch[3]) > 0 else 2)
+
+
+@pytest.mark.parametrize(
+    "norm, evidence",
+    [
+        (writes_one_past_the_end, "wrote 4 bytes outside of what it was given: weight, 0 bytes behind the end of its "),
+        (writes_one_before, "x, 4 bytes before its first element, now 2.5"),
+        (writes_between_rows, "x, between its rows, 264 bytes behind its first, now 0.0"),
+        (adds_one_past_the_end, "read what it was not given, or what nobody wrote: y at [0, 0] is "),
+        (adds_what_lies_between_rows, "read what it was not given, or what nobody wrote: y at [0, 0] is "),
+        (believes_fresh_memory, "read what it was not given, or what nobody wrote: y at [0, 0] is "),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_a_right_result_does_not_excuse_what_was_touched(norm: Callable[..., Any], evidence: str) -> None:
+    verdict = judged(norm)
+    assert verdict.outcome is Outcome.OUTSIDE, verdict.explain()
+    assert evidence in verdict.evidence[0]
+
+
+def test_an_output_to_be_written_has_red_zones_too() -> None:
+    def into(x: Tensor, weight: Tensor, y: Tensor, *, eps: float) -> None:
+        y.copy_(right(x, weight, eps=eps))
+        beside(y, 2).zero_()
+
+    (evidence,) = judged(right, rms_norm_out=into).evidence
+    assert evidence.startswith("rms_norm_out: wrote 4 bytes outside of what it was given: output y, 4 bytes behind")
+
+
+def test_an_integer_output_that_is_left_as_it_was_is_told() -> None:
+    align = function_of("moe_align")
+    assert align is not None
+
+    def into(ids: Tensor, *outputs: Tensor, **keywords: Any) -> None:
+        for output, value in zip(outputs, align(ids, **keywords), strict=True):
+            # -1, which pads, is not written.
+            output.copy_(torch.where(value == -1, output, value))
+
+    case = find_op("moe_align").case(T=3)
+    provider = from_object(SimpleNamespace(moe_align=align, moe_align_out=into), name="tried")
+    assert not judge(case, provider).passed
+
+
+def test_bits_that_differ_from_call_to_call_are_no_fault_of_memory() -> None:
+    calls = iter(range(100))
+
+    def norm(x: Tensor, weight: Tensor, *, eps: float) -> Tensor:
+        return right(x, weight, eps=eps) * (1 + next(calls) * 2.0**-23)
+
+    assert judged(norm).passed
+
+
+def test_memory_that_a_call_allocates_holds_what_it_is_told() -> None:
+    with allocations(NAN.allocated):
+        first = torch.empty(1000, dtype=torch.bfloat16)
+    with allocations(LARGE.allocated):
+        second = torch.empty(3)
+    assert bool((first > 3e38).all())
+    assert bool((second < -2e36).all())
+
+
+def test_what_lies_between_rows_and_for_nobody_is_poisoned_anew() -> None:
+    rows = torch.arange(12.0).view(3, 4)
+    rows[0, 1] = torch.nan
+    guard = Guard({"x": rows[:, :3]}, poison=LARGE)
+    bits = guard["x"].as_strided((11,), (1,)).view(torch.int32)
+    assert [at for at, word in enumerate(bits.tolist()) if word == 0x7B7B7B7B] == [1, 3, 7]
+    assert guard.written() == ""
+
+
+@pytest.mark.parametrize("x", [torch.zeros(3, 5)[:, :4], torch.zeros(5).expand(3, 5), torch.zeros(0, 4)])
+def test_a_span_counts_gaps_once_and_repeats_never(x: Tensor) -> None:
+    assert span(x) == 4 * len(covered(x))
+    assert int(covered(x).sum()) == len({x[at].data_ptr() for at in product(*map(range, x.shape))})
+
+
+def test_what_is_too_large_to_copy_is_compared_byte_for_byte() -> None:
+    weight = torch.zeros(LARGEST // 4 + 4)
+    watched = Watched(find_op("rms_norm"), {"x": torch.ones(2, 3), "weight": weight})
+    watched.call(lambda arguments, outputs: arguments["weight"][7:8].fill_(1.0))
+    assert watched.arguments["weight"] is weight
+    assert watched.written() == "weight"
+
+
+NORM = "import ctypes, torch\ndef rms_norm(x, weight, *, eps):\n    "
+RIGHT = "(x.float() * torch.rsqrt(x.float().square().mean(-1, keepdim=True) + eps) * weight.float()).to(x.dtype)"
+
+
+@pytest.fixture
+def isolated(tmp_path: Path) -> Iterator[Callable[[str], Provider]]:
+    """Isolate ``rms_norm`` that does this before it is right."""
+    workers = []
+
+    def isolate(first: str) -> Provider:
+        (tmp_path / "norm.py").write_text(f"{NORM}{first}; return {RIGHT}")
+        workers.append(Worker(str(tmp_path / "norm.py")))
+        return provider_in(workers[-1], name="norm")
+
+    yield isolate
+    for worker in workers:
+        worker.close()
+
+
+@pytest.mark.parametrize(
+    "first, outcome, evidence",
+    [
+        ("pass", Outcome.PASS, ""),
+        ("ctypes.string_at(weight.data_ptr() + 256, 1)", Outcome.CRASHED, "the byte 0 behind the end of weight"),
+        ("ctypes.string_at(x.data_ptr() + 830, 8)", Outcome.CRASHED, "it touched the byte 0 behind the end of x"),
+        ("ctypes.memset(x.data_ptr() - 2, 7, 1)", Outcome.OUTSIDE, "wrote 2 bytes before the first byte of x"),
+        ("beside = x.as_strided((1,), (1,), x.storage_offset() + 65).zero_()", Outcome.OUTSIDE, "x, between its rows"),
+    ],
+)  # fmt: skip
+def test_a_process_of_its_own_dies_one_byte_behind_a_tensor(
+    isolated: Callable[[str], Provider], first: str, outcome: Outcome, evidence: str
+) -> None:
+    verdict = judge(CASE, isolated(first))
+    assert verdict.outcome is outcome, verdict.explain()
+    assert evidence in "".join(verdict.evidence)
+
+
+def test_a_packed_value_has_a_protected_page_behind_it(tmp_path: Path) -> None:
+    (tmp_path / "packs.py").write_text(
+        "import ctypes, torch\n"
+        "def fp8_linear(x, packed, **keywords):\n"
+        "    ctypes.string_at(packed[0].data_ptr() + packed[0].numel(), 1)\n"
+        "def pack_fp8_linear(weight, scale, **keywords):\n    return weight.clone(), scale.clone()\n"
+    )
+    worker = Worker(str(tmp_path / "packs.py"))
+    try:
+        verdict = judge(find_op("fp8_linear").case(T=3), provider_in(worker, name="packs"))
+    finally:
+        worker.close()
+    assert verdict.outcome is Outcome.CRASHED
+    assert "SIGSEGV during fp8_linear" in verdict.evidence[0]
