@@ -17,20 +17,23 @@
 namespace minimax_m2::MINIMAX_M2_ISA {
 namespace {
 
+constexpr int64_t divided_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
 constexpr int COLUMNS = 64;
 constexpr int VECTORS = 4;                  // of output columns in registers, per row
 constexpr int PASS = VECTORS * Float::N;    // columns a strip covers at once
 constexpr int ROWS = Float::N == 16 ? 6 : 2;  // 24 of 32 registers hold sums, or 8 of 16
 constexpr int CHUNK = 96;                   // rows whose sums, 24 KB, stay beside a slab in cache
 constexpr int64_t SLAB = 512;               // inputs; 64 KB of bf16
-// From so many rows on, computing takes long enough to fetch the next slab meanwhile.
-constexpr int FETCH_AHEAD_ROWS = 7;
-// Few strips that cover the block widen e4m3 in registers, each again; otherwise a scratch holds the slab for all.
-constexpr int FEW_STRIPS = 3;
+// From so many rows on, computing takes long enough to fetch the next slab meanwhile. A line of e4m3 takes as long as two
+// of bf16, so the processor's own prefetcher falls behind at once.
+template <class Stored>
+constexpr int FETCH_AHEAD_ROWS = sizeof(Stored) == 1 ? 1 : 7;
+// Strips that cover the block widen e4m3 in registers, each again: any number of them where that hides behind the
+// products, else a few. Otherwise a scratch holds the slab for all.
 template <class Operand>
 constexpr bool WIDENS_IN_REGISTERS = PASS == COLUMNS && std::is_same_v<Operand, BFloat16>;
-
-constexpr int64_t divided_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+constexpr int FEW_STRIPS = CHEAP_WIDENING ? divided_up(CHUNK, ROWS) : 3;
 
 inline Float multiply_add(Pairs a, Pairs b, Float sum) { return dot(sum, a, b); }
 inline Float multiply_add(Float a, Float b, Float sum) { return fma(a, b, sum); }
@@ -94,6 +97,8 @@ template <int R, int LINES, class Operand, class Values>
           for (int j = 0; j < VECTORS; ++j) sum[r][j] = multiply_add(a, column[j], sum[r][j]);
         }
       }
+      // Without this GCC carries all of total in the stack from group to group: a second store each.
+      asm volatile("" : : "r"(total) : "memory");
       if (column_scale == nullptr && row_scale == nullptr) {
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r) {
@@ -192,7 +197,7 @@ inline void multiply(const Block<Stored>& block, int64_t count, Row row, RowScal
                                 group_steps};
           float* sums = total + i * COLUMNS;
           // The first strips share the lines of the next slab.
-          const bool ahead_of_time = n >= FETCH_AHEAD_ROWS;
+          const bool ahead_of_time = n >= FETCH_AHEAD_ROWS<Stored>;
           if (ahead_of_time && strips >= lines_a_step && s < lines_a_step) {
             multiply_rows<ROWS, 1>(size, rows, columns, steps, scale, ahead + s * steps * 64, sums);
           } else if (ahead_of_time && strips < lines_a_step && 2 * s < lines_a_step) {

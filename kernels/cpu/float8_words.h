@@ -1,10 +1,12 @@
 // e4m3 to bfloat16, exact, in 16-bit lanes: a third of the work of going through float32. Vector extensions of the
-// compiler, because the vocabulary of vector.h has 32-bit lanes only. Included by the variants without byte shuffles.
+// compiler, because the vocabulary of vector.h has 32-bit lanes only. Included by the variants below AVX-512.
 #pragma once
 #include "scalar.h"
 
 namespace minimax_m2::MINIMAX_M2_ISA {
 namespace {
+
+[[maybe_unused]] constexpr bool CHEAP_WIDENING = false;
 
 typedef uint8_t Bytes __attribute__((vector_size(2 * Float::N)));
 typedef uint16_t Words __attribute__((vector_size(4 * Float::N)));

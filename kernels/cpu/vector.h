@@ -20,6 +20,7 @@
 //   load_pairs(p)  set1_pair(p)  store_pairs(p, v)  dot(acc, a, b)     acc[i] + a[2i+1]*b[2i+1] + a[2i]*b[2i]
 //   even_values(v)  odd_values(v)     a pair's halves as Float
 //   load_pairs(p, a, b)      4N e4m3 codes in runs of 8, taken in turn by a and b, exact
+//   CHEAP_WIDENING           whether that costs nothing beside a few products
 //   exp  sigmoid  silu  rsqrt (as 1/sqrt)           accuracy stated at each
 //
 // Contraction is off (-ffp-contract=off): a product is fused where the source says fma and nowhere else.

@@ -143,6 +143,24 @@ inline int compress(int32_t* p, Mask m, Int a) {
   return __builtin_popcount(m.v);
 }
 
+// The bfloat16 of each e4m3 magnitude, one of its bytes.
+template <int ENTRIES>
+struct ByteTable {
+  alignas(64) uint8_t entry[ENTRIES];
+};
+template <int ENTRIES>
+constexpr ByteTable<ENTRIES> byte_table(int shift) {
+  ByteTable<ENTRIES> table{};
+  for (int m = 0; m < ENTRIES; ++m) {
+    // Below 8 the exponent's bits are 0: multiples of 2^-9, which bfloat16 holds as normal numbers.
+    int code = (m << 4) + 0x3c00;
+    if (m < 8) code = m >= 4 ? (m << 5) + 0x3b80 : m >= 2 ? (m << 6) + 0x3b00 : m * 0x3b00;
+    if (m == 127) code |= 0x7fc0;
+    table.entry[m] = static_cast<uint8_t>(code >> shift);
+  }
+  return table;
+}
+
 inline Pairs load_pairs(const BFloat16* p) { return {_mm512_loadu_si512(p)}; }
 inline Pairs set1_pair(const BFloat16* p) {
   int32_t pair;
