@@ -137,7 +137,7 @@ class Exchange:
         back = self.world.all_to_all(computed.split([len(part) for part in rows]), label=f"experts of layer {layer}")
         weighted = torch.cat(back) * weights.flatten()[order, None]
         terms = weighted.new_zeros(len(slots), x.shape[1]).index_copy(0, order, weighted)
-        y = functools.reduce(torch.add, terms.reshape(*ids.shape, -1).unbind(1)).to(x.dtype)
+        y = functools.reduce(torch.add, terms.reshape(*ids.shape, x.shape[1]).unbind(1)).to(x.dtype)
         if self.is_alone:
             return y
         return self.within.all_gather(_padded(y, own.size), label=f"summed experts of layer {layer}")[: x.shape[0]]
