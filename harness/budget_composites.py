@@ -182,18 +182,28 @@ def _participation(var: Tensor) -> Tensor:
 
 def _jacobian(x: Budgeted, value: Tensor, gain: Tensor, own: Tensor, others: Tensor, bound: Tensor) -> Budgeted:
     """``dy_i = gain_i (dx_i - own_i sum_j others_j dx_j)``, applied exactly to independent and shared errors."""
-    mixed = (others.square() * x.var).sum(-1, keepdim=True)
-    # (1 - own others)^2 of its own error and own^2 others_j^2 of every other's; a cancellation may leave -1e-17.
-    var = gain.square() * ((1 - 2 * own * others) * x.var + own.square() * mixed).clamp_min(0)
-    shared = []
+    single, mixed, shared = x.var, (others.square() * x.var).sum(-1, keepdim=True), []
     for part in x.shared:
         if _one_per_row(part.label):
             coef = gain * (part.coef - own * (others * part.coef).sum(-1, keepdim=True))
             shared.append(part._replace(coef=coef))
         else:
-            var = var + gain.square() * part.coef.square()
+            # Errors that repeat within a row reach the others of the row as one.
+            single = single + part.coef.square()
+            mixed = mixed + _sum_by_label(others * part.coef, part.label)
+    # (1 - own others)^2 of its own error and own^2 others_j^2 of every other's; a cancellation may leave -1e-17.
+    var = gain.square() * ((1 - 2 * own * others) * single + own.square() * mixed).clamp_min(0)
     jump = None if x.jump is None else x.jump * gain.abs()
     return Budgeted(value, var, bound, x.arithmetic, tuple(shared), None, jump)
+
+
+def _sum_by_label(values: Tensor, label: Tensor) -> Tensor:
+    """Per row, the sum over labels of the squared sum of ``values``, ``[..., 1]``."""
+    wide, names = values.reshape(-1, values.shape[-1]), label.expand(values.shape).reshape(-1, values.shape[-1])
+    rows = torch.arange(len(wide))[:, None].expand(wide.shape)
+    keys, place = torch.stack([rows, names], -1).reshape(-1, 2).unique(dim=0, return_inverse=True)
+    sums = torch.zeros(len(keys), dtype=wide.dtype).index_add(0, place, wide.flatten())
+    return torch.zeros(len(wide), dtype=wide.dtype).index_add(0, keys[:, 0], sums.square()).view(*values.shape[:-1], 1)
 
 
 def _with_row_error(x: Budgeted, relative: Tensor | float, *, bounded: bool = False) -> Budgeted:

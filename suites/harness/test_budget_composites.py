@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from minimax_m2.harness.budget import Budgeted
+from minimax_m2.harness.budget import Budgeted, Shared, new_source
 from minimax_m2.harness.compare import compare
 from minimax_m2.reference.block_quant import power_of_two_above, requantised
-from minimax_m2.reference.composites import renormalise, softmax
+from minimax_m2.reference.composites import renormalise, rms_normalise, softmax
 from minimax_m2.reference.contract import Contract, rounded
 from minimax_m2.reference.swiglu_quant import rounded_int8
 
@@ -61,6 +62,15 @@ def test_renormalised_weights_are_calibrated_at_every_k(terms: int) -> None:
 def test_softmax_is_calibrated_at_every_width(terms: int) -> None:
     z = z_of(softmax, drawn(2, 40 if terms > 2 else ROWS, terms) * 3)
     assert 0.8 < float(z.square().mean()) < 1.25
+
+
+def test_errors_that_repeat_in_a_row_reach_an_exact_element_through_its_length() -> None:
+    value, coef = torch.tensor([[3.0, 2.0, 1.0]]).double(), torch.tensor([[0.1, 0.2, 0.0]]).double()
+    x: Any = replace(Budgeted.exact(value), shared=(Shared(new_source(), coef, torch.tensor([[7, 7, 8]])),))
+    y: Any = rms_normalise(x, eps=0.0)
+    moved = (value * coef).sum() / value.square().sum()
+    # Besides, the row's length errs by float32's own roundings.
+    assert float(y.sigma[0, 2] / (y.value[0, 2] * moved)) == pytest.approx(1.0, rel=1e-3)
 
 
 def test_a_rounded_scale_is_an_error_that_its_row_shares() -> None:
