@@ -96,8 +96,7 @@ def weight_of(case: Case, bits: Bits, name: str, shape: tuple[int, ...]) -> tupl
         return (raw.to(torch.float32) * (half_width / 128)).to(dtype), None
     block = case.number("block")
     grid = (shape[0], -(-shape[1] // block), -(-shape[2] // block))
-    # Neighbouring scales differ by up to 2.3 times: one block off is a gross error.
-    scale = bits.integers(f"{name}/scale", grid, 10, 23).to(torch.float32) * (half_width / 2048)
+    scale = fp8_linear.scales(bits, f"{name}/scale", grid, half_width / 128)
     return raw.to(torch.float32).to(torch.float8_e4m3fn), scale
 
 
@@ -109,7 +108,7 @@ def x_of(case: Case, bits: Bits) -> tuple[Tensor, Tensor | None]:
         return values.to(getattr(torch, case.word("dtype"))), None
     codes = (values * 64).clamp(-LARGEST_E4M3, LARGEST_E4M3).to(torch.float32).to(torch.float8_e4m3fn)
     groups = -(-H // case.number("block"))
-    return codes, bits.integers("x/scale", (T, groups), 10, 23).to(torch.float32) / 1024
+    return codes, fp8_linear.scales(bits, "x/scale", (T, groups), 1 / 64)
 
 
 def inputs(case: Case, bits: Bits) -> dict[str, Any]:

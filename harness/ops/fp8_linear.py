@@ -28,6 +28,9 @@ FACTORS: dict[str, tuple[Field, ...]] = {
 }
 
 
+DIGITS = 2**16
+
+
 def settle(fields: dict[str, Field]) -> dict[str, Field]:
     """An e4m3 x does not tell the model's dtype: what the op returns is float32 unless asked for another."""
     fields = narrowed(fields, N=9, H=129)
@@ -35,9 +38,9 @@ def settle(fields: dict[str, Field]) -> dict[str, Field]:
     return fields | {"out": same if fields["out"] == "same" else fields["dtype" if fields["x"] == "e4m3" else "out"]}
 
 
-def scales(bits: Bits, name: str, shape: tuple[int, int], factor: float) -> Tensor:
-    """Neighbours differ by up to 2.3 times: one block off is a gross error."""
-    return (bits.integers(name, shape, 10, 23) * (factor / 16)).to(torch.float32)
+def scales(bits: Bits, name: str, shape: tuple[int, ...], factor: float) -> Tensor:
+    """Neighbours differ by up to 2.3 times: one block off is a gross error. No 16-bit format holds their digits."""
+    return (bits.integers(name, shape, 10 * DIGITS, 23 * DIGITS) * (factor / 16 / DIGITS)).to(torch.float32)
 
 
 def activations(case: Case, bits: Bits) -> tuple[Tensor, Tensor | None]:
