@@ -1,4 +1,4 @@
-"""``m2check score``: how many known bugs and planted defects the harness catches."""
+"""``m2check score``: how many known bugs and planted defects the harness catches, and how often it cries wolf."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from minimax_m2.harness.false_alarms import Tally, tallies
 from minimax_m2.harness.museum import exhibits, museum_dir
 from minimax_m2.harness.mutation import mutants
 from minimax_m2.harness.op import all_ops, find_op
@@ -19,17 +20,22 @@ from minimax_m2.harness.score import GENERIC, HELD_OUT, MUSEUM, Kill, rate, scor
 from minimax_m2.harness.wrong_use import asked
 
 CASES, SHORT_CASES = 60, 40
-SHORT_SHARE = 4
+RIGHT, SHORT_RIGHT = 400, 40
+"""Cases an op on which implementations that are right are held; 10,000 in the nightly."""
+SHORT_SHARE = 2
 """The short form judges every exhibit, but of the generic mutants only every so many-th."""
 GOAL = 0.97
 
 
 def score(
     op: Annotated[list[str] | None, typer.Option("--op", help="only this op (repeatable)")] = None,
-    short: Annotated[bool, typer.Option("--short", help="every exhibit, a quarter of the generic mutants")] = False,
+    short: Annotated[bool, typer.Option("--short", help="every exhibit, half of the generic mutants")] = False,
+    right: Annotated[
+        int | None, typer.Option("--right", min=0, help="cases an op for what is right; costly ops take fewer")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON instead of tables")] = False,
 ) -> None:
-    """Judge the museum's bugs and generic mutants: kills by op and by check, survivors by name."""
+    """Judge the museum's bugs, generic mutants and what is right: kills by op and check, survivors, false alarms."""
     # Here, because cli registers this command.
     from minimax_m2.harness.cli import NOTHING_MEASURED, WRONG, console, finish, working
 
@@ -39,6 +45,7 @@ def score(
     hung = [] if folder is None else [e for e in exhibits(folder) if not op or e.subject in op]
     generic = [mutant for o in chosen for mutant in mutants(o)][:: SHORT_SHARE if short else 1]
     cases = SHORT_CASES if short else CASES
+    held = right if right is not None else SHORT_RIGHT if short else RIGHT
     with working() as bar:
         task = bar.add_task("starting", total=1.0)
 
@@ -49,16 +56,22 @@ def score(
             *score_museum(hung, cases=cases, progress=tell),
             *score_mutants(generic, cases=cases, progress=tell),
         ]
+        tallied = list(tallies([o.name for o in chosen], held, progress=tell)) if held else []
     seconds = time.perf_counter() - start
     if as_json:
         for kill in kills:
             typer.echo(json.dumps(asdict(kill)))
+        for found in tallied:
+            typer.echo(json.dumps(asdict(found) | {"group": "right", "below": found.below}))
     else:
-        for table in (by_group(kills), by_op(kills), by_check(kills), leniency(kills)):
+        for table in (by_group(kills), by_op(kills), by_check(kills), leniency(kills), cries(tallied)):
             console.print(table)
         for kill in kills:
             if kill.survived:
                 console.print(f"survived: {kill.name} ({kill.group})", markup=False)
+        for found in tallied:
+            for alarm in found.alarms:
+                console.print(f"false alarm: {alarm}", markup=False)
     if not kills:
         finish(NOTHING_MEASURED, "nothing was measured", "no exhibit and no mutant of these ops", "m2check list")
     real = [kill for kill in kills if kill.group != GENERIC]
@@ -72,6 +85,10 @@ def score(
     if rate(planted) < GOAL:
         first = next(kill for kill in planted if kill.survived)
         finish(WRONG, told, f"{first.name} survives; the goal is {GOAL:.0%}", f"m2check score --op {first.subject}")
+    for found in tallied:
+        if found.wrong:
+            alarmed = f"{found.op}: {found.wrong} of {found.cases} cases call a right implementation wrong"
+            finish(WRONG, told, alarmed, f"m2check score --op {found.op}")
     finish(0, told, f"{seconds:.0f} s, {sum(kill.examples for kill in kills)} examples", "m2check run")
 
 
@@ -138,4 +155,15 @@ def leniency(kills: Iterable[Kill]) -> Table:
     for kill in kills:
         if kill.accepted is not None and kill.noticed:
             table.add_row(kill.name, kill.subject, str(kill.accepted), str(kill.noticed))
+    return table
+
+
+def cries(tallied: Iterable[Tally]) -> Table:
+    """Cases on which an implementation that is right was called wrong, and the rate that this leaves possible."""
+    table = Table(title="what is right", title_justify="left")
+    for name in ("op", "implementations", "calls", "cases", "called wrong", "rate below, at 95 %"):
+        table.add_column(name, justify="left" if name in ("op", "implementations") else "right")
+    for found in tallied:
+        counts = (str(found.calls), str(found.cases), str(found.wrong), f"{found.below:.1e}" if found.cases else "")
+        table.add_row(found.op, " ".join(found.implementations), *counts)
     return table

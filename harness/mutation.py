@@ -7,8 +7,9 @@ function, never inside a judge.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from inspect import signature
 from types import SimpleNamespace
 from typing import Any
 
@@ -40,11 +41,12 @@ EQUIVALENT = {
 
 @dataclass(frozen=True, slots=True)
 class Mutant:
-    """One wrong provider: ``slots: 1 more`` of kv_cache."""
+    """One wrong provider: ``slots: 1 more`` of kv_cache. ``packs`` are packing functions that are wrong."""
 
     op: Op
     defect: str
     function: Callable[..., Any]
+    packs: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -54,12 +56,12 @@ class Mutant:
         """The mutant beside the packing functions that its op needs."""
         packs = {f"pack_{name}": function_of(f"pack_{name}") for name in all_ops()}
         found = {name: pack for name, pack in packs.items() if pack is not None and name != self.op.name}
-        return from_object(SimpleNamespace(**found | {self.op.name: self.function}), name="mutant")
+        return from_object(SimpleNamespace(**{**found, **self.packs, self.op.name: self.function}), name="mutant")
 
 
 def mutants(op: Op) -> Iterator[Mutant]:
     """Every mutant of an op that is not known to be equivalent."""
-    found = [*_of_arguments(op), *_of_pairs(op), *_of_outputs(op)]
+    found = [*_of_arguments(op), *_of_packs(op), *_of_pairs(op), *_of_outputs(op)]
     yield from (mutant for mutant in found if mutant.name not in EQUIVALENT)
 
 
@@ -92,6 +94,34 @@ def _changing_argument(op: Op, name: str, change: Change) -> Callable[..., Any]:
         return _run(op, given if value is None else given | {name: change(value)})
 
     return _named(op, mutated)
+
+
+def _of_packs(op: Op) -> Iterator[Mutant]:
+    """What goes wrong at load."""
+    found: dict[tuple[str, str], list[Any]] = {}
+    for case in sampled(op, SEEN):
+        for pack in (v for v in op.inputs(case, Bits(case)).values() if isinstance(v, Pack)):
+            for name, value in pack.arguments.items():
+                found.setdefault((pack.function, name), []).append(value)
+    plain = function_of(op.name)
+    for (pack_name, name), values in found.items():
+        for defect, applies, change in ARGUMENT_OPERATORS:
+            if plain is not None and any(applies(value) for value in values):
+                packs = {pack_name: _changing_pack(pack_name, name, change)}
+                yield Mutant(op, f"{name} {defect}", plain, packs)
+
+
+def _changing_pack(pack_name: str, name: str, change: Change) -> Callable[..., Any]:
+    pack = function_of(pack_name)
+    if pack is None:
+        raise ValueError(f"the plain provider does not offer {pack_name}")
+
+    def mutated(*positional: Any, **given: Any) -> Any:
+        named = dict(zip(signature(pack).parameters, positional, strict=False)) | given
+        value = named.get(name)
+        return pack(**(named if value is None else named | {name: change(value)}))
+
+    return mutated
 
 
 def _of_pairs(op: Op) -> Iterator[Mutant]:

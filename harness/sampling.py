@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 from hypothesis import strategies as st
 
@@ -23,6 +25,16 @@ def sampled(op: Op, count: int, *, start: int = 0) -> list[Case]:
         if settled is not None:
             found.append(Case({"op": op.name, **settled}))
     return found
+
+
+def small_first(op: Op, drawn: Iterable[Case]) -> list[Case]:
+    """Cases by what they cost, those without tokens last: a wrong kernel is told soon, and its first call is small."""
+
+    def effort(case: Case) -> tuple[bool, int]:
+        cost = op.cost(case)
+        return 0 in (case.get("T"), case.get("B")), cost.bytes + cost.flops
+
+    return sorted(drawn, key=effort)
 
 
 def _dealt(name: str, size: int, count: int) -> list[int]:

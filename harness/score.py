@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from minimax_m2.harness.case import Case
 from minimax_m2.harness.judge import calls, expected, judge, repeat
 from minimax_m2.harness.model_checks import loader_failures, model_failures
 from minimax_m2.harness.museum import WHOLES, Exhibit, load
@@ -16,7 +18,7 @@ from minimax_m2.harness.mutation import Mutant
 from minimax_m2.harness.op import Op, find_op
 from minimax_m2.harness.provider import Provider, from_object
 from minimax_m2.harness.relation import Standing, relate, relations_of
-from minimax_m2.harness.sampling import sampled
+from minimax_m2.harness.sampling import sampled, small_first
 from minimax_m2.harness.verdict import Outcome, Verdict
 
 MUSEUM, HELD_OUT, GENERIC = "museum", "held out", "generic"
@@ -71,8 +73,7 @@ def score_museum(
             leniency: tuple[int | None, int] = (None, 0)
         else:
             op = find_op(exhibit.subject)
-            provider = from_object(load(exhibit.path), name=exhibit.name)
-            checks, examples = first_kill(op, provider, cases)
+            checks, examples = first_kill(op, partial(loaded, exhibit), cases)
             seconds = time.perf_counter() - start
             leniency = accepted(exhibit, op, COMPARED)
             start = time.perf_counter() - seconds
@@ -90,35 +91,49 @@ def score_mutants(
     for position, mutant in enumerate(made):
         progress(f"generic: {mutant.name}", position / len(made))
         start = time.perf_counter()
-        checks, examples = first_kill(mutant.op, mutant.provider(), cases)
+        checks, examples = first_kill(mutant.op, mutant.provider, cases)
         yield Kill(
             name=mutant.name, subject=mutant.op.name, group=GENERIC, checks=checks, examples=examples,
             seconds=time.perf_counter() - start,
         )  # fmt: skip
 
 
-def first_kill(op: Op, provider: Provider, cases: int) -> tuple[tuple[str, ...], int]:
+def loaded(exhibit: Exhibit) -> Provider:
+    """An exhibit that has not been called yet."""
+    return from_object(load(exhibit.path), name=exhibit.name)
+
+
+def first_kill(op: Op, make: Callable[[], Provider], cases: int) -> tuple[tuple[str, ...], int]:
     """The checks that a provider's first wrong example fails, and how many examples that took."""
     examples = 0
-    for examples, checks in enumerate(_examined(op, provider, cases), 1):
+    for examples, checks in enumerate(_examined(op, make, cases), 1):
         if checks:
             return checks, examples
     return (), examples
 
 
-def _examined(op: Op, provider: Provider, cases: int) -> Iterator[tuple[str, ...]]:
-    drawn = sampled(op, cases)
-    for case in drawn:
-        verdict = judge(case, provider)
-        if verdict.outcome is not Outcome.UNSUPPORTED:
-            yield fired(verdict)
-    for case in drawn[:RELATED]:
+def _examined(op: Op, make: Callable[[], Provider], cases: int) -> Iterator[tuple[str, ...]]:
+    """What conformance asks, then what a run does: a provider that keeps something of its first call meets both."""
+    drawn, provider = sampled(op, cases), make()
+    ordered = small_first(op, drawn)
+    for case in ordered:
+        yield from _judged(case, provider)
+    for case in ordered[:RELATED]:
         yield () if repeat(case, provider) else ("a second call",)
     for relation in relations_of(op.name):
-        findings = (relate(relation, op, case, provider) for case in drawn)
+        findings = (relate(relation, op, case, provider) for case in ordered)
         telling = (found for found in findings if found.standing in (Standing.HOLDS, Standing.BROKEN))
         for _, found in zip(range(RELATED), telling, strict=False):
             yield (relation.name,) if found.standing is Standing.BROKEN else ()
+    fresh = make()
+    for case in drawn:
+        yield from _judged(case, fresh)
+
+
+def _judged(case: Case, provider: Provider) -> Iterator[tuple[str, ...]]:
+    verdict = judge(case, provider)
+    if verdict.outcome is not Outcome.UNSUPPORTED:
+        yield fired(verdict)
 
 
 def fired(verdict: Verdict) -> tuple[str, ...]:
@@ -135,7 +150,7 @@ def accepted(exhibit: Exhibit, op: Op, cases: int) -> tuple[int | None, int]:
     are. Only shapes and dtypes that are right get that far."""
     if exhibit.tolerance is None:
         return None, 0
-    provider, passed, noticed = from_object(load(exhibit.path), name=exhibit.name), 0, 0
+    provider, passed, noticed = loaded(exhibit), 0, 0
     narrow = [case for case in sampled(op, 4 * cases) if case.get("dtype", "bfloat16") == "bfloat16"]
     for case in narrow[:cases]:
         verdict = judge(case, provider)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,16 +23,26 @@ def plain(device: str = "cpu") -> Provider:
     return Provider(name="plain", device=device, functions=function_of)
 
 
-def function_of(name: str) -> Callable[..., Any] | None:
-    """An op's reference at float32, or a packing function of a reference."""
+# Of a float64 input the reference leaves codes as wide as it computes them, and a keyword names their dtype.
+CODES = "swiglu_quant"
+
+
+def wide(device: str = "cpu") -> Provider:
+    """The same in float64: a kernel whose every sum is better than any that is fast."""
+    functions = partial(function_of, working=torch.float64)
+    return Provider(name="float64", device=device, functions=lambda name: None if name == CODES else functions(name))
+
+
+def function_of(name: str, *, working: torch.dtype = torch.float32) -> Callable[..., Any] | None:
+    """An op's reference at ``working``, or a packing function of a reference."""
     ops = all_ops()
     if name in ops:
-        return _at_float32(ops[name])
+        return _at(ops[name], working)
     owner = next((op for op in ops.values() if name.startswith("pack_") and hasattr(op.module, name)), None)
     return None if owner is None else getattr(owner.module, name)
 
 
-def _at_float32(op: Op) -> Callable[..., Any]:
+def _at(op: Op, working: torch.dtype) -> Callable[..., Any]:
     parameters = list(inspect.signature(op.reference).parameters)
 
     def call(*positional: Any, **keywords: Any) -> Any:
@@ -41,8 +52,8 @@ def _at_float32(op: Op) -> Callable[..., Any]:
         ranked = [given.get(name) for name in (*op.budgeted, *given)]
         first = next((v for v in ranked if isinstance(v, Tensor) and v.is_floating_point() and v.itemsize > 1), None)
         kind = out_dtype or given.get("dtype") or (torch.float32 if first is None else first.dtype)
-        wide = {name: v if name in op.mutates else _wide(v) for name, v in given.items()}
-        returned = op.bind(op.reference, wide)()
+        widened = {name: v if name in op.mutates else _wide(v, working) for name, v in given.items()}
+        returned = op.bind(op.reference, widened)()
         if returned is None:
             return None
         values = returned if isinstance(returned, tuple) else (returned,)
@@ -55,11 +66,11 @@ def _at_float32(op: Op) -> Callable[..., Any]:
     return call
 
 
-def _wide(value: Any) -> Any:
+def _wide(value: Any, working: torch.dtype) -> Any:
     if isinstance(value, Tensor) and value.is_floating_point():
-        return value.to(torch.float32)
+        return value.to(working)
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(_wide(v) for v in value))
+        return type(value)(*(_wide(v, working) for v in value))
     return value
 
 

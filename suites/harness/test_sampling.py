@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minimax_m2.harness.op import find_op
-from minimax_m2.harness.sampling import cases, sampled
+from minimax_m2.harness.sampling import cases, sampled, small_first
 
 SMALL = replace(find_op("linear"), factors={"T": (0, 1, 2, 3), "dtype": ("bfloat16", "float32")}, settle=dict)
 PINNED = ["76fc79fc", "7c8934ee", "1157ab87"]
@@ -55,3 +55,9 @@ def test_drawn_cases_hold_what_is_fixed(data: st.DataObject) -> None:
 def test_an_unknown_factor_cannot_be_fixed() -> None:
     with pytest.raises(ValueError, match="op linear has no factor 'experts'"):
         cases(find_op("linear"), experts=1)
+
+
+def test_small_cases_come_first_and_empty_ones_last() -> None:
+    op = find_op("linear")
+    drawn = [op.case(T=T, H=64) for T in (17, 0, 1, 2)]
+    assert [case["T"] for case in small_first(op, drawn)] == [1, 2, 17, 0]

@@ -9,6 +9,7 @@ import typer
 
 from minimax_m2.harness import commands_score, mutation
 from minimax_m2.harness.bits import Bits
+from minimax_m2.harness.false_alarms import Tally
 from minimax_m2.harness.judge import call
 from minimax_m2.harness.museum import Exhibit, museum_dir, read_exhibit
 from minimax_m2.harness.mutation import EQUIVALENT, Mutant, mutants
@@ -51,17 +52,34 @@ def exit_code(**options: object) -> int:
 def test_a_bug_that_survives_ends_in_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "harmless.py").write_text(HARMLESS)
     monkeypatch.setattr(commands_score, "museum_dir", lambda: tmp_path)
-    assert exit_code(op=["swiglu"], short=True) == 1
+    assert exit_code(op=["swiglu"], short=True, right=0) == 1
 
 
 def test_bugs_that_are_caught_end_in_zero() -> None:
-    assert exit_code(op=["unpack_routing"], short=True) == 0
+    assert exit_code(op=["unpack_routing"], short=True, right=0) == 0
+
+
+def test_a_right_implementation_that_is_called_wrong_ends_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert exit_code(op=["unpack_routing"], short=True, right=2) == 0
+    cried = Tally(op="unpack_routing", implementations=("plain",), calls=2, cases=2, wrong=1, alarms=("",), worst=2.0)
+    monkeypatch.setattr(commands_score, "tallies", lambda names, count, progress: iter([cried]))
+    assert exit_code(op=["unpack_routing"], short=True, right=2) == 1
+
+
+def test_a_scale_packed_wrong_is_a_mutant_that_is_caught() -> None:
+    (mutant,) = (m for m in mutants(find_op("fp8_linear")) if m.defect == "scale in bfloat16")
+    assert not next(score_mutants([mutant], cases=30)).survived
+
+
+def test_what_is_kept_of_the_first_call_is_seen_from_small_to_large() -> None:
+    (kill,) = score_museum([hung("plan_frozen_by_the_first_call")], cases=60)
+    assert kill.as_expected
 
 
 def test_without_museum_and_mutants_nothing_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(commands_score, "museum_dir", lambda: None)
     monkeypatch.setattr(commands_score, "mutants", lambda op: iter(()))
-    assert exit_code(op=["swiglu"]) == 5
+    assert exit_code(op=["swiglu"], right=0) == 5
 
 
 def test_a_kill_names_the_check_the_examples_and_what_the_engine_would_have_said() -> None:
@@ -83,7 +101,7 @@ def test_the_plain_provider_survives_every_check(op_name: str) -> None:
     op = find_op(op_name)
     function = function_of(op_name)
     assert function is not None
-    assert first_kill(op, Mutant(op, "nothing", function).provider(), cases=6)[0] == ()
+    assert first_kill(op, Mutant(op, "nothing", function).provider, cases=6)[0] == ()
 
 
 def test_what_is_excused_as_equivalent_is_a_mutant(monkeypatch: pytest.MonkeyPatch) -> None:
