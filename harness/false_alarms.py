@@ -18,14 +18,15 @@ from typing import Any
 
 import torch
 
+from minimax_m2.harness.bits import Bits
 from minimax_m2.harness.case import Case
 from minimax_m2.harness.expectation import Expectation, Outputs, emulated, expectation
-from minimax_m2.harness.judge import calls
 from minimax_m2.harness.op import GENERAL_CHOICES, Op, find_op
 from minimax_m2.harness.provider import Provider
 from minimax_m2.harness.providers.backwards import backwards
 from minimax_m2.harness.providers.ours import ours
 from minimax_m2.harness.providers.plain import plain, wide
+from minimax_m2.harness.relation import outputs_of, placed
 from minimax_m2.harness.sampling import sampled
 
 CONTRACTS = "contracts"
@@ -148,10 +149,9 @@ def _shown(case: Case, provider: Provider, position: int) -> Iterator[tuple[str,
     variants = provider.variants_of(op.name)
     variant = variants[position % len(variants)]
     right = _right(case, _text(op, case, provider.contract.get(op.name, {})))
-    for name, call in calls(op, case, provider, right):
-        with provider.enter(variant):
-            outputs, _ = call()
-        yield from _alarms(right, outputs, f"{provider.name} {variant} {name} {case.json}")
+    with provider.enter(variant):
+        outputs = outputs_of(op, provider, placed(op.inputs(case, Bits(case)), provider))
+    yield from _alarms(right, outputs, f"{provider.name} {variant} {case.json}")
 
 
 def _emulated(case: Case, position: int) -> Iterator[tuple[str, float]]:

@@ -124,7 +124,7 @@ def relate(
         return Finding(Standing.VACUOUS, "the change moved nothing")
     try:
         with provider.enter(variant):
-            base, changed = _outputs(op, provider, before), _outputs(op, provider, after)
+            base, changed = outputs_of(op, provider, before), outputs_of(op, provider, after)
     except (Exception, SystemExit) as error:
         return Finding(Standing.BROKEN, f"raised {type(error).__name__}: {error}")
     demanded = relation.demands(op, case, changed)
@@ -138,7 +138,8 @@ def relate(
     return Finding(Standing.HOLDS)
 
 
-def _outputs(op: Op, provider: Provider, arguments: Arguments) -> Outputs:
+def outputs_of(op: Op, provider: Provider, arguments: Arguments) -> Outputs:
+    """What a provider returns for arguments that are placed, then what it wrote, as copies on the host."""
     function = provider.functions(op.name)
     if function is None:
         raise ValueError(f"provider {provider.name!r} does not offer {op.name}")

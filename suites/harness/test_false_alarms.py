@@ -51,6 +51,7 @@ def test_an_alarm_is_told_and_a_case_counts_once(function: object) -> None:
 
 @pytest.mark.parametrize("alarms, cases, bound", [(0, 1, 0.95), (0, 10_000, 2.995e-4), (1, 10, 0.3942), (3, 3, 1.0)])
 def test_the_bound_is_that_of_clopper_and_pearson(alarms: int, cases: int, bound: float) -> None:
+    # derived: the tables' last digit
     assert upper_bound(alarms, cases) == pytest.approx(bound, rel=1e-3)
 
 
