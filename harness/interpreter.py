@@ -30,11 +30,15 @@ MOST_ROWS = 80
 
 @dataclass(frozen=True, slots=True)
 class Interpreted:
-    """What one op's cases gave; ``launches`` is the witness that Triton functions ran, and nothing else did."""
+    """What one op's cases gave; ``launches`` is the witness that Triton functions ran, and nothing else did.
+
+    ``idle`` counts judged cases without tokens, which launch nothing.
+    """
 
     op: str
     judged: int
     refused: int
+    idle: int
     launches: int
     failures: tuple[str, ...]
 
@@ -69,17 +73,18 @@ def judged(name: str, count: int, file: str = "") -> Interpreted:
     """Judge the first ``count`` sampled cases of an op that are not refused."""
     provider, op = interpreted(file), find_op(name)
     launches = _counted_launches()
-    passed, refused, failures = 0, 0, []
+    passed, refused, idle, failures = 0, 0, 0, []
     for case in sampled(op, 8 * count):
         verdict = judge(Case(case), provider)
         refused += verdict.outcome is Outcome.UNSUPPORTED
+        idle += verdict.outcome is not Outcome.UNSUPPORTED and case.get("T") == 0
         if verdict.passed:
             passed += 1
         elif verdict.outcome is not Outcome.UNSUPPORTED:
             failures.append(verdict.explain(f"G0 {name}"))
         if passed + len(failures) == count:
             break
-    return Interpreted(name, passed + len(failures), refused, len(launches), tuple(failures))
+    return Interpreted(name, passed + len(failures), refused, idle, len(launches), tuple(failures))
 
 
 def _counted_launches() -> list[str]:

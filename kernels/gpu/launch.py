@@ -8,6 +8,8 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
 # The oldest architecture that every kernel compiles for.
@@ -61,3 +63,21 @@ def converts_e4m3(capability: int) -> bool:
 def power_of_two(n: int) -> int:
     """The smallest power of two that is at least ``n``, and at least 1: what a Triton tile may be wide."""
     return 1 << max(n - 1, 0).bit_length()
+
+
+def starts_early(capability: int) -> dict[str, bool]:
+    """Options of a launch that may begin before the kernel ahead of it has ended: ``wait_for_predecessor`` is its due.
+
+    Programmatic dependent launch, sm_90 and later: the start of a kernel, a third of a short one, hides behind the
+    end of the other.
+    """
+    early = capability >= 90
+    return {"EARLY": early, "launch_pdl": early}
+
+
+@triton.jit
+def wait_for_predecessor(EARLY: tl.constexpr):
+    """Let the next kernel start, wait for all before this one: nothing that others write may be touched earlier."""
+    if EARLY:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from minimax_m2.kernels.gpu.launch import on_device_of, power_of_two, registered
+from minimax_m2.kernels.gpu.kv_cache_entries import entry, offsets_of
+from minimax_m2.kernels.gpu.launch import (
+    capability,
+    converts_e4m3,
+    on_device_of,
+    power_of_two,
+    registered,
+    starts_early,
+    wait_for_predecessor,
+)
+from minimax_m2.kernels.gpu.rope import angle_of
 from minimax_m2.kernels.schema import qk_norm_rope as qk_schema
 
 # Channels of a row that one step of qk_sum_squares reads.
@@ -25,11 +37,17 @@ def load_heads(row, HEADS: tl.constexpr, TILE: tl.constexpr, D: tl.constexpr, HA
                REST: tl.constexpr):  # fmt: skip
     """A tile of heads, float32: channels [0, R/2), [R/2, R) and [R, D) apart, so that a pair meets in one thread."""
     head, turn, rest = tl.arange(0, TILE)[:, None], tl.arange(0, TURN)[None, :], tl.arange(0, REST)[None, :]
-    turns, rests = (head < HEADS) & (turn < HALF), (head < HEADS) & (rest < D - 2 * HALF)
-    first = tl.load(row + head * D + turn, mask=turns, other=0.0).to(tl.float32)
-    second = tl.load(row + head * D + HALF + turn, mask=turns, other=0.0).to(tl.float32)
-    passed = tl.load(row + head * D + 2 * HALF + rest, mask=rests, other=0.0).to(tl.float32)
-    return first, second, passed
+    at = row + head * D
+    if HEADS == TILE and TURN == HALF:
+        first, second = tl.load(at + turn), tl.load(at + HALF + turn)
+    else:
+        turns = (head < HEADS) & (turn < HALF)
+        first, second = tl.load(at + turn, mask=turns, other=0.0), tl.load(at + HALF + turn, mask=turns, other=0.0)
+    if HEADS == TILE and REST == D - 2 * HALF:
+        passed = tl.load(at + 2 * HALF + rest)
+    else:
+        passed = tl.load(at + 2 * HALF + rest, mask=(head < HEADS) & (rest < D - 2 * HALF), other=0.0)
+    return first.to(tl.float32), second.to(tl.float32), passed.to(tl.float32)
 
 
 @triton.jit
@@ -38,63 +56,96 @@ def squares_of(first, second, passed):
 
 
 @triton.jit
-def store_heads(row, first, second, passed, HEADS: tl.constexpr, TILE: tl.constexpr, D: tl.constexpr,
-                HALF: tl.constexpr, TURN: tl.constexpr, REST: tl.constexpr):  # fmt: skip
-    """Write what ``load_heads`` reads."""
+def store_heads(row, stride, first, second, passed, CODED: tl.constexpr, HARDWARE: tl.constexpr, HEADS: tl.constexpr,
+                TILE: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, TURN: tl.constexpr,
+                REST: tl.constexpr):  # fmt: skip
+    """Write what ``load_heads`` reads, to heads that lie ``stride`` apart."""
     head, turn, rest = tl.arange(0, TILE)[:, None], tl.arange(0, TURN)[None, :], tl.arange(0, REST)[None, :]
-    turns, rests = (head < HEADS) & (turn < HALF), (head < HEADS) & (rest < D - 2 * HALF)
-    dtype = row.dtype.element_ty
-    tl.store(row + head * D + turn, first.to(dtype), mask=turns)
-    tl.store(row + head * D + HALF + turn, second.to(dtype), mask=turns)
-    tl.store(row + head * D + 2 * HALF + rest, passed.to(dtype), mask=rests)
+    at = row + head * stride
+    dtype: tl.constexpr = row.dtype.element_ty
+    a, b = entry(first, dtype, CODED, HARDWARE), entry(second, dtype, CODED, HARDWARE)
+    c = entry(passed, dtype, CODED, HARDWARE)
+    if HEADS == TILE and TURN == HALF:
+        tl.store(at + turn, a)
+        tl.store(at + HALF + turn, b)
+    else:
+        turns = (head < HEADS) & (turn < HALF)
+        tl.store(at + turn, a, mask=turns)
+        tl.store(at + HALF + turn, b, mask=turns)
+    if HEADS == TILE and REST == D - 2 * HALF:
+        tl.store(at + 2 * HALF + rest, c)
+    else:
+        tl.store(at + 2 * HALF + rest, c, mask=(head < HEADS) & (rest < D - 2 * HALF))
 
 
 @triton.jit
-def normalise_and_turn(first, second, passed, weight, scale, cos, sin, HEADS: tl.constexpr, TILE: tl.constexpr,
-                       D: tl.constexpr, HALF: tl.constexpr, TURN: tl.constexpr, REST: tl.constexpr):  # fmt: skip
-    """Scale a tile of heads by its row's 1 / rms and its weights, then rotate its pairs."""
+def normalise_turn_store(row, stride, first, second, passed, weight, scale, cos, sin, dtype: tl.constexpr,
+                         CODED: tl.constexpr, HARDWARE: tl.constexpr, HEADS: tl.constexpr, TILE: tl.constexpr,
+                         D: tl.constexpr, HALF: tl.constexpr, TURN: tl.constexpr, REST: tl.constexpr):  # fmt: skip
+    """Scale a tile of heads by its row's 1 / rms and its weights, rotate its pairs, round to ``dtype``, write it."""
     first_weight, second_weight, passed_weight = load_heads(weight, HEADS, TILE, D, HALF, TURN, REST)
     a, b = first * scale * first_weight, second * scale * second_weight
-    return a * cos - b * sin, b * cos + a * sin, passed * scale * passed_weight
+    c = (passed * scale * passed_weight).to(dtype)
+    store_heads(
+        row, stride, (a * cos - b * sin).to(dtype), (b * cos + a * sin).to(dtype), c, CODED, HARDWARE, HEADS, TILE, D,
+        HALF, TURN, REST,
+    )  # fmt: skip
 
 
 @triton.jit
 def qk_norm_rope_kernel(
-    qkv_ptr, stats_ptr, q_weight_ptr, k_weight_ptr, cos_sin_ptr, positions_ptr, q_ptr, k_ptr, v_ptr,
-    qkv_stride, table_stride, num_positions, q_width, k_width, eps,
+    qkv_ptr, stats_ptr, q_weight_ptr, k_weight_ptr, cos_sin_ptr, positions_ptr, slots_ptr, q_ptr, k_ptr, v_ptr,
+    qkv_stride, table_stride, num_positions, q_width, k_width, eps, page, num_slots,
+    k_page_stride, k_slot_stride, k_head_stride, v_page_stride, v_slot_stride, v_head_stride,
     Hq: tl.constexpr, Hk: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr,
-    Q_TILE: tl.constexpr, K_TILE: tl.constexpr, TURN: tl.constexpr, REST: tl.constexpr, HAS_STATS: tl.constexpr,
+    Q_TILE: tl.constexpr, MORE: tl.constexpr, MORE_TILE: tl.constexpr, K_TILE: tl.constexpr, TURN: tl.constexpr,
+    REST: tl.constexpr, HAS_STATS: tl.constexpr, CODED: tl.constexpr, HARDWARE: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
+    wait_for_predecessor(EARLY)
     t = tl.program_id(0).to(tl.int64)
     row = qkv_ptr + t * qkv_stride
-    q_first, q_second, q_passed = load_heads(row, Hq, Q_TILE, D, HALF, TURN, REST)
+    dtype: tl.constexpr = q_ptr.dtype.element_ty
+    q_first, q_second, q_passed = load_heads(row, Q_TILE, Q_TILE, D, HALF, TURN, REST)
+    if MORE > 0:
+        r_first, r_second, r_passed = load_heads(row + Q_TILE * D, MORE, MORE_TILE, D, HALF, TURN, REST)
     k_first, k_second, k_passed = load_heads(row + Hq * D, Hk, K_TILE, D, HALF, TURN, REST)
-
-    # A position outside the table is read from nowhere and spoils its token's q and k: no host waits here.
-    position = tl.load(positions_ptr + t).to(tl.int64)
-    in_table = (position >= 0) & (position < num_positions)
-    turn = tl.arange(0, TURN)
-    angle = cos_sin_ptr + position * table_stride + turn
-    cos = tl.load(angle, mask=in_table & (turn < HALF), other=0.0).to(tl.float32)[None, :]
-    sin = tl.load(angle + HALF, mask=in_table & (turn < HALF), other=0.0).to(tl.float32)[None, :]
+    cos, sin, in_table = angle_of(cos_sin_ptr, positions_ptr, t, table_stride, num_positions, HALF, TURN)
 
     if HAS_STATS:
         q_squares, k_squares = tl.load(stats_ptr + 2 * t), tl.load(stats_ptr + 2 * t + 1)
     else:
         q_squares, k_squares = squares_of(q_first, q_second, q_passed), squares_of(k_first, k_second, k_passed)
+        if MORE > 0:
+            q_squares += squares_of(r_first, r_second, r_passed)
     q_scale = tl.where(in_table, inverse_rms(q_squares, q_width, eps), float("nan"))
     k_scale = tl.where(in_table, inverse_rms(k_squares, k_width, eps), float("nan"))
 
-    a, b, c = normalise_and_turn(
-        q_first, q_second, q_passed, q_weight_ptr, q_scale, cos, sin, Hq, Q_TILE, D, HALF, TURN, REST
-    )
-    store_heads(q_ptr + t * (Hq * D), a, b, c, Hq, Q_TILE, D, HALF, TURN, REST)
-    a, b, c = normalise_and_turn(
-        k_first, k_second, k_passed, k_weight_ptr, k_scale, cos, sin, Hk, K_TILE, D, HALF, TURN, REST
-    )
-    store_heads(k_ptr + t * (Hk * D), a, b, c, Hk, K_TILE, D, HALF, TURN, REST)
-    a, b, c = load_heads(row + (Hq + Hk) * D, Hk, K_TILE, D, HALF, TURN, REST)
-    store_heads(v_ptr + t * (Hk * D), a, b, c, Hk, K_TILE, D, HALF, TURN, REST)
+    q_row = q_ptr + t * (Hq * D)
+    normalise_turn_store(
+        q_row, D, q_first, q_second, q_passed, q_weight_ptr, q_scale, cos, sin, dtype, False, False, Q_TILE, Q_TILE, D,
+        HALF, TURN, REST,
+    )  # fmt: skip
+    if MORE > 0:
+        normalise_turn_store(
+            q_row + Q_TILE * D, D, r_first, r_second, r_passed, q_weight_ptr + Q_TILE * D, q_scale, cos, sin, dtype,
+            False, False, MORE, MORE_TILE, D, HALF, TURN, REST,
+        )  # fmt: skip
+
+    if slots_ptr is not None:
+        k_at, v_at, kept = offsets_of(
+            slots_ptr, t, page, num_slots, k_page_stride, k_slot_stride, v_page_stride, v_slot_stride
+        )
+    else:
+        k_at, v_at, kept = t * k_slot_stride, t * v_slot_stride, t >= 0
+    if kept:
+        normalise_turn_store(
+            k_ptr + k_at, k_head_stride, k_first, k_second, k_passed, k_weight_ptr, k_scale, cos, sin, dtype, CODED,
+            HARDWARE, Hk, K_TILE, D, HALF, TURN, REST,
+        )  # fmt: skip
+        v_first, v_second, v_passed = load_heads(row + (Hq + Hk) * D, Hk, K_TILE, D, HALF, TURN, REST)
+        store_heads(
+            v_ptr + v_at, v_head_stride, v_first, v_second, v_passed, CODED, HARDWARE, Hk, K_TILE, D, HALF, TURN, REST
+        )
 
 
 @triton.jit
@@ -118,20 +169,55 @@ def qk_sum_squares_kernel(
     tl.store(stats_ptr + 2 * t + 1, tl.sum(k, 0))
 
 
+class Cut(NamedTuple):
+    """Tiles of a row: q's heads in two tiles, the first a power of two, so that 48 heads need no 64."""
+
+    first: int
+    more: int
+    turn: int
+    rest: int
+    warps: int
+
+
+def cut(num_heads: int, num_kv_heads: int, head_dim: int, rotary_dim: int) -> Cut:
+    """At most 64 channels a thread, up to 16 warps."""
+    first = power_of_two(num_heads + 1) // 2
+    turn, rest = power_of_two(rotary_dim // 2), power_of_two(head_dim - rotary_dim)
+    heads = first + power_of_two(num_heads - first) + power_of_two(num_kv_heads)
+    warps = min(16, power_of_two(triton.cdiv(heads * (2 * turn + rest), 64 * 32)))
+    return Cut(first, num_heads - first, turn, rest, warps)
+
+
+def launch_rows(
+    qkv: Tensor, stats: Tensor | None, q_weight: Tensor, k_weight: Tensor, cos_sin: Tensor, positions: Tensor,
+    slots: Tensor | None, num_heads: int, num_kv_heads: int, head_dim: int, rotary_dim: int, q_width: int,
+    k_width: int, eps: float, q: Tensor, k: Tensor, v: Tensor,
+) -> None:  # fmt: skip
+    """Launch the kernel; with ``slots`` k and v are caches ``[pages, page, Hk, D]``, else ``[1, T, Hk, D]``."""
+    tiles, arch = cut(num_heads, num_kv_heads, head_dim, rotary_dim), capability(qkv)
+    coded = k.dtype == torch.float8_e4m3fn
+    k_entries, v_entries = (cache.view(torch.uint8) if coded else cache for cache in (k, v))
+    with on_device_of(qkv):
+        qk_norm_rope_kernel[(qkv.shape[0],)](
+            qkv, stats, q_weight, k_weight, cos_sin, positions, slots, q, k_entries, v_entries,
+            qkv.stride(0), cos_sin.stride(0), cos_sin.shape[0], float(q_width), float(k_width), eps,
+            k.shape[1], k.shape[0] * k.shape[1], *k.stride()[:3], *v.stride()[:3],
+            Hq=num_heads, Hk=num_kv_heads, D=head_dim, HALF=rotary_dim // 2, Q_TILE=tiles.first, MORE=tiles.more,
+            MORE_TILE=power_of_two(tiles.more), K_TILE=power_of_two(num_kv_heads), TURN=tiles.turn, REST=tiles.rest,
+            HAS_STATS=stats is not None, CODED=coded, HARDWARE=converts_e4m3(arch), num_warps=tiles.warps,
+            **starts_early(arch),
+        )  # fmt: skip
+
+
 def _launch(
     qkv: Tensor, stats: Tensor | None, q_weight: Tensor, k_weight: Tensor, cos_sin: Tensor, positions: Tensor,
     num_heads: int, num_kv_heads: int, head_dim: int, rotary_dim: int, q_width: int, k_width: int, eps: float,
     q: Tensor, k: Tensor, v: Tensor,
 ) -> None:  # fmt: skip
-    q_tile, turn = power_of_two(num_heads), power_of_two(rotary_dim // 2)
-    rest = power_of_two(head_dim - rotary_dim)
-    with on_device_of(qkv):
-        qk_norm_rope_kernel[(qkv.shape[0],)](
-            qkv, stats, q_weight, k_weight, cos_sin, positions, q, k, v, qkv.stride(0), cos_sin.stride(0),
-            cos_sin.shape[0], float(q_width), float(k_width), eps, Hq=num_heads, Hk=num_kv_heads, D=head_dim,
-            HALF=rotary_dim // 2, Q_TILE=q_tile, K_TILE=power_of_two(num_kv_heads), TURN=turn, REST=rest,
-            HAS_STATS=stats is not None, num_warps=warps_of(q_tile * (2 * turn + rest)),
-        )  # fmt: skip
+    launch_rows(
+        qkv, stats, q_weight, k_weight, cos_sin, positions, None, num_heads, num_kv_heads, head_dim, rotary_dim,
+        q_width, k_width, eps, q, k[None], v[None],
+    )  # fmt: skip
 
 
 def _launch_sums(qkv: Tensor, num_heads: int, head_dim: int, counted_kv_heads: int, stats: Tensor) -> None:
@@ -141,11 +227,6 @@ def _launch_sums(qkv: Tensor, num_heads: int, head_dim: int, counted_kv_heads: i
             qkv, stats, qkv.stride(0), q_width, k_width,
             Q_STEPS=triton.cdiv(q_width, STEP), K_STEPS=triton.cdiv(k_width, STEP), STEP=STEP, num_warps=8,
         )  # fmt: skip
-
-
-def warps_of(elements: int) -> int:
-    """Warps that share a token: at most 32 elements a thread, up to 16 warps."""
-    return min(16, max(1, power_of_two(elements) // 1024))
 
 
 _call = registered("qk_norm_rope", _launch)
