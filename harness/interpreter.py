@@ -72,6 +72,7 @@ def refuses(op: Op, case: Any) -> str | None:
 def judged(name: str, count: int, file: str = "") -> Interpreted:
     """Judge the first ``count`` sampled cases of an op that are not refused."""
     provider, op = interpreted(file), find_op(name)
+    _let_loops_end_at_scalars()
     launches = _counted_launches()
     passed, refused, idle, failures = 0, 0, 0, []
     for case in sampled(op, 8 * count):
@@ -102,6 +103,19 @@ def _counted_launches() -> list[str]:
 
     GridExecutor.__call__ = counted
     return launches
+
+
+def _let_loops_end_at_scalars() -> None:
+    """A scalar of a kernel is an array of one number here, which numpy 2.4 no longer takes for an int."""
+    from triton.runtime import interpreter
+
+    patch = interpreter._patch_lang_tensor
+
+    def patched(tensor: Any, scope: Any) -> None:
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    interpreter._patch_lang_tensor = patched
 
 
 def in_own_process(name: str, count: int, file: str = "") -> Interpreted:

@@ -77,7 +77,17 @@ def starts_early(capability: int) -> dict[str, bool]:
 
 @triton.jit
 def wait_for_predecessor(EARLY: tl.constexpr):
-    """Let the next kernel start, wait for all before this one: nothing that others write may be touched earlier."""
+    """Wait for all kernels before this one: nothing that others write may be touched earlier."""
+    if EARLY:
+        tl.extra.cuda.gdc_wait()
+
+
+@triton.jit
+def let_next_start(EARLY: tl.constexpr):
+    """Let the next kernel's programs take their places, where they wait.
+
+    Not before ``wait_for_predecessor``, and in a long kernel near its end: programs that come while others still run
+    crowd on the multiprocessors that happen to have room, and stay there.
+    """
     if EARLY:
         tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()

@@ -13,6 +13,7 @@ from minimax_m2.kernels.gpu.kv_cache_entries import entry, offsets_of
 from minimax_m2.kernels.gpu.launch import (
     capability,
     converts_e4m3,
+    let_next_start,
     on_device_of,
     power_of_two,
     registered,
@@ -102,6 +103,7 @@ def qk_norm_rope_kernel(
     REST: tl.constexpr, HAS_STATS: tl.constexpr, CODED: tl.constexpr, HARDWARE: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     wait_for_predecessor(EARLY)
+    let_next_start(EARLY)
     t = tl.program_id(0).to(tl.int64)
     row = qkv_ptr + t * qkv_stride
     dtype: tl.constexpr = q_ptr.dtype.element_ty
