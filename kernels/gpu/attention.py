@@ -66,7 +66,7 @@ def plan(
         rows, keys = min(rows, 64), 32
     if capability < 90:
         # Without warpgroup products a thread would hold more than it has registers for.
-        rows, warps = min(rows, 64), 4
+        keys = min(keys, 32)
     shared = SHARED_BYTES.get(capability, LEAST_SHARED_BYTES)
     stages = max(1, min(3, (shared - rows * channels * bytes_) // (2 * keys * channels * bytes_)))
     programs = max(1, sequences * heads * triton.cdiv(wanted, rows))
