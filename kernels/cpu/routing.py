@@ -12,6 +12,7 @@ from minimax_m2.kernels.schema import routing as routing_schema
 extension.load("routing")
 
 # The binding checks what it reads, a decode step being shorter than the checks in Python; those say what was refused.
+# Arguments that have the schema's default are not passed, for the same reason.
 _routing = torch.ops.minimax_m2.routing.default
 
 
@@ -47,8 +48,11 @@ def routing(
     try:
         weights = torch.empty((logits.shape[0], top_k), dtype=torch.float32)
         ids = torch.empty((logits.shape[0], top_k), dtype=indices_dtype)
-        softmax = routing_schema.IS_SOFTMAX[scoring]
-        _routing(logits, bias, top_k, renormalize, softmax, scale, eps, num_valid, weights, ids)
+        if renormalize and scoring == "sigmoid" and scale == 1.0 and eps == 0.0 and num_valid is None:
+            _routing(logits, bias, top_k, weights, ids)
+        else:
+            softmax = routing_schema.IS_SOFTMAX[scoring]
+            _routing(logits, bias, top_k, weights, ids, renormalize, softmax, scale, eps, num_valid)
     except schema.REFUSED:
         routing_schema.check(
             logits, bias, top_k=top_k, scoring=scoring, indices_dtype=indices_dtype, num_valid=num_valid
@@ -72,10 +76,14 @@ def routing_out(
     num_valid: Tensor | None = None,
 ) -> None:
     """Do what ``routing`` does, into ``weights`` and ``ids``, contiguous ``[T, K]``."""
-    schema.expect_dtype("ids", ids, (indices_dtype,))
+    if ids.dtype is not indices_dtype:
+        schema.expect_dtype("ids", ids, (indices_dtype,))
     try:
-        softmax = routing_schema.IS_SOFTMAX[scoring]
-        _routing(logits, bias, top_k, renormalize, softmax, scale, eps, num_valid, weights, ids)
+        if renormalize and scoring == "sigmoid" and scale == 1.0 and eps == 0.0 and num_valid is None:
+            _routing(logits, bias, top_k, weights, ids)
+        else:
+            softmax = routing_schema.IS_SOFTMAX[scoring]
+            _routing(logits, bias, top_k, weights, ids, renormalize, softmax, scale, eps, num_valid)
     except schema.REFUSED:
         routing_schema.check(
             logits, bias, top_k=top_k, scoring=scoring, indices_dtype=indices_dtype, num_valid=num_valid

@@ -20,8 +20,8 @@ bool accepts(const Tensor& logits, const std::optional<Tensor>& bias, int64_t to
          is_dense(ids, ids.scalar_type(), {num_tokens, top_k});
 }
 
-void routing(const Tensor& logits, std::optional<Tensor> bias, int64_t top_k, bool renormalize, bool softmax,
-             double scale, double eps, std::optional<Tensor> num_valid, Tensor weights, Tensor ids) {
+void routing(const Tensor& logits, std::optional<Tensor> bias, int64_t top_k, Tensor weights, Tensor ids,
+             bool renormalize, bool softmax, double scale, double eps, std::optional<Tensor> num_valid) {
   require(accepts(logits, bias, top_k, num_valid, weights, ids), "routing");
   const int64_t num_tokens = logits.size(0);
   int64_t valid = num_tokens;

@@ -114,8 +114,8 @@ def unpack_routing_kernel(packed_ptr, weights_ptr, ids_ptr, n, expert_start, BLO
 
 
 def _launch(
-    logits: Tensor, bias: Tensor | None, top_k: int, renormalize: bool, softmax: bool, scale: float, eps: float,
-    num_valid: Tensor | None, weights: Tensor, ids: Tensor,
+    logits: Tensor, bias: Tensor | None, top_k: int, weights: Tensor, ids: Tensor, renormalize: bool = True,
+    softmax: bool = False, scale: float = 1.0, eps: float = 0.0, num_valid: Tensor | None = None,
 ) -> None:  # fmt: skip
     num_tokens, num_experts = logits.shape
     block = power_of_two(num_experts)
@@ -172,7 +172,7 @@ def routing(
     ids = torch.empty((num_tokens, top_k), dtype=indices_dtype, device=logits.device)
 
     if num_tokens > 0:
-        _call(logits, bias, top_k, renormalize, scoring == "softmax", scale, eps, num_valid, weights, ids)
+        _call(logits, bias, top_k, weights, ids, renormalize, scoring == "softmax", scale, eps, num_valid)
     return weights, ids
 
 
@@ -187,7 +187,7 @@ def routing_out(
     schema.expect_dtype("ids", ids, (indices_dtype,))
 
     if logits.shape[0] > 0:
-        _call(logits, bias, top_k, renormalize, scoring == "softmax", scale, eps, num_valid, weights, ids)
+        _call(logits, bias, top_k, weights, ids, renormalize, scoring == "softmax", scale, eps, num_valid)
 
 
 def pack_routing(weights: Tensor, ids: Tensor, *, expert_start: int = 0) -> Tensor:

@@ -16,9 +16,9 @@ TRUTHS = {
     "serial_tokens(2, 16383)": True,
     "serial_tokens(2, 16384)": False,
     "serial_tokens(0, 128)": True,
-    "serial_logits(15, 256)": True,
-    "serial_logits(16, 256)": False,
-    "serial_logits(1, 4095)": True,
+    "serial_logits(31, 256)": True,
+    "serial_logits(32, 256)": False,
+    "serial_logits(1, 8191)": True,
     "serial_products(65535)": True,
     "serial_products(65536)": False,
     "has_tile_product(Dtype::bfloat16)": True,
@@ -42,7 +42,7 @@ def test_the_truth_tables_hold(tmp_path: Path) -> None:
     assert compiles([f"{call} == {str(value).lower()}" for call, value in TRUTHS.items()], tmp_path)
 
 
-@pytest.mark.parametrize("call", ["serial_logits(16, 256)", "has_tile_product(Dtype::int8)"])
+@pytest.mark.parametrize("call", ["serial_logits(32, 256)", "has_tile_product(Dtype::int8)"])
 def test_a_false_row_does_not_compile(call: str, tmp_path: Path) -> None:
     assert not compiles([call], tmp_path)
 

@@ -21,7 +21,7 @@ def test_opcheck_accepts_the_three_ops() -> None:
     logits, bias = logits_and_bias(3, 16)
     weights, ids, packed = torch.empty(3, 2), torch.zeros(3, 2, dtype=torch.int32), torch.zeros(3, 2, dtype=torch.int32)
     ops = torch.ops.minimax_m2
-    arguments = (logits, bias, 2, True, False, 1.0, 0.0, None, weights, ids)
+    arguments = (logits, bias, 2, weights, ids, True, False, 1.0, 0.0, None)
     torch.library.opcheck(ops.routing.default, arguments)
     torch.library.opcheck(ops.pack_routing.default, (weights, ids, 0, packed))
     torch.library.opcheck(ops.unpack_routing.default, (packed, 0, weights, ids))
