@@ -13,11 +13,13 @@ from __future__ import annotations
 import ast
 import importlib.util
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+from torch import Tensor
 
 from minimax_m2.harness.op import all_ops
 from minimax_m2.harness.providers.plain import function_of
@@ -136,3 +138,8 @@ def right(name: str) -> Callable[..., Any]:
     if found is None:
         raise ValueError(f"{name!r} is neither an op nor a packing function")
     return found
+
+
+def own_sums(qkv: Tensor, sizes: Mapping[str, Any]) -> Tensor:
+    """The sums of squares ``[T, 2]`` of one rank's q and k, from the sizes that ``qk_norm_rope`` is called with."""
+    return right("qk_sum_squares")(qkv, **{name: sizes[name] for name in ("num_heads", "num_kv_heads", "head_dim")})

@@ -18,16 +18,7 @@ EXHIBIT = {
 }
 
 
-def qk_norm_rope(
-    qkv: Tensor,
-    stats: Tensor | None,
-    q_weight: Tensor,
-    k_weight: Tensor,
-    cos_sin: Tensor,
-    positions: Tensor,
-    **sizes: Any,
-) -> tuple[Tensor, ...]:
+def qk_norm_rope(qkv: Tensor, stats: Tensor | None, *others: Tensor, **sizes: Any) -> tuple[Tensor, ...]:
     # right: divisor = sizes["q_width"]
     divisor = max(sizes["q_width"], sizes["num_heads"] * sizes["head_dim"])
-    given = (q_weight, k_weight, cos_sin, positions)
-    return right("qk_norm_rope")(qkv, stats, *given, **(sizes | {"q_width": divisor}))
+    return right("qk_norm_rope")(qkv, stats, *others, **(sizes | {"q_width": divisor}))

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minimax_m2.harness.museum import right
+from minimax_m2.harness.museum import own_sums, right
 
 EXHIBIT = {
     "subject": "qk_norm_rope",
@@ -19,19 +19,8 @@ EXHIBIT = {
 }
 
 
-def qk_norm_rope(
-    qkv: Tensor,
-    stats: Tensor | None,
-    q_weight: Tensor,
-    k_weight: Tensor,
-    cos_sin: Tensor,
-    positions: Tensor,
-    **sizes: Any,
-) -> tuple[Tensor, ...]:
-    names = ("num_heads", "num_kv_heads", "head_dim")
-    if stats is None:
-        stats = right("qk_sum_squares")(qkv, **{name: sizes[name] for name in names})
+def qk_norm_rope(qkv: Tensor, stats: Tensor | None, *others: Tensor, **sizes: Any) -> tuple[Tensor, ...]:
+    sums = own_sums(qkv, sizes) if stats is None else stats
     # right: times = torch.tensor([sizes["q_width"], sizes["k_width"]])
     times = torch.ones(2)
-    given = (q_weight, k_weight, cos_sin, positions)
-    return right("qk_norm_rope")(qkv, stats + sizes["eps"] * times, *given, **(sizes | {"eps": 0.0}))
+    return right("qk_norm_rope")(qkv, sums + sizes["eps"] * times, *others, **(sizes | {"eps": 0.0}))

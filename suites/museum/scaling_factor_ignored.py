@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from minimax_m2.reference.routing import selection_scores, weights_at
+from minimax_m2.harness.museum import right
 
 EXHIBIT = {
     "subject": "routing",
@@ -19,14 +18,7 @@ EXHIBIT = {
 }
 
 
-def routing(
-    logits: Tensor, bias: Tensor | None, *, top_k: int, scoring: str = "sigmoid",
-    indices_dtype: torch.dtype = torch.int32, num_valid: Tensor | None = None, **weighing: Any,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    scores, selection = selection_scores(logits, bias, scoring=scoring)
-    ids = selection.topk(top_k, -1).indices
-    if num_valid is not None:
-        ids = ids.masked_fill((torch.arange(len(ids)) >= num_valid)[:, None], -1)
-    # right: asked: dict[str, Any] = weighing
-    asked: dict[str, Any] = weighing | {"scale": 1.0}
-    return weights_at(scores, ids, **asked), ids.to(indices_dtype)
+def routing(logits: Tensor, bias: Tensor | None, *, scale: float = 1.0, **asked: Any) -> tuple[Tensor, Tensor]:
+    # right: factor = scale
+    factor = 1.0
+    return right("routing")(logits, bias, scale=factor, **asked)

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from minimax_m2.harness.museum import right
+from minimax_m2.harness.museum import own_sums, right
 
 EXHIBIT = {
     "subject": "qk_norm_rope",
@@ -18,17 +18,7 @@ EXHIBIT = {
 }
 
 
-def qk_norm_rope(
-    qkv: Tensor,
-    stats: Tensor | None,
-    q_weight: Tensor,
-    k_weight: Tensor,
-    cos_sin: Tensor,
-    positions: Tensor,
-    **sizes: Any,
-) -> tuple[Tensor, ...]:
-    names = ("num_heads", "num_kv_heads", "head_dim")
-    own = right("qk_sum_squares")(qkv, **{name: sizes[name] for name in names})
-    # right: sums = own if stats is None else stats
-    sums = own
-    return right("qk_norm_rope")(qkv, sums, q_weight, k_weight, cos_sin, positions, **sizes)
+def qk_norm_rope(qkv: Tensor, stats: Tensor | None, *others: Tensor, **sizes: Any) -> tuple[Tensor, ...]:
+    # right: sums = own_sums(qkv, sizes) if stats is None else stats
+    sums = own_sums(qkv, sizes)
+    return right("qk_norm_rope")(qkv, sums, *others, **sizes)
