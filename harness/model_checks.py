@@ -1,4 +1,4 @@
-"""What an exhibit that is a whole model or a loader is held against: the reference, to the last bit.
+"""What an exhibit that is a whole model, a loader or a sharding is held against: the reference, to the last bit.
 
 An exhibit differs from the reference in one line and computes in float64 as it does, so nothing but equality is right.
 """
@@ -27,6 +27,7 @@ from minimax_m2.reference.weights import BLOCK, Checkpoint, ModelWeights, expect
 
 Build = Callable[..., MiniMaxM2]
 Load = Callable[[Path], ModelWeights]
+Cut = Callable[[ModelWeights, MiniMaxM2Config, Layout], ModelWeights]
 
 # Heads rotate in part, groups of three query heads share a key, and no width is a multiple of another by accident.
 SMALL = MiniMaxM2Config(
@@ -48,6 +49,11 @@ LONG = 300
 STORED = dataclasses.replace(
     SMALL, hidden_size=160, num_hidden_layers=11, quantization_config=QuantizationConfig(), num_local_experts=2
 )
+
+# Two key/value heads: a rank each, more ranks than groups divide into, and replicas on two or three ranks.
+LAYOUTS = [Layout(tp=tp, rank=rank) for tp in (2, 3, 4, 5) for rank in range(tp)] + [
+    Layout(tp=2, ep=2, rank=rank) for rank in range(2)
+]
 
 
 def model_failures(build: Build) -> Iterator[tuple[str, str]]:
@@ -93,6 +99,32 @@ def loader_failures(load: Load) -> Iterator[tuple[str, str]]:
         except ValueError:
             return
         yield "refuses a missing tensor", "a checkpoint without a norm's weight was loaded"
+
+
+def sharding_failures(cut: Cut) -> Iterator[tuple[str, str]]:
+    """Yield ``(check, evidence)`` of the check that a sharding fails.
+
+    shares  every tensor of every rank, split evenly, with zero heads, with replicated keys, and by experts
+    """
+    for layout in LAYOUTS:
+        try:
+            found = _tensors(cut(_weights(), SMALL, layout))
+            expected = _tensors(shard(_weights(), SMALL, layout))
+        except Exception as error:
+            yield "shares", f"{layout} raised {type(error).__name__}: {error}"
+            return
+        wrong = [i for i, (a, b) in enumerate(zip(found, expected, strict=True)) if not torch.equal(a, b)]
+        if wrong:
+            yield "shares", f"{len(wrong)} of {len(expected)} tensors of {layout} differ from the reference's"
+            return
+
+
+FAILURES: dict[str, Callable[[Any], Iterator[tuple[str, str]]]] = {
+    "model": model_failures,
+    "loader": loader_failures,
+    "sharding": sharding_failures,
+}
+"""What holds each whole against the reference."""
 
 
 @lru_cache(maxsize=1)

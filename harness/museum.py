@@ -1,7 +1,7 @@
 """The museum: real bugs of public engines, each a small provider that is right but for one line.
 
-An exhibit is a Python file in the checkout's ``suites/museum``. It offers the one op that it breaks (or ``model`` or
-``load``), and holds two things besides:
+An exhibit is a Python file in the checkout's ``suites/museum``. It offers the one op that it breaks (or ``model``,
+``load`` or ``shard``), and holds two things besides:
 
 * ``EXHIBIT``, a literal of the fields of ``Exhibit``;
 * one comment ``# right: CODE``: with the line below it replaced by CODE, the file is a correct provider, so that what
@@ -24,7 +24,7 @@ from torch import Tensor
 from minimax_m2.harness.op import all_ops
 from minimax_m2.harness.providers.plain import function_of
 
-WHOLES = {"model": "model", "loader": "load"}
+WHOLES = {"model": "model", "loader": "load", "sharding": "shard"}
 """Subjects that are no op, with the function that an exhibit of each offers."""
 
 HELD_OUT = "held_out"
@@ -37,7 +37,7 @@ class Exhibit:
     """One bug.
 
     path          the file
-    subject       the op that it breaks, ``model`` or ``loader``
+    subject       the op that it breaks, ``model``, ``loader`` or ``sharding``
     source        the public issue, pull request or commit
     symptom       what people saw
     check         what is expected to catch it: ``output:test``, an outcome, or the name of a whole model's check
@@ -102,7 +102,7 @@ def problems(exhibit: Exhibit, source: str) -> list[str]:
     """What is wrong with an exhibit's fields and text."""
     found = []
     if exhibit.subject not in {*all_ops(), *WHOLES}:
-        found.append(f"subject={exhibit.subject!r} is no op, model or loader")
+        found.append(f"subject={exhibit.subject!r} is no op, model, loader or sharding")
     if not PUBLIC.fullmatch(exhibit.source):
         found.append(f"source={exhibit.source!r} is no public issue, pull request or commit")
     if not exhibit.symptom or not exhibit.check:

@@ -13,7 +13,7 @@ from torch import Tensor
 from minimax_m2.harness.bits import Bits
 from minimax_m2.harness.case import Case
 from minimax_m2.harness.judge import expected, judge, repeat
-from minimax_m2.harness.model_checks import loader_failures, model_failures
+from minimax_m2.harness.model_checks import FAILURES
 from minimax_m2.harness.museum import WHOLES, Exhibit, load
 from minimax_m2.harness.mutation import Mutant
 from minimax_m2.harness.op import Op, find_op
@@ -69,8 +69,8 @@ def score_museum(
         progress(f"museum: {exhibit.name}", position / len(hung))
         start, group = time.perf_counter(), HELD_OUT if exhibit.held_out else MUSEUM
         if exhibit.subject in WHOLES:
-            failures = model_failures if exhibit.subject == "model" else loader_failures
-            checks, examples = tuple(check for check, _ in failures(getattr(load(exhibit.path), exhibit.offers))), 1
+            failures = FAILURES[exhibit.subject](getattr(load(exhibit.path), exhibit.offers))
+            checks, examples = tuple(check for check, _ in failures), 1
             leniency: tuple[int | None, int] = (None, 0)
         else:
             op = find_op(exhibit.subject)

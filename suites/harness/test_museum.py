@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from minimax_m2.harness.judge import judge
-from minimax_m2.harness.model_checks import loader_failures, model_failures
+from minimax_m2.harness.model_checks import FAILURES
 from minimax_m2.harness.museum import WHOLES, Exhibit, exhibits, load, mended, museum_dir, read_exhibit
 from minimax_m2.harness.op import all_ops, find_op
 from minimax_m2.harness.provider import from_object
@@ -36,17 +36,16 @@ def test_an_exhibit_is_right_without_its_line(tmp_path: Path, exhibit: Exhibit) 
 def test_a_whole_is_caught_with_its_line_and_right_without(tmp_path: Path, exhibit: Exhibit) -> None:
     file = tmp_path / exhibit.path.name
     file.write_text(mended(exhibit.path.read_text()))
-    failures = model_failures if exhibit.subject == "model" else loader_failures
+    failures = FAILURES[exhibit.subject]
     assert exhibit.check in dict(failures(getattr(load(exhibit.path), exhibit.offers)))
     assert dict(failures(getattr(load(file), exhibit.offers))) == {}
 
 
-def test_the_museum_covers_every_op_and_a_third_is_held_out() -> None:
-    bare = {*all_ops(), *WHOLES} - {exhibit.subject for exhibit in EXHIBITS}
-    # The recurrence of gated delta nets has no exhibit yet.
-    assert bare <= {"gated_delta_rule"}
+def test_the_museum_covers_every_op_and_thirty_are_held_out() -> None:
+    assert {*all_ops(), *WHOLES} == {exhibit.subject for exhibit in EXHIBITS}
     assert len(EXHIBITS) >= 45
-    assert sum(exhibit.held_out for exhibit in EXHIBITS) * 3 >= len(EXHIBITS)
+    # A third of what there was when checks were tuned; what was added later has seen them.
+    assert sum(exhibit.held_out for exhibit in EXHIBITS) >= 30
 
 
 WHOLE = '''
