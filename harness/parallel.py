@@ -93,39 +93,34 @@ def drawn(seed: int, *, tp: tuple[int, ...]) -> Split:
     )  # fmt: skip
 
 
-def outcomes(
-    split: Split,
-    *,
-    build: Build = MiniMaxM2,
-    cut: Cut = shard,
-    relay: Callable[[Communicator], Communicator] | None = None,
-    ops: Callable[[Layout], object] = lambda layout: None,
-    timeout_s: float = 60.0,
-    threads: Threads | None = None,
-) -> list[Outcome]:
-    """Run the model on ``tp * dp`` simulated ranks; what is given besides takes the place of a right part."""
-    config, weights = CONFIGS[split.config], _weights(split.config)
+def outcomes(split: Split, *, timeout_s: float = 60.0, **parts: Any) -> list[Outcome]:
+    """Run the model on ``tp * dp`` simulated ranks; ``parts`` as in ``rank_outcome``."""
+    return Threads(split.tp * split.dp, timeout_s=timeout_s).run(lambda rank: rank_outcome(split, rank, **parts))
 
-    def rank_main(communicator: Communicator) -> Outcome:
-        layout = split.layout(communicator.rank)
-        share = cut(weights, config, layout)
-        voice = relay(communicator) if relay else communicator
-        return _outcome(
-            build(config, share, communicator=voice, layout=layout, ops=ops(layout)), split.ids(layout.dp_rank)
-        )
 
-    return (threads or Threads(split.tp * split.dp, timeout_s=timeout_s)).run(rank_main)
+def rank_outcome(
+    split: Split, communicator: Communicator, *, build: Build = MiniMaxM2, cut: Cut = shard,
+    relay: Callable[[Communicator], Communicator] | None = None, ops: Callable[[Layout], object] = lambda layout: None,
+) -> Outcome:  # fmt: skip
+    """Run one rank; what is given besides takes the place of a right part."""
+    config, layout = CONFIGS[split.config], split.layout(communicator.rank)
+    share = cut(_weights(split.config), config, layout)
+    voice = relay(communicator) if relay else communicator
+    return _outcome(build(config, share, communicator=voice, layout=layout, ops=ops(layout)), split.ids(layout.dp_rank))
 
 
 def difference(split: Split, **parts: Any) -> str:
     """Say how the ranks' outcomes differ from those of one rank, or nothing; ``parts`` as in ``outcomes``."""
-    for rank, actual in enumerate(outcomes(split, **parts)):
-        group = split.layout(rank).dp_rank
-        expected = _alone(split.config, split.tokens[group], split.seed * 64 + group)
-        told = _difference(actual, expected, CONFIGS[split.config])
-        if told:
-            return f"rank {rank} of {split}: {told}"
-    return ""
+    told = (difference_of(split, rank, found) for rank, found in enumerate(outcomes(split, **parts)))
+    return next((text for text in told if text), "")
+
+
+def difference_of(split: Split, rank: int, actual: Outcome) -> str:
+    """Say how a rank's outcome differs from what one rank has of its group's tokens, or nothing."""
+    group = split.layout(rank).dp_rank
+    expected = _alone(split.config, split.tokens[group], split.seed * 64 + group)
+    told = _difference(actual, expected, CONFIGS[split.config])
+    return f"rank {rank} of {split}: {told}" if told else ""
 
 
 def _difference(actual: Outcome, expected: Outcome, config: MiniMaxM2Config) -> str:
