@@ -24,6 +24,7 @@ from minimax_m2.harness.commands_bench import bench, compare
 from minimax_m2.harness.commands_score import score
 from minimax_m2.harness.devices import DEVICES, absence
 from minimax_m2.harness.features import Standing, survey
+from minimax_m2.harness.isolation import Isolation, chosen_apart
 from minimax_m2.harness.judge import judge
 from minimax_m2.harness.matrix import expected_dir, lost, machine_kind, must_execute
 from minimax_m2.harness.models import ModelRecord, read_models, score_models, tiny_m2
@@ -119,21 +120,28 @@ def run(
     case: Annotated[str | None, typer.Option(help="this case only: its JSON, or the id of a recorded one")] = None,
     pdb: PdbOption = False,
     device: DeviceOption = "cpu",
+    isolate: Annotated[bool, typer.Option("--isolate", help="each provider in a process of its own; no times")] = False,
+    deadline: Annotated[float, typer.Option(min=1, help="with --isolate: seconds of one call")] = 120.0,
+    memory: Annotated[float, typer.Option(min=0.25, help="with --isolate: GiB of a provider")] = 8.0,
     as_json: JsonOption = False,
 ) -> None:
     """Judge every op of every provider on this machine, and time what is right."""
+    # Calls that cross processes take longer than what they call, and a model holds its weights in one.
+    times, model = times and not isolate, model and not isolate
+    apart = Isolation(deadline, int(memory * 2**30))
     if case is not None:
         found = case_of(case)
         if op and op != [found.op]:
             raise WrongUse(f"case {case!r} is one of {found.op}; leave --op {op[0]} out, or name its op")
-        judge_again(found, chosen(provider, with_, device), variant, pdb=pdb, as_json=as_json)
+        again = chosen_apart(provider, with_, device, apart) if isolate else chosen(provider, with_, device)
+        judge_again(found, again, variant, pdb=pdb, as_json=as_json)
     if pdb:
         raise WrongUse("--pdb stops before one call; say which case with --case ID")
     from minimax_m2.harness.roofline import measure
     from minimax_m2.harness.run import new_log
     from minimax_m2.harness.run import run as run_cells
 
-    providers = chosen(provider, with_, device)
+    providers = chosen_apart(provider, with_, device, apart) if isolate else chosen(provider, with_, device)
     check_variants(providers, variant)
     with asked():
         for name in op or []:
@@ -150,12 +158,11 @@ def run(
             providers, ops=op or (), variants=variant or (), count=cases, roof=roof, name=label,
             progress=lambda text, share: bar.update(task, description=text, completed=share),
         ):  # fmt: skip
-            log.write(record.json + "\n")
-            log.flush()
+            log.append(record.json)
             records.append(record)
         if records and model and not op and not variant and device == "cpu":
             for row in model_records(providers, label, lambda text: bar.update(task, description=text)):
-                log.write(row.json + "\n")
+                log.append(row.json)
                 models.append(row)
     if not records:
         wanted = ", ".join(op or ["any op"])

@@ -20,7 +20,7 @@ from minimax_m2.harness.op import Op, all_ops, find_op
 from minimax_m2.harness.paired import BUSY, Others, Pairing, PairRecord, alone, paired
 from minimax_m2.harness.peers import PEERS, NotHere, absence, source
 from minimax_m2.harness.provider import Provider, from_file
-from minimax_m2.harness.record import Record, Timing
+from minimax_m2.harness.record import Log, Record, Timing
 from minimax_m2.harness.roofline import Roof, measure
 from minimax_m2.harness.run import run_name
 from minimax_m2.harness.stopwatch import Remote, Stopwatch, Timed
@@ -197,8 +197,8 @@ def compare(
     found = replace(found, others=round(meanwhile.cores(), 2))
     path = out or RUNS / "pairs" / f"{found.a.run}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as log:
-        log.write(found.json + "\n")
+    with Log(path) as log:
+        log.append(found.json)
     if as_json:
         typer.echo(found.json)
     else:

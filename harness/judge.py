@@ -76,7 +76,6 @@ def _compared(outputs: Outputs, known: Known) -> list[Comparison]:
 def judge(case: Case, provider: Provider, variant: str = "") -> Verdict:
     """Run a provider on a case and say what happened. Where it offers ``<op>_out`` too, both are judged."""
     op = find_op(case.op)
-    refusal = provider.refuses(op, case)
 
     def verdict(outcome: Outcome, *evidence: str, **more: Any) -> Verdict:
         return Verdict(
@@ -84,9 +83,12 @@ def judge(case: Case, provider: Provider, variant: str = "") -> Verdict:
             evidence=evidence, **more,
         )  # fmt: skip
 
+    try:
+        refusal, declared = provider.refuses(op, case), provider.contract.get(op.name, {})
+    except Ended as error:
+        return verdict(error.outcome, str(error))
     if refusal is not None:
         return verdict(Outcome.UNSUPPORTED, refusal)
-    declared = provider.contract.get(op.name, {})
     known = _expected(case, _full(op, case, declared))
     right, unnoticed = known.right, known.unnoticed
     if unnoticed and declared and not expected(op, case, {})[1]:
@@ -106,6 +108,8 @@ def judge(case: Case, provider: Provider, variant: str = "") -> Verdict:
         except (Exception, SystemExit) as error:
             if spoilt is not None and isinstance(error, ValueError) and spoilt.named in str(error):
                 continue
+            if isinstance(error, MemoryError | torch.OutOfMemoryError):
+                return verdict(Outcome.OUT_OF_MEMORY, f"{way}: {type(error).__name__}: {error}")
             return verdict(Outcome.RAISED, f"{way} raised {type(error).__name__}: {error}")
         if written:
             return verdict(Outcome.WROTE_INPUT, f"{way} wrote to its input {written}")
@@ -163,12 +167,10 @@ def _ways(
     def accepted(outputs: Outputs) -> bool:
         return all(c.passed for c in _compared(tuple(o.detach().cpu() for o in outputs), known))
 
-    yield from ((name, call, None) for name, call in calls(op, case, provider, known.right, accepted))
+    yield from ((name, call, None) for name, call in calls(op, case, provider, known.right, None, accepted))
     spoilt = op.spoil(case, _fresh(op, case)) if op.spoil is not None else None
     if spoilt is not None:
-        yield from (
-            (name, call, spoilt) for name, call in calls(op, case, provider, known.right, accepted, spoilt.arguments)
-        )
+        yield from ((name, call, spoilt) for name, call in calls(op, case, provider, known.right, spoilt.arguments))
 
 
 def calls(
@@ -176,8 +178,8 @@ def calls(
     case: Case,
     provider: Provider,
     right: Expectation,
-    accepted: Callable[[Outputs], bool],
     given: dict[str, Any] | None = None,
+    accepted: Callable[[Outputs], bool] = lambda outputs: False,
 ) -> Iterator[tuple[str, Callable[[], tuple[Outputs, str]]]]:
     """The ways to call an op: ``<op>``, and ``<op>_out`` with poisoned outputs where the provider has it.
 

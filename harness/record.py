@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
+import os
 import platform
 import subprocess
 import warnings
@@ -116,6 +118,55 @@ class Record:
     @property
     def passed(self) -> bool:
         return self.outcome == Outcome.PASS.value
+
+
+class Log:
+    """A file of records, one a line. Whoever is killed while he writes loses at most the line that he was at.
+
+    A line is written by one call, so no reader meets half of one but as the last. Where the file ends in one that was
+    left half-written, it is cut off and ``report`` is told.
+    """
+
+    def __init__(self, path: Path, *, new: bool = False, report: Reporter = warnings.warn) -> None:
+        self.path = path
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | (os.O_EXCL if new else 0)
+        self._file = os.open(path, flags, 0o666)
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+        try:
+            whole = _end_of_last_line(self._file)
+            if whole < (size := os.fstat(self._file).st_size):
+                report(f"{path}: {size - whole} bytes of a half-written line are cut off")
+                os.ftruncate(self._file, whole)
+        finally:
+            fcntl.flock(self._file, fcntl.LOCK_UN)
+
+    def append(self, line: str) -> None:
+        """Write one line; OSError says why it could not be written."""
+        written = os.write(self._file, f"{line}\n".encode())
+        if written != len(line.encode()) + 1:
+            raise OSError(f"{self.path}: wrote {written} bytes of a line; is the disk full?")
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the file back."""
+        os.close(self._file)
+
+
+def _end_of_last_line(file: int) -> int:
+    """Bytes of a file up to its last line break, and with it."""
+    end = os.fstat(file).st_size
+    while end > 0:
+        start = max(0, end - 65536)
+        found = os.pread(file, end - start, start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        end = start
+    return 0
 
 
 def read(path: Path, *, report: Reporter = warnings.warn) -> list[Record]:

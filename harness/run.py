@@ -8,14 +8,13 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import groupby, product
 from pathlib import Path
-from typing import TextIO
 
 from minimax_m2.harness.case import Case
 from minimax_m2.harness.judge import judge
 from minimax_m2.harness.matrix import Cell, cells
 from minimax_m2.harness.op import Op, find_op
 from minimax_m2.harness.provider import Provider
-from minimax_m2.harness.record import Record
+from minimax_m2.harness.record import Log, Record
 from minimax_m2.harness.roofline import Roof, measure_gpu
 from minimax_m2.harness.sampling import sampled
 from minimax_m2.harness.timing import time_case
@@ -32,13 +31,13 @@ def run_name() -> str:
     return datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
 
 
-def new_log(folder: Path) -> tuple[str, TextIO]:
+def new_log(folder: Path) -> tuple[str, Log]:
     """The name of a new run and its file; runs that start at once get files of their own."""
     folder.mkdir(exist_ok=True)
     while True:
         name = run_name()
         try:
-            return name, (folder / f"{name}.jsonl").open("x")
+            return name, Log(folder / f"{name}.jsonl", new=True)
         except FileExistsError:
             continue
 

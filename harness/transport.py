@@ -131,6 +131,11 @@ class Arena:
         return self._used
 
     @property
+    def size(self) -> int:
+        """Bytes of this process's mapping."""
+        return self._bytes.numel()
+
+    @property
     def pages(self) -> list[int]:
         """The page behind each group."""
         return [_whole_pages(group.end) for group in self._groups]

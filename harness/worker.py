@@ -33,6 +33,7 @@ from minimax_m2.harness.transport import Arena, Channel, Handle, decoded, encode
 from minimax_m2.harness.verdict import Outcome
 
 DEADLINE = 120.0
+LOADING = 120.0
 KEPT_OUTPUT = 4096
 TOLD_LINES = 6
 # Seconds for a process that closed its end to be gone.
@@ -40,7 +41,7 @@ LEAVING = 5.0
 
 
 class Ended(RuntimeError):
-    """The process of a provider did not answer; ``outcome`` says whether it died or was too slow."""
+    """A provider's process did not answer; ``outcome`` says whether it died, was too slow or had no memory left."""
 
     def __init__(self, outcome: Outcome, message: str) -> None:
         super().__init__(message)
@@ -52,12 +53,18 @@ class Worker:
 
     source    a provider's ``.py`` file, or ``module:function`` of one that builds the provider
     deadline  seconds for one answer; the process is killed when they are over
+    memory    bytes that the provider may have, its loaded libraries and what it is given aside; None: all there are
     """
 
     def __init__(
-        self, source: str, *, deadline: float = DEADLINE, environment: Mapping[str, str] | None = None
+        self,
+        source: str,
+        *,
+        deadline: float = DEADLINE,
+        memory: int | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
-        self.source, self.deadline = source, deadline
+        self.source, self.deadline, self.memory = source, deadline, memory
         self.variant = ""
         self._environment = dict(environment or {})
         self._process: subprocess.Popen[bytes] | None = None
@@ -92,6 +99,7 @@ class Worker:
             "behind": self._arena.used,
             "pages": self._arena.pages,
             "fill": filled(),
+            "memory": self.memory,
         }
         answer = self._answer(request)
         self._arena.restore(self._places)
@@ -168,7 +176,8 @@ class Worker:
         self._reader = threading.Thread(target=self._drain, args=(self._process, self._printed), daemon=True)
         self._reader.start()
         try:
-            self._receive("loading the provider")
+            # To import torch takes seconds, on a busy machine many.
+            self._receive("loading the provider", max(self.deadline, LOADING))
         except Exception:
             self.close()
             raise
@@ -192,21 +201,22 @@ class Worker:
         except OSError as error:
             raise self._ended(Outcome.CRASHED, what) from error
         try:
-            return self._receive(what)
+            return self._receive(what, self.deadline)
         finally:
             if self._rests:
                 self._signal(signal.SIGSTOP)
 
-    def _receive(self, what: str) -> Any:
+    def _receive(self, what: str, seconds: float) -> Any:
         start = time.monotonic()
         try:
-            message = self._channel.receive(self.deadline)
+            message = self._channel.receive(seconds)
         except TimeoutError as error:
             raise self._ended(Outcome.TIMED_OUT, what, time.monotonic() - start) from error
         except (EOFError, OSError, ValueError) as error:
             raise self._ended(Outcome.CRASHED, what) from error
         if "outcome" in message:
-            raise Misplaced(Outcome(message["outcome"]), str(message["text"]))
+            kind_of = Ended if message["outcome"] == Outcome.OUT_OF_MEMORY.value else Misplaced
+            raise kind_of(Outcome(message["outcome"]), str(message["text"]))
         if "raised" in message:
             kind = getattr(builtins, str(message["raised"]), None)
             known = isinstance(kind, type) and issubclass(kind, Exception)
@@ -228,6 +238,8 @@ class Worker:
             time.sleep(0.01)
         self.close()
         told = [line for line in self._printed.decode(errors="replace").splitlines() if line.strip()]
+        # C++ that nobody catches dies by SIGABRT, and says why.
+        outcome = Outcome.OUT_OF_MEMORY if any("bad_alloc" in line for line in told) else outcome
         words = f"; it printed: {' | '.join(told[:TOLD_LINES])}" if told else ""
         touched = self._arena.touched(self._places)
         place = f"; {touched}" if touched else ""
@@ -254,9 +266,11 @@ def ending(code: int | None) -> str:
     return f"left with exit code {code}"
 
 
-def isolated(source: str, *, name: str, device: str = "cpu", deadline: float = DEADLINE) -> Provider:
-    """The provider of ``source`` in a process of its own, which starts when something is asked of it."""
-    return provider_in(Worker(source, deadline=deadline), name=name, device=device)
+def isolated(
+    source: str, *, name: str, device: str = "cpu", deadline: float = DEADLINE, memory: int | None = None
+) -> Provider:
+    """The provider of ``source`` in a process of its own, which ends with this one or with its last use."""
+    return provider_in(Worker(source, deadline=deadline, memory=memory), name=name, device=device)
 
 
 def provider_in(worker: Worker, *, name: str, device: str = "cpu") -> Provider:

@@ -13,7 +13,9 @@ import resource
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,9 +28,13 @@ from minimax_m2.harness.layout import Misplaced, demand_layout, demand_own_memor
 from minimax_m2.harness.op import all_ops, find_op
 from minimax_m2.harness.provider import Provider, from_file
 from minimax_m2.harness.transport import Arena, Channel, decoded, encoded, guarded_copy
+from minimax_m2.harness.verdict import Outcome
 from minimax_m2.harness.watched import is_packed
 
 PR_SET_PDEATHSIG = 1
+EXHAUSTED = (MemoryError, torch.OutOfMemoryError)
+# torch's CPU allocator raises a RuntimeError; a file that cannot be mapped, an OSError.
+EXHAUSTED_WORDS = ("can't allocate memory", "Cannot allocate memory", "bad_alloc")
 
 
 def load(source: str) -> Provider:
@@ -52,6 +58,7 @@ class Answers:
         self.kept: dict[int, Any] = {}
         self._last: dict[str, Any] = {}
         self._numbers = itertools.count()
+        self._loaded = mapped() - arena.size
 
     def variants(self) -> list[str]:
         return list(self.provider.variants)
@@ -82,6 +89,7 @@ class Answers:
         behind: int,
         pages: list[int],
         fill: int,
+        memory: int | None,
     ) -> Any:
         given = [decoded(v, self.arena, self.kept) for v in positional]
         named_ = {name: decoded(v, self.arena, self.kept) for name, v in keywords.items()}
@@ -90,7 +98,8 @@ class Answers:
         called = self.provider.functions(function)
         if called is None:
             raise ValueError(f"provider {self.provider.name!r} does not offer {function}")
-        with self.provider.enter(variant), self.arena.protected(pages), allocations(fill):
+        limit = None if memory is None else self._loaded + self.arena.size + memory
+        with self.provider.enter(variant), self.arena.protected(pages), allocations(fill), at_most(limit):
             returned = called(*given, **named_)
         if keep:
             return self._keep(guarded(returned))
@@ -124,6 +133,23 @@ def owned(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.clone() if value.is_contiguous() else torch.empty_like(value).copy_(value)
     return tuple(owned(v) for v in value) if isinstance(value, tuple) else value
+
+
+def mapped() -> int:
+    """Bytes of addresses that this process has."""
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+
+
+@contextmanager
+def at_most(size: int | None) -> Iterator[None]:
+    """Let this process have so many bytes of addresses meanwhile; None: as many as there are."""
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    if size is not None:
+        resource.setrlimit(resource.RLIMIT_AS, (size if hard < 0 else min(size, hard), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
 
 
 def guarded(value: Any) -> Any:
@@ -161,8 +187,14 @@ def serve(channel: Channel, arena: Arena, source: str) -> None:
         except Misplaced as error:
             channel.send({"outcome": error.outcome.value, "text": str(error)})
             continue
+        except EXHAUSTED as error:
+            channel.send({"outcome": Outcome.OUT_OF_MEMORY.value, "text": f"{type(error).__name__}: {error}"})
+            continue
         # SystemExit too: a provider that leaves by it is told, not mistaken for one that died.
         except (Exception, SystemExit) as error:
+            if any(words in str(error) for words in EXHAUSTED_WORDS):
+                channel.send({"outcome": Outcome.OUT_OF_MEMORY.value, "text": str(error).splitlines()[0]})
+                continue
             channel.send({"raised": type(error).__name__, "text": str(error)})
             if answers is None:
                 return
