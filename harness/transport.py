@@ -45,10 +45,11 @@ class Group:
 
     start   its first byte in the arena; it ends where a page does
     source  the bytes that it was copied from
+    owners  whose they are: held, lest another tensor come to lie where one of them did
     """
 
-    def __init__(self, start: int, source: Tensor) -> None:
-        self.start, self.source = start, source
+    def __init__(self, start: int, source: Tensor, owners: list[Tensor]) -> None:
+        self.start, self.source, self.owners = start, source, owners
         self.end = start + source.numel()
 
     @property
@@ -80,12 +81,13 @@ class Arena:
 
     def lay(self, values: Iterable[Tensor], *, behind: int = 0) -> None:
         """Copy tensors in, not before the byte ``behind``: those whose spans meet as one group."""
+        values = list(values)
         for first, last, width in joined(values):
             size = -(-(last - first) // width) * width
             end = _whole_pages(max(self._used, behind) + size)
             self._reach(end + PAGE)
             source = bytes_at(first, last - first)
-            group = Group(end - size, source)
+            group = Group(end - size, source, values)
             self._bytes[slice(*group.slack)] = SLACK
             copy_touched(self._bytes[group.start : group.start + len(source)], source)
             self._used = end + PAGE

@@ -1,11 +1,12 @@
 """One call of an op in guarded memory, and the same call again in other poison.
 
-Tensors of more than ``arena.LARGEST`` bytes are not copied between red zones: of those only the bytes are compared.
+Tensors of more than ``arena.LARGEST`` bytes are not copied between red zones, nor those of packed values, which are
+their provider's own, who may know them by their address: of those only the bytes are compared.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -39,11 +40,11 @@ class Watched:
         right: Expectation | None = None,
     ) -> None:
         self._op, self._device, self._poison = op, device, poison
-        small = {name: value for name, value in tensors(arguments) if span(value) <= LARGEST}
+        small = {n: v for n, v in arguments.items() if isinstance(v, Tensor) and span(v) <= LARGEST}
         returned = [] if right is None else [name for name in right.dtypes if name not in op.mutates]
         outputs = {f"output {name}": (right.shapes[name], right.dtypes[name]) for name in returned} if right else {}
         self._guard = Guard(small, writable=op.mutates, outputs=outputs, device=torch_device(device), poison=poison)
-        self.arguments = {name: self._placed(name, value, small) for name, value in arguments.items()}
+        self.arguments = {name: self._guard[name] if name in small else v for name, v in arguments.items()}
         self.outputs = [self._guard[name] for name in outputs]
         for output in self.outputs:
             if poison is NAN and not output.is_floating_point():
@@ -64,14 +65,6 @@ class Watched:
         """Name of an input that the call wrote to, or nothing; raises Misplaced for a write outside of any tensor."""
         changed = (name for name, (value, before) in self._unguarded.items() if not torch.equal(raw(value), before))
         return self._guard.written() or next(changed, "")
-
-    def _placed(self, name: str, value: Any, small: dict[str, Tensor]) -> Any:
-        if isinstance(value, Tensor):
-            return self._guard[name] if name in small else value
-        if not is_packed(value):
-            return value
-        fields = [self._placed(f"{name}.{at}", v, small) for at, v in named_fields(value)]
-        return value._make(fields) if hasattr(value, "_make") else tuple(fields)
 
 
 def built_anew(op: Op, arguments: dict[str, Any]) -> bool:
@@ -111,18 +104,14 @@ def tensors(arguments: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
     for name, value in arguments.items():
         if isinstance(value, Tensor):
             yield name, value
-        elif is_packed(value):
-            yield from ((f"{name}.{at}", v) for at, v in named_fields(value) if isinstance(v, Tensor))
+        elif isinstance(value, tuple):
+            places = getattr(value, "_fields", range(len(value)))
+            yield from ((f"{name}.{at}", v) for at, v in zip(places, value, strict=True) if isinstance(v, Tensor))
 
 
 def is_packed(value: Any) -> bool:
     """Whether a value is a tuple that can be made again from its fields: a plain or a named one."""
     return type(value) is tuple or (isinstance(value, tuple) and hasattr(value, "_fields"))
-
-
-def named_fields(value: tuple[Any, ...]) -> Sequence[tuple[str | int, Any]]:
-    """The fields of a packed value by name or place."""
-    return list(zip(getattr(value, "_fields", range(len(value))), value, strict=True))
 
 
 def raw(value: Tensor) -> Tensor:
