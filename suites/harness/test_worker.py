@@ -135,6 +135,14 @@ def test_strides_gaps_and_aliases_survive_the_crossing() -> None:
     assert sent[2:] == (torch.int64, None, 2.5)
 
 
+def test_outputs_of_one_size_do_not_pass_for_each_other(isolated: Isolated) -> None:
+    """Made anew one after the other, their memory may be the same."""
+    provider = isolated("return tuple(torch.full((64, 8), float(i)) for i in range(4))")
+    function = provider.functions("rms_norm")
+    assert function is not None
+    assert [float(x.mean()) for x in function(torch.ones(1, 8), torch.ones(8), eps=0.0)] == [0.0, 1.0, 2.0, 3.0]
+
+
 def test_what_cannot_cross_is_refused_by_type() -> None:
     with pytest.raises(TypeError, match="a Case cannot pass"):
         encoded(Case({"op": "routing"}), Arena(os.memfd_create("test")))
