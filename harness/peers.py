@@ -25,6 +25,7 @@ PEERS = {
     "vllm-cpu": ("vllm_cpu", "vllm"),
     "sglang-cpu": ("vllm_cpu", "sglang"),
     "sglang-cpu-fp8": ("vllm_cpu", "sglang_fp8"),
+    "sglang-cpu-gdn": ("sglang_gdn", "sglang_gdn"),
     "zentorch": ("zentorch", "provider"),
     "torch-compile": ("torch_compile", "provider"),
 }

@@ -24,7 +24,7 @@ class TransformersSteps:
         self._module = TransformersModel(config_of(case), weights_of(case), dtype=torch.bfloat16).module
         self._module.set_attn_implementation("sdpa")
         self._module.set_experts_implementation(experts)
-        self._run: Any = torch.compile(self._module, dynamic=False) if is_compiled else self._module
+        self._run: Any = torch.compile(self._module) if is_compiled else self._module
         self._is_static = is_compiled
         self._cache = self._new_cache()
         if self._is_decode:
