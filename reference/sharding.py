@@ -46,6 +46,18 @@ class Cut(NamedTuple):
         return sum(length for _, length in self.pieces)
 
     @property
+    def merged(self) -> Cut:
+        """The same cut in as few pieces as it takes: neighbours are one."""
+        found: list[tuple[int, int]] = []
+        for start, length in self.pieces:
+            before = found[-1] if found else (0, 0)
+            if found and start >= 0 and before[0] >= 0 and sum(before) == start:
+                found[-1] = (before[0], before[1] + length)
+            else:
+                found.append((start, length))
+        return Cut(tuple(found))
+
+    @property
     def sources(self) -> Tensor:
         """Where each local place comes from, ``[size]`` int64; -1 for zeros."""
         none = torch.empty(0, dtype=torch.int64)

@@ -55,12 +55,12 @@ def refuse_other_share(weights: ModelWeights, config: MiniMaxM2Config, layout: L
     """Raise ValueError, naming the tensor, if ``weights`` are not of the shapes of ``layout.rank``'s share."""
     own, experts, width = layout.heads(config), layout.experts(config).size, layout.width(config).size
     rows, hidden, dim = layout.vocabulary(config).size, config.hidden_size, config.head_dim
-    expected = {
+    expected: dict[str, tuple[Weight, tuple[int, ...]]] = {
         "embed_tokens": (weights.embed_tokens, (rows, hidden)),
         "lm_head": (weights.lm_head, (rows, hidden)),
     }
     q, kv = len(own.query) * dim, len(own.kv) * dim
-    shapes = {
+    shapes: dict[str, tuple[int, ...]] = {
         "qkv_proj": (q + 2 * kv, hidden),
         "q_norm": (q,),
         "k_norm": (kv,),

@@ -8,6 +8,7 @@ weights kept as they are stored.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +20,13 @@ from torch import Tensor
 
 from minimax_m2.reference.block_dequant import block_dequant
 from minimax_m2.reference.config import MiniMaxM2Config
+from minimax_m2.reference.sharding import Cut
 
 BLOCK = 128
 _FLOATS = ("BF16", "F16", "F32", "F64")
 _FP8 = "F8_E4M3"
 _SHOWN = 40
+_MAPPED_ELEMENTS = 2**24
 
 Progress = Callable[[int, int, str], None]
 """Called as ``progress(done, total, what)`` while a checkpoint is read."""
@@ -95,6 +98,7 @@ class Checkpoint:
         self.notes: list[str] = []
         self._file_of: dict[str, Path] = {}
         self._handles: dict[Path, safe_open] = {}
+        self._mapped: dict[Path, int] = {}
         problems, unread = self._open_files()
         problems += self._check_names(unread)
         problems += self._check_scales()
@@ -156,6 +160,32 @@ class Checkpoint:
             w13=_stack([merged(f"{e}w1", f"{e}w3") for e in experts], dtype),
             w2=_stack([merged(f"{e}w2") for e in experts], dtype),
         )
+
+    def read_cut(self, name: str, which: Cut | None, *, dim: int = 0) -> Tensor:
+        """Read the pieces of a tensor along ``dim``, and no other, into memory of its own; None: all of it.
+
+        Pages of a file that were read count as this process's memory while it is mapped; it is not for long.
+        """
+        file = self._file_of[name]
+        view = self._handles[file].get_slice(name)
+        self._mapped[file] = self._mapped.get(file, 0) + math.prod(view.get_shape())
+        if self._mapped[file] > _MAPPED_ELEMENTS:
+            self._handles[file], self._mapped[file] = safe_open(file, framework="pt"), 0
+        if which is None:
+            return self._read(name).clone()
+        none: Tensor = view[(slice(None),) * dim + (slice(0, 0),)]
+        codes = none.view(torch.uint8) if none.dtype.itemsize == 1 else none
+        parts = [codes]
+        for start, length in which.merged.pieces:
+            if start < 0:
+                parts.append(codes.new_zeros(*codes.shape[:dim], length, *codes.shape[dim:][1:]))
+            else:
+                parts.append(view[(slice(None),) * dim + (slice(start, start + length),)].view(codes.dtype))
+        return torch.cat(parts, dim).view(none.dtype)
+
+    def is_quantized(self, name: str) -> bool:
+        """Whether a tensor is stored in FP8."""
+        return self._header(name)[0] == _FP8
 
     def _dense(self, name: str, dtype: torch.dtype) -> Tensor:
         return self._read(name).to(dtype)

@@ -30,9 +30,10 @@ EMPTY_RANK = Split(config="groups of 3", tp=1, dp=3, ep=3, tokens=((2, 5), (1, 0
 
 def padded_divisor(layout: Layout) -> dict[str, Any]:
     def op(*given: Any, q_width: int, k_width: int, num_heads: int, num_kv_heads: int, **sizes: Any) -> Tensor:
-        widths = {"q_width": num_heads * sizes["head_dim"] * layout.tp, "k_width": num_kv_heads * sizes["head_dim"]}
-        widths["k_width"] *= layout.tp
-        return qk_norm_rope_cache(*given, num_heads=num_heads, num_kv_heads=num_kv_heads, **widths, **sizes)
+        local = {"num_heads": num_heads, "num_kv_heads": num_kv_heads}
+        padded = {"q_width": num_heads * sizes["head_dim"], "k_width": num_kv_heads * sizes["head_dim"]}
+        sizes |= local | {name: width * layout.tp for name, width in padded.items()}
+        return qk_norm_rope_cache(*given, **sizes)
 
     return {"qk_norm_rope_cache": op}
 
