@@ -46,7 +46,7 @@ class MeanSquare(NamedTuple):
     """Limits of the mean of z^2 in each of some groups, of those with enough members."""
 
     group: Tensor
-    count: Tensor
+    members: Tensor
     enough: Tensor
     limit: Tensor
 
@@ -101,7 +101,7 @@ class Together:
         z, found = self._z(got), {}
         square = z.square()
         for name, known in self._mean_squares.items():
-            mean = by_group(square, known.group, len(known.count))[known.enough] / known.count[known.enough]
+            mean = by_group(square, known.group, len(known.members))[known.enough] / known.members[known.enough]
             if mean.numel():
                 found[name] = float((mean / known.limit).max())
         if bool(self._direction.any()):
