@@ -215,6 +215,20 @@ def _with_row_error(x: Budgeted, relative: Tensor | float, *, bounded: bool = Fa
     return replace(x, shared=(*x.shared, part), bound=x.bound if bounded else x.bound + 2 * coef.abs())
 
 
+def _with_lost_terms(x: Budgeted, share: Tensor) -> Budgeted:
+    """Add what sums of positive terms lose: a term below half a spacing of the sum vanishes in it, never the reverse.
+
+    ``share`` is each term over the sum. Every row leans one way: by 0.25 units of roundoff on average over 2,049 rows
+    of 8 softmax weights of logits up to 50, 0.15 of it by terms below one unit.
+    """
+    lost = torch.where(share < x.arithmetic.unit, share, 0.0).sum(-1, keepdim=True)
+    coef = x.value * lost
+    if not bool(coef.any()):
+        return x
+    part = new_shared(coef, torch.zeros_like(coef, dtype=torch.int64), x.value)
+    return replace(x, shared=(*x.shared, part), bound=x.bound + coef.abs())
+
+
 @rule("renormalise")
 def _renormalise(w: Budgeted, *, eps: float = 0.0) -> Budgeted:
     """Overestimates in float32, mean z^2 0.24 for 8 terms: the sum is taken to round at its full size every time."""
@@ -230,7 +244,7 @@ def _renormalise(w: Budgeted, *, eps: float = 0.0) -> Budgeted:
     out = _jacobian(w, value, 1 / total, value, ones, bound)
     # The sum rounds terms - 1 times; multiplying by a reciprocal rounds once more than dividing.
     out = _with_row_error(out, w.arithmetic.unit * (terms / 3) ** 0.5)
-    return with_roundoff(out, ulps=1.0)
+    return with_roundoff(_with_lost_terms(out, value), ulps=1.0)
 
 
 @rule("rms_normalise")
@@ -276,7 +290,8 @@ def _softmax(x: Budgeted) -> Budgeted:
     terms = x.value.shape[-1]
     relative = 2 * (x.bound.amax(-1, keepdim=True) + unit * (terms + 2 * x.arithmetic.exp_ulps + distance))
     out = _jacobian(noisy, p, p, torch.ones_like(p), p, p * torch.expm1(relative))
-    out = with_roundoff(_with_row_error(out, unit * (terms / 3) ** 0.5), ulps=1.0)
+    out = _with_lost_terms(_with_row_error(out, unit * (terms / 3) ** 0.5), p)
+    out = with_roundoff(out, ulps=1.0)
     # A single finite term is over itself: 1.
     alone = (x.value > -torch.inf).sum(-1, keepdim=True) <= 1
     sure = Budgeted.exact(p, x.arithmetic)

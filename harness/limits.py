@@ -208,7 +208,8 @@ class Together:
         for coef, label in self._shares:
             most = (heaviest(coef.square(), label, group, groups) / count)[enough]
             quantile = torch.maximum(quantile, 1 + most * (one - 1))
-        foreseen = (by_group(self._drift.square(), group, groups) / count)[enough].clamp_min(1.0)
+        # Where numbers repeat, the errors of the last rounding do, and their mean square is not that of noise.
+        foreseen = (by_group(self._last.square(), group, groups) / count)[enough].clamp_min(1.0)
         return MeanSquare(group, count, enough, foreseen * (1 + MODEL_ERROR) * quantile)
 
     @cached_property

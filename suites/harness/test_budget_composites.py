@@ -124,3 +124,17 @@ def test_a_power_of_two_is_certain_unless_its_argument_may_lie_on_either_side() 
     found: Any = power_of_two_above(either)  # type: ignore[arg-type]
     assert found.bound.tolist() == [0.0, 1.0]
     assert found.allowed[1].tolist() == [1.0, 2.0]
+
+
+def added_up(scores: Tensor) -> Tensor:
+    total = torch.zeros(len(scores))
+    for column in scores.unbind(-1):
+        total += column
+    return scores / total[:, None]
+
+
+@pytest.mark.parametrize("gain, passes", [(1.0, True), (1 + 2e-6, False)])
+def test_weights_of_sums_that_lose_their_smallest_terms_lean_together(gain: float, passes: bool) -> None:
+    scores = torch.softmax(drawn(11, 20 * ROWS, 8) * 20, -1).sort(-1, descending=True).values
+    budget: Any = renormalise(Budgeted.exact(scores))  # type: ignore[arg-type]
+    assert compare("weights", added_up(scores) * gain, budget).passed == passes

@@ -234,3 +234,11 @@ def test_rows_of_the_same_numbers_share_one_error() -> None:
     assert int(merged[0, 0]) != int(merged[2, 0])
     by_column = torch.arange(2).expand(3, 2)
     assert rows_alike(value, by_column) is by_column
+
+
+@pytest.mark.parametrize("away, passes", [(0.0, True), (1.0, False)])
+def test_numbers_that_nearly_repeat_err_by_their_last_rounding(away: float, passes: bool) -> None:
+    # 0.9 of half a spacing below 1 in bfloat16, and so little apart that all of a column round alike.
+    value = 1.0 - 0.9 * 2.0**-9 + 1e-6 * drawn(9, 4000, 2)
+    kernel = (value.to(torch.bfloat16).double() - away * 2.0**-8).to(torch.bfloat16)
+    assert compare("y", kernel, budget(value, 1.3 * 2.0**-18 / 3)).passed == passes
