@@ -27,6 +27,7 @@ PEERS = {
     "sglang-cpu-fp8": ("vllm_cpu", "sglang_fp8"),
     "sglang-cpu-gdn": ("sglang_gdn", "sglang_gdn"),
     "zentorch": ("zentorch", "provider"),
+    "kt-kernel": ("kt_kernel", "provider"),
     "torch-compile": ("torch_compile", "provider"),
 }
 # Providers that need no process of their own, and may have one.
