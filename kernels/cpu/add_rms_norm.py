@@ -8,7 +8,6 @@ from torch import Tensor
 from minimax_m2.kernels import schema
 from minimax_m2.kernels.cpu import extension
 from minimax_m2.kernels.schema import add_rms_norm as add_rms_norm_schema
-from minimax_m2.kernels.schema.rms_norm import check_output
 
 extension.load("add_rms_norm")
 
@@ -47,6 +46,5 @@ def add_rms_norm_out(
         _add_rms_norm(x, residual, weight, eps, y, residual_out)
     except schema.REFUSED:
         add_rms_norm_schema.check(x, residual, weight)
-        for name, out in (("y", y), ("residual_out", residual_out)):
-            check_output(name, out, shape=tuple(x.shape), symbols="[T, H]", dtype=x.dtype, device=x.device)
+        add_rms_norm_schema.check_outputs(y, residual_out, x=x)
         raise

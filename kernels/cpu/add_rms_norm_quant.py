@@ -7,7 +7,7 @@ from torch import Tensor
 
 from minimax_m2.kernels.cpu import extension
 from minimax_m2.kernels.schema import add_rms_norm_quant as add_rms_norm_quant_schema
-from minimax_m2.kernels.schema.rms_norm import check_output
+from minimax_m2.kernels.schema import block_quant as block_quant_schema
 
 extension.load("add_rms_norm_quant")
 
@@ -27,10 +27,8 @@ def add_rms_norm_quant(
     """
     add_rms_norm_quant_schema.check(x, residual, weight, group=group)
 
-    num_tokens, hidden = x.shape
-    q = torch.empty((num_tokens, hidden), dtype=torch.float8_e4m3fn, device=x.device)
-    scale = torch.empty((num_tokens, -(-hidden // group)), dtype=torch.float32, device=x.device)
-    residual_out = torch.empty((num_tokens, hidden), dtype=x.dtype, device=x.device)
+    q, scale = block_quant_schema.allocated(*x.shape, group=group, dtype=torch.float8_e4m3fn, device=x.device)
+    residual_out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
 
     if q.numel() > 0:
         torch.ops.minimax_m2.add_rms_norm_quant(x, residual, weight, eps, group, q, scale, residual_out)
@@ -43,10 +41,7 @@ def add_rms_norm_quant_out(
 ) -> None:  # fmt: skip
     """Do what ``add_rms_norm_quant`` does, into contiguous outputs; ``residual_out`` may be ``residual``."""
     add_rms_norm_quant_schema.check(x, residual, weight, group=group)
-    shape, grid = tuple(x.shape), (x.shape[0], -(-x.shape[1] // group))
-    check_output("q", q, shape=shape, symbols="[T, H]", dtype=torch.float8_e4m3fn, device=x.device)
-    check_output("scale", scale, shape=grid, symbols="[T, ceil(H/group)]", dtype=torch.float32, device=x.device)
-    check_output("residual_out", residual_out, shape=shape, symbols="[T, H]", dtype=x.dtype, device=x.device)
+    add_rms_norm_quant_schema.check_outputs(q, scale, residual_out, x=x, group=group)
 
     if q.numel() > 0:
         torch.ops.minimax_m2.add_rms_norm_quant(x, residual, weight, eps, group, q, scale, residual_out)

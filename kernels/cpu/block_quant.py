@@ -7,7 +7,6 @@ from torch import Tensor
 
 from minimax_m2.kernels.cpu import extension
 from minimax_m2.kernels.schema import block_quant as block_quant_schema
-from minimax_m2.kernels.schema.rms_norm import check_output
 
 extension.load("block_quant")
 
@@ -27,9 +26,7 @@ def block_quant(x: Tensor, *, group: int = 128, scale_format: str = "float32") -
     """
     block_quant_schema.check(x, group=group, scale_format=scale_format)
 
-    num_tokens, hidden = x.shape
-    q = torch.empty((num_tokens, hidden), dtype=torch.float8_e4m3fn, device=x.device)
-    scale = torch.empty((num_tokens, -(-hidden // group)), dtype=torch.float32, device=x.device)
+    q, scale = block_quant_schema.allocated(*x.shape, group=group, dtype=torch.float8_e4m3fn, device=x.device)
 
     if q.numel() > 0:
         torch.ops.minimax_m2.block_quant(x, group, scale_format == "ue8m0", q, scale)
@@ -39,10 +36,9 @@ def block_quant(x: Tensor, *, group: int = 128, scale_format: str = "float32") -
 def block_quant_out(x: Tensor, q: Tensor, scale: Tensor, *, group: int = 128, scale_format: str = "float32") -> None:
     """Do what ``block_quant`` does, into contiguous ``q`` and ``scale``."""
     block_quant_schema.check(x, group=group, scale_format=scale_format)
-    num_tokens, hidden = x.shape
-    grid = (num_tokens, -(-hidden // group))
-    check_output("q", q, shape=tuple(x.shape), symbols="[T, H]", dtype=torch.float8_e4m3fn, device=x.device)
-    check_output("scale", scale, shape=grid, symbols="[T, ceil(H/group)]", dtype=torch.float32, device=x.device)
+    block_quant_schema.check_outputs(
+        q, scale, shape=tuple(x.shape), symbol="H", group=group, dtype=torch.float8_e4m3fn, device=x.device
+    )
 
     if q.numel() > 0:
         torch.ops.minimax_m2.block_quant(x, group, scale_format == "ue8m0", q, scale)

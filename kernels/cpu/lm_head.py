@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from minimax_m2.kernels import schema
 from minimax_m2.kernels.cpu import extension
 from minimax_m2.kernels.schema import lm_head as lm_head_schema
 
@@ -39,10 +38,7 @@ def lm_head_out(x: Tensor, weight: Tensor, logits: Tensor, *, rows: Tensor | Non
     """Do what ``lm_head`` does, into ``logits``, contiguous ``[N, vocab_size]`` float32."""
     lm_head_schema.check(x, weight, rows=rows, vocab_size=vocab_size)
     num_rows = x.shape[0] if rows is None else rows.shape[0]
-    schema.expect_shape("logits", logits, (num_rows, vocab_size), "[N, V]")
-    schema.expect_dtype("logits", logits, (torch.float32,))
-    schema.expect_contiguous("logits", logits)
-    schema.expect_device("logits", logits, x.device)
+    lm_head_schema.check_output(logits, shape=(num_rows, vocab_size), device=x.device)
 
     if num_rows > 0:
         torch.ops.minimax_m2.lm_head(x, weight, rows, logits)

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from minimax_m2.kernels.cpu import extension
+from minimax_m2.kernels.schema import block_quant as block_quant_schema
 from minimax_m2.kernels.schema import swiglu_quant as swiglu_quant_schema
-from minimax_m2.kernels.schema.rms_norm import check_output
 
 extension.load("swiglu_quant")
 
@@ -28,9 +28,8 @@ def swiglu_quant(gate_up: Tensor, *, group: int = 128, quant: str = "e4m3") -> t
     """
     used = swiglu_quant_schema.check(gate_up, group=group, quant=quant)
 
-    num_tokens, width = gate_up.shape[0], gate_up.shape[1] // 2
-    q = torch.empty((num_tokens, width), dtype=swiglu_quant_schema.CODES[quant], device=gate_up.device)
-    scale = torch.empty((num_tokens, -(-width // used)), dtype=torch.float32, device=gate_up.device)
+    shape, codes = (gate_up.shape[0], gate_up.shape[1] // 2), swiglu_quant_schema.CODES[quant]
+    q, scale = block_quant_schema.allocated(*shape, group=used, dtype=codes, device=gate_up.device)
 
     if q.numel() > 0:
         torch.ops.minimax_m2.swiglu_quant(gate_up, used, q, scale)
@@ -40,11 +39,8 @@ def swiglu_quant(gate_up: Tensor, *, group: int = 128, quant: str = "e4m3") -> t
 def swiglu_quant_out(gate_up: Tensor, q: Tensor, scale: Tensor, *, group: int = 128, quant: str = "e4m3") -> None:
     """Do what ``swiglu_quant`` does, into contiguous ``q`` and ``scale``."""
     used = swiglu_quant_schema.check(gate_up, group=group, quant=quant)
-    num_tokens, width = gate_up.shape[0], gate_up.shape[1] // 2
-    grid, device = (num_tokens, -(-width // used)), gate_up.device
-    codes = swiglu_quant_schema.CODES[quant]
-    check_output("q", q, shape=(num_tokens, width), symbols="[T, I]", dtype=codes, device=device)
-    check_output("scale", scale, shape=grid, symbols="[T, ceil(I/group)]", dtype=torch.float32, device=device)
+    shape, codes = (gate_up.shape[0], gate_up.shape[1] // 2), swiglu_quant_schema.CODES[quant]
+    block_quant_schema.check_outputs(q, scale, shape=shape, symbol="I", group=used, dtype=codes, device=gate_up.device)
 
     if q.numel() > 0:
         torch.ops.minimax_m2.swiglu_quant(gate_up, used, q, scale)

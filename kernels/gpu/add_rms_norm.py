@@ -10,7 +10,6 @@ from torch import Tensor
 from minimax_m2.kernels.gpu.launch import on_device_of, power_of_two, registered
 from minimax_m2.kernels.gpu.rms_norm import row_scale, warps_of
 from minimax_m2.kernels.schema import add_rms_norm as add_rms_norm_schema
-from minimax_m2.kernels.schema.rms_norm import check_output
 
 
 @triton.jit
@@ -71,8 +70,7 @@ def add_rms_norm_out(
 ) -> None:
     """Do what ``add_rms_norm`` does, into contiguous ``y`` and ``residual_out``; they may be x and residual."""
     add_rms_norm_schema.check(x, residual, weight)
-    for name, out in (("y", y), ("residual_out", residual_out)):
-        check_output(name, out, shape=tuple(x.shape), symbols="[T, H]", dtype=x.dtype, device=x.device)
+    add_rms_norm_schema.check_outputs(y, residual_out, x=x)
 
     if y.numel() > 0:
         _call(x, residual, weight, eps, y, residual_out)

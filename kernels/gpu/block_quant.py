@@ -10,7 +10,6 @@ from torch import Tensor
 from minimax_m2.kernels.gpu.codes import e4m3_code, group_scales, quotients
 from minimax_m2.kernels.gpu.launch import capability, converts_e4m3, on_device_of, power_of_two, registered
 from minimax_m2.kernels.schema import block_quant as block_quant_schema
-from minimax_m2.kernels.schema.rms_norm import check_output
 
 # Values of one program; a wider group is a program of its own.
 TILE = 4096
@@ -35,16 +34,22 @@ def block_quant_kernel(
 
 
 def _launch(x: Tensor, group: int, power_of_two_scale: bool, q: Tensor, scale: Tensor) -> None:
-    num_tokens, H = x.shape
-    used, num_groups = min(group, H), scale.shape[1]
-    width = power_of_two(used)
-    groups = min(power_of_two(num_groups), max(1, TILE // width))
+    (num_tokens, H), num_groups = x.shape, scale.shape[1]
+    used = min(group, H)
+    programs, tile = group_tiles(used, num_groups)
     with on_device_of(x):
-        block_quant_kernel[(num_tokens, triton.cdiv(num_groups, groups))](
-            x, q.view(torch.uint8), scale, x.stride(0), H, used, num_groups,
-            GROUPS=groups, WIDTH=width, POWER_OF_TWO=power_of_two_scale,
-            HARDWARE=converts_e4m3(capability(x)), num_warps=min(16, max(1, groups * width // 512)),
+        block_quant_kernel[(num_tokens, programs)](
+            x, q.view(torch.uint8), scale, x.stride(0), H, used, num_groups, POWER_OF_TWO=power_of_two_scale,
+            HARDWARE=converts_e4m3(capability(x)), **tile,
         )  # fmt: skip
+
+
+def group_tiles(group: int, num_groups: int) -> tuple[int, dict[str, int]]:
+    """Programs that share a row, and the groups, width and warps of each."""
+    width = power_of_two(group)
+    groups = min(power_of_two(num_groups), max(1, TILE // width))
+    tile = {"GROUPS": groups, "WIDTH": width, "num_warps": min(16, max(1, groups * width // 512))}
+    return triton.cdiv(num_groups, groups), tile
 
 
 _call = registered("block_quant", _launch)
@@ -65,9 +70,7 @@ def block_quant(x: Tensor, *, group: int = 128, scale_format: str = "float32") -
     """
     block_quant_schema.check(x, group=group, scale_format=scale_format)
 
-    num_tokens, hidden = x.shape
-    q = torch.empty((num_tokens, hidden), dtype=torch.float8_e4m3fn, device=x.device)
-    scale = torch.empty((num_tokens, -(-hidden // group)), dtype=torch.float32, device=x.device)
+    q, scale = block_quant_schema.allocated(*x.shape, group=group, dtype=torch.float8_e4m3fn, device=x.device)
 
     if q.numel() > 0:
         _call(x, group, scale_format == "ue8m0", q, scale)
@@ -77,10 +80,9 @@ def block_quant(x: Tensor, *, group: int = 128, scale_format: str = "float32") -
 def block_quant_out(x: Tensor, q: Tensor, scale: Tensor, *, group: int = 128, scale_format: str = "float32") -> None:
     """Do what ``block_quant`` does, into contiguous ``q`` and ``scale``."""
     block_quant_schema.check(x, group=group, scale_format=scale_format)
-    num_tokens, hidden = x.shape
-    grid = (num_tokens, -(-hidden // group))
-    check_output("q", q, shape=tuple(x.shape), symbols="[T, H]", dtype=torch.float8_e4m3fn, device=x.device)
-    check_output("scale", scale, shape=grid, symbols="[T, ceil(H/group)]", dtype=torch.float32, device=x.device)
+    block_quant_schema.check_outputs(
+        q, scale, shape=tuple(x.shape), symbol="H", group=group, dtype=torch.float8_e4m3fn, device=x.device
+    )
 
     if q.numel() > 0:
         _call(x, group, scale_format == "ue8m0", q, scale)

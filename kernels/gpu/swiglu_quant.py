@@ -7,12 +7,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from minimax_m2.kernels.gpu.block_quant import TILE
+from minimax_m2.kernels.gpu.block_quant import group_tiles
 from minimax_m2.kernels.gpu.codes import e4m3_code, group_scales, int8_code, quotients
-from minimax_m2.kernels.gpu.launch import capability, converts_e4m3, on_device_of, power_of_two, registered
+from minimax_m2.kernels.gpu.launch import capability, converts_e4m3, on_device_of, registered
 from minimax_m2.kernels.gpu.swiglu import gated
+from minimax_m2.kernels.schema import block_quant as block_quant_schema
 from minimax_m2.kernels.schema import swiglu_quant as swiglu_quant_schema
-from minimax_m2.kernels.schema.rms_norm import check_output
 
 contract = {"reciprocal": "float32"}
 
@@ -44,13 +44,11 @@ def swiglu_quant_kernel(
 def _launch(gate_up: Tensor, group: int, q: Tensor, scale: Tensor) -> None:
     num_tokens, I = q.shape
     num_groups, int8 = scale.shape[1], q.dtype == torch.int8
-    width = power_of_two(group)
-    groups = min(power_of_two(num_groups), max(1, TILE // width))
+    programs, tile = group_tiles(group, num_groups)
     with on_device_of(gate_up):
-        swiglu_quant_kernel[(num_tokens, triton.cdiv(num_groups, groups))](
+        swiglu_quant_kernel[(num_tokens, programs)](
             gate_up, q if int8 else q.view(torch.uint8), scale, gate_up.stride(0), I, group, num_groups,
-            GROUPS=groups, WIDTH=width, INT8=int8, HARDWARE=converts_e4m3(capability(gate_up)),
-            num_warps=min(16, max(1, groups * width // 512)),
+            INT8=int8, HARDWARE=converts_e4m3(capability(gate_up)), **tile,
         )  # fmt: skip
 
 
@@ -72,9 +70,8 @@ def swiglu_quant(gate_up: Tensor, *, group: int = 128, quant: str = "e4m3") -> t
     """
     used = swiglu_quant_schema.check(gate_up, group=group, quant=quant)
 
-    num_tokens, width = gate_up.shape[0], gate_up.shape[1] // 2
-    q = torch.empty((num_tokens, width), dtype=swiglu_quant_schema.CODES[quant], device=gate_up.device)
-    scale = torch.empty((num_tokens, -(-width // used)), dtype=torch.float32, device=gate_up.device)
+    shape, codes = (gate_up.shape[0], gate_up.shape[1] // 2), swiglu_quant_schema.CODES[quant]
+    q, scale = block_quant_schema.allocated(*shape, group=used, dtype=codes, device=gate_up.device)
 
     if q.numel() > 0:
         _call(gate_up, used, q, scale)
@@ -84,11 +81,8 @@ def swiglu_quant(gate_up: Tensor, *, group: int = 128, quant: str = "e4m3") -> t
 def swiglu_quant_out(gate_up: Tensor, q: Tensor, scale: Tensor, *, group: int = 128, quant: str = "e4m3") -> None:
     """Do what ``swiglu_quant`` does, into contiguous ``q`` and ``scale``."""
     used = swiglu_quant_schema.check(gate_up, group=group, quant=quant)
-    num_tokens, width = gate_up.shape[0], gate_up.shape[1] // 2
-    grid, device = (num_tokens, -(-width // used)), gate_up.device
-    codes = swiglu_quant_schema.CODES[quant]
-    check_output("q", q, shape=(num_tokens, width), symbols="[T, I]", dtype=codes, device=device)
-    check_output("scale", scale, shape=grid, symbols="[T, ceil(I/group)]", dtype=torch.float32, device=device)
+    shape, codes = (gate_up.shape[0], gate_up.shape[1] // 2), swiglu_quant_schema.CODES[quant]
+    block_quant_schema.check_outputs(q, scale, shape=shape, symbol="I", group=used, dtype=codes, device=gate_up.device)
 
     if q.numel() > 0:
         _call(gate_up, used, q, scale)

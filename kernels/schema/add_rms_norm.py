@@ -19,3 +19,9 @@ def check(x: Tensor, residual: Tensor, weight: Tensor) -> None:
     schema.expect_dtype("residual", residual, (x.dtype,))
     schema.expect_rows("residual", residual)
     schema.expect_device("residual", residual, x.device)
+
+
+def check_outputs(y: Tensor, residual_out: Tensor, *, x: Tensor) -> None:
+    """Raise what the host can know about the tensors that ``add_rms_norm_out`` fills."""
+    for name, out in (("y", y), ("residual_out", residual_out)):
+        rms_norm_schema.check_output(name, out, shape=tuple(x.shape), symbols="[T, H]", dtype=x.dtype, device=x.device)

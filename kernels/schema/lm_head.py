@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from minimax_m2.kernels import schema
@@ -25,3 +26,11 @@ def check(x: Tensor, weight: Tensor, *, rows: Tensor | None, vocab_size: int) ->
         schema.expect_dtype("rows", rows, schema.INDICES)
         schema.expect_contiguous("rows", rows)
         schema.expect_device("rows", rows, x.device)
+
+
+def check_output(logits: Tensor, *, shape: tuple[int, int], device: torch.device) -> None:
+    """Raise what the host can know about the tensor that ``lm_head_out`` fills."""
+    schema.expect_shape("logits", logits, shape, "[N, V]")
+    schema.expect_dtype("logits", logits, (torch.float32,))
+    schema.expect_contiguous("logits", logits)
+    schema.expect_device("logits", logits, device)
