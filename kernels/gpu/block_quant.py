@@ -8,7 +8,16 @@ import triton.language as tl
 from torch import Tensor
 
 from minimax_m2.kernels.gpu.codes import e4m3_code, group_scales, quotients
-from minimax_m2.kernels.gpu.launch import capability, converts_e4m3, on_device_of, power_of_two, registered
+from minimax_m2.kernels.gpu.launch import (
+    capability,
+    converts_e4m3,
+    let_next_start,
+    on_device_of,
+    overlaps,
+    power_of_two,
+    registered,
+    wait_for_predecessor,
+)
 from minimax_m2.kernels.schema import block_quant as block_quant_schema
 
 # Values of one program; a wider group is a program of its own.
@@ -21,7 +30,10 @@ contract = {"reciprocal": "float32"}
 def block_quant_kernel(
     x_ptr, q_ptr, scale_ptr, stride, H, group, num_groups,
     GROUPS: tl.constexpr, WIDTH: tl.constexpr, POWER_OF_TWO: tl.constexpr, HARDWARE: tl.constexpr,
+    EARLY: tl.constexpr, FOLLOWED: tl.constexpr,
 ):  # fmt: skip
+    wait_for_predecessor(EARLY)
+    let_next_start(EARLY and FOLLOWED)
     t = tl.program_id(0).to(tl.int64)
     g = tl.program_id(1) * GROUPS + tl.arange(0, GROUPS)
     within = tl.arange(0, WIDTH)
@@ -33,14 +45,17 @@ def block_quant_kernel(
     tl.store(scale_ptr + t * num_groups + g, scale, mask=g < num_groups)
 
 
-def _launch(x: Tensor, group: int, power_of_two_scale: bool, q: Tensor, scale: Tensor) -> None:
+def quantise(x: Tensor, group: int, power_of_two_scale: bool, q: Tensor, scale: Tensor, followed: bool = False) -> None:
+    """Launch the quantisation; ``followed``: the next launch waits for it, so it may begin early."""
     (num_tokens, H), num_groups = x.shape, scale.shape[1]
     used = min(group, H)
     programs, tile = group_tiles(used, num_groups)
+    arch = capability(x)
+    overlap = overlaps(arch)
     with on_device_of(x):
         block_quant_kernel[(num_tokens, programs)](
             x, q.view(torch.uint8), scale, x.stride(0), H, used, num_groups, POWER_OF_TWO=power_of_two_scale,
-            HARDWARE=converts_e4m3(capability(x)), **tile,
+            HARDWARE=converts_e4m3(arch), EARLY=overlap, FOLLOWED=followed, **tile, launch_pdl=overlap,
         )  # fmt: skip
 
 
@@ -52,7 +67,7 @@ def group_tiles(group: int, num_groups: int) -> tuple[int, dict[str, int]]:
     return triton.cdiv(num_groups, groups), tile
 
 
-_call = registered("block_quant", _launch)
+_call = registered("block_quant", quantise)
 
 
 def block_quant(x: Tensor, *, group: int = 128, scale_format: str = "float32") -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Run a mixture's experts on a GPU: gate and up, SwiGLU, down, weighted sum, in three launches behind a sort."""
+"""Run a mixture's experts on a GPU: gate and up with SwiGLU, down with its weight, the sum over choices."""
 
 from __future__ import annotations
 
@@ -11,15 +11,21 @@ from torch import Tensor
 
 from minimax_m2.kernels import schema
 from minimax_m2.kernels.gpu.block_quant import block_quant
+from minimax_m2.kernels.gpu.experts_rows import down_rows_kernel, gate_up_rows_kernel
 from minimax_m2.kernels.gpu.experts_tiles import down_kernel, gate_up_kernel, sum_choices_kernel
-from minimax_m2.kernels.gpu.launch import capability, converts_e4m3, on_device_of, power_of_two, registered
+from minimax_m2.kernels.gpu.launch import capability, converts_e4m3, on_device_of, overlaps, power_of_two, registered
 from minimax_m2.kernels.gpu.moe_align import moe_align
+from minimax_m2.kernels.gpu.scaled_rows import fits, steps_of
 from minimax_m2.kernels.gpu.scaled_tile import evenly
 from minimax_m2.kernels.schema import experts as experts_schema
 
 # Up to so many slots each is a program's whole row tile: sorting them costs more than reading an expert twice.
 UNSORTED_SLOTS = 32
-SUMMED_COLUMNS = 1024
+# Up to so many, e4m3 rows are multiplied without tensor cores: one slot would leave 15 of a tile's 16 rows empty.
+ROW_SLOTS = 32
+# Rows of the weight that a program reads, of gate and of up each, and of down.
+GATE_ROWS, DOWN_ROWS = 4, 16
+SUMMED_COLUMNS = 256
 
 
 def contract(case: Mapping[str, Any]) -> dict[str, Any]:
@@ -66,6 +72,11 @@ def tiling(num_slots: int, num_experts: int, hardware: bool) -> Tiling:
     return Tiling(slots, 128, 128, True, True, 4 if slots == 16 and hardware else 8, 3)
 
 
+def by_rows(num_slots: int, hidden: int, width: int, columns: int, *, scaled: bool) -> bool:
+    """Whether each slot's rows of e4m3 are multiplied without tensor cores."""
+    return scaled and num_slots <= ROW_SLOTS and fits(hidden, columns) and fits(width, columns)
+
+
 def pack_experts(
     w13: Tensor, w2: Tensor, *, w13_scale: Tensor | None = None, w2_scale: Tensor | None = None,
     block: tuple[int, int] | None = None,
@@ -87,17 +98,44 @@ def pack_experts(
     return PackedExperts(w13.contiguous(), w2.contiguous(), s13, s2, extent)
 
 
-def _launch(
+def _launch_rows(
     x: Tensor, packed: list[Tensor], weights: Tensor | None, ids: Tensor, expert_map: Tensor | None,
-    x_scale: Tensor | None, out: Tensor,
+    x_scale: Tensor | None, y: Tensor, overlap: bool,
 ) -> None:  # fmt: skip
+    """Write the weighted row of every slot, each slot for itself."""
+    w13, w2, w13_scale, w2_scale, extent = packed
+    _, H, I, columns, rows = extent.shape
+    num_slots, mapped = ids.numel(), 0 if expert_map is None else expert_map.numel()
+    hardware = converts_e4m3(capability(x))
+    act = torch.empty((num_slots, I), dtype=torch.float32, device=x.device)
+    coded = x_scale is not None
+    which = {"HAS_MAP": expert_map is not None, "WORDS": weights is None, "HARDWARE": hardware, "EARLY": overlap}
+    groups, block, steps = steps_of(H, columns)
+    gate_up_rows_kernel[(triton.cdiv(I, GATE_ROWS), num_slots)](
+        x.view(torch.uint8) if coded else x, x_scale, w13.view(torch.uint8), w13_scale, ids, expert_map, act,
+        x.stride(0), num_slots, w13.shape[0], mapped, ids.shape[1], H, I, rows, columns, w13_scale.shape[1],
+        w13_scale.shape[2], COLUMNS=GATE_ROWS, GROUPS=groups, BLOCK=block, STEPS=steps,
+        EVEN=steps * groups * columns == H and block == columns, CODED=coded, **which, num_warps=4, launch_pdl=overlap,
+    )  # fmt: skip
+    groups, block, steps = steps_of(I, columns)
+    down_rows_kernel[(triton.cdiv(H, DOWN_ROWS), num_slots)](
+        act, w2.view(torch.uint8), w2_scale, weights, ids, expert_map, y, num_slots, w13.shape[0], mapped, H, I, rows,
+        columns, w2_scale.shape[1], w2_scale.shape[2], COLUMNS=DOWN_ROWS, GROUPS=groups, BLOCK=block, STEPS=steps,
+        EVEN=steps * groups * columns == I and block == columns, **which, num_warps=4, launch_pdl=overlap,
+    )  # fmt: skip
+
+
+def _launch_tiles(
+    x: Tensor, packed: list[Tensor], weights: Tensor | None, ids: Tensor, expert_map: Tensor | None,
+    x_scale: Tensor | None, y: Tensor,
+) -> None:  # fmt: skip
+    """Write the weighted row of every slot, in tiles of slots that share an expert where sorting them is worth it."""
     w13, w2, w13_scale, w2_scale, extent = packed
     _, H, I, columns, rows = extent.shape
     num_experts, num_slots, top_k = w13.shape[0], ids.numel(), ids.shape[1]
     scaled = w13_scale.numel() > 0
     hardware = converts_e4m3(capability(x))
     cut = tiling(num_slots, num_experts, hardware)
-    model_dtype = out.dtype if x_scale is not None else x.dtype
     if scaled and x_scale is None and cut.sorted:
         x, x_scale = block_quant(x, group=columns)
     if cut.sorted:
@@ -114,11 +152,10 @@ def _launch(
     # Channels of a step: a block of scales, or what a plain product adds at once.
     width = columns if scaled else 64
     block = max(32 if scaled else 16, power_of_two(width))
-    act_dtype = torch.uint8 if coded else torch.float32 if scaled else model_dtype
+    act_dtype = torch.uint8 if coded else torch.float32 if scaled else y.dtype
     act = torch.empty((num_slots, I), dtype=act_dtype, device=x.device)
     groups = triton.cdiv(I, columns)
     act_scale = torch.empty((num_slots, groups), dtype=torch.float32, device=x.device) if coded else None
-    y = torch.empty((num_slots, H), dtype=model_dtype, device=x.device)
     mapped = 0 if expert_map is None else expert_map.numel()
     gate_columns = max(16, power_of_two(columns)) if coded else cut.gate_columns
     # The tile of a coded act is one group wide, which may be no power of two.
@@ -127,25 +164,43 @@ def _launch(
     tile = {"ROWS": cut.slots, "BLOCK": block, "SCALED": scaled, "HARDWARE": hardware}
     options = {"num_warps": cut.warps, "num_stages": cut.stages}
     codes = torch.uint8
+    gate_up_kernel[(triton.cdiv(I, gate_step), blocks)](
+        x.view(codes) if x_scale is not None else x, x_scale, w13.view(codes) if scaled else w13, w13_scale, ids,
+        expert_map, sorted_slots, block_experts, act, act_scale, x.stride(0), num_slots, num_experts, mapped, top_k,
+        H, I, rows, width, w13_scale.shape[1] if scaled else 0, triton.cdiv(H, columns), groups,
+        STEPS=triton.cdiv(H, width), COLUMNS=gate_columns, CODED=x_scale is not None, ACT_CODED=coded,
+        EVEN=evenly(H, width), FULL=I % gate_step == 0 and gate_step == gate_columns,
+        ONE_SCALE=rows % gate_step == 0 and I % rows == 0 and gate_step == gate_columns, **which, **tile, **options,
+    )  # fmt: skip
+    down_kernel[(triton.cdiv(H, cut.down_columns), blocks)](
+        act, act_scale, w2.view(codes) if scaled else w2, w2_scale, weights, ids, expert_map, sorted_slots,
+        block_experts, y, num_slots, num_experts, mapped, H, I, rows, width, w2_scale.shape[1] if scaled else 0,
+        STEPS=triton.cdiv(I, width), COLUMNS=cut.down_columns, CODED=coded, EVEN=evenly(I, width),
+        FULL=H % cut.down_columns == 0, ONE_SCALE=rows % cut.down_columns == 0, **which, **tile, **options,
+    )  # fmt: skip
+
+
+def _launch(
+    x: Tensor, packed: list[Tensor], weights: Tensor | None, ids: Tensor, expert_map: Tensor | None,
+    x_scale: Tensor | None, out: Tensor,
+) -> None:  # fmt: skip
+    w13, _, w13_scale, _, extent = packed
+    _, H, I, columns, _ = extent.shape
+    num_slots, top_k = ids.numel(), ids.shape[1]
+    mapped = 0 if expert_map is None else expert_map.numel()
+    y = torch.empty((num_slots, H), dtype=out.dtype if x_scale is not None else x.dtype, device=x.device)
+    rows = by_rows(num_slots, H, I, columns, scaled=w13_scale.numel() > 0)
+    # Only the launches by rows let the next one begin early.
+    overlap = rows and overlaps(capability(x))
     with on_device_of(x):
-        gate_up_kernel[(triton.cdiv(I, gate_step), blocks)](
-            x.view(codes) if x_scale is not None else x, x_scale, w13.view(codes) if scaled else w13, w13_scale, ids,
-            expert_map, sorted_slots, block_experts, act, act_scale, x.stride(0), num_slots, num_experts, mapped, top_k,
-            H, I, rows, width, w13_scale.shape[1] if scaled else 0, triton.cdiv(H, columns), groups,
-            STEPS=triton.cdiv(H, width), COLUMNS=gate_columns, CODED=x_scale is not None, ACT_CODED=coded,
-            EVEN=evenly(H, width), FULL=I % gate_step == 0 and gate_step == gate_columns,
-            ONE_SCALE=rows % gate_step == 0 and I % rows == 0 and gate_step == gate_columns, **which, **tile, **options,
-        )  # fmt: skip
-        down_kernel[(triton.cdiv(H, cut.down_columns), blocks)](
-            act, act_scale, w2.view(codes) if scaled else w2, w2_scale, weights, ids, expert_map, sorted_slots,
-            block_experts, y, num_slots, num_experts, mapped, H, I, rows, width, w2_scale.shape[1] if scaled else 0,
-            STEPS=triton.cdiv(I, width), COLUMNS=cut.down_columns, CODED=coded, EVEN=evenly(I, width),
-            FULL=H % cut.down_columns == 0, ONE_SCALE=rows % cut.down_columns == 0, **which, **tile, **options,
-        )  # fmt: skip
+        if rows:
+            _launch_rows(x, packed, weights, ids, expert_map, x_scale, y, overlap)
+        else:
+            _launch_tiles(x, packed, weights, ids, expert_map, x_scale, y)
         summed = min(SUMMED_COLUMNS, power_of_two(H))
         sum_choices_kernel[(triton.cdiv(H, summed), ids.shape[0])](
-            y, ids, expert_map, out, num_slots, num_experts, mapped, top_k, H, CHOICES=top_k, COLUMNS=summed,
-            HAS_MAP=expert_map is not None, WORDS=weights is None, num_warps=4,
+            y, ids, expert_map, out, num_slots, w13.shape[0], mapped, top_k, H, CHOICES=top_k, COLUMNS=summed,
+            HAS_MAP=expert_map is not None, WORDS=weights is None, EARLY=overlap, num_warps=4, launch_pdl=overlap,
         )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 
 from minimax_m2.kernels.gpu.codes import e4m3_code, group_scales, quotients
+from minimax_m2.kernels.gpu.launch import wait_for_predecessor
 from minimax_m2.kernels.gpu.scaled_tile import channels, factor, quantised_rows, scaled, weight_tile
 from minimax_m2.kernels.gpu.swiglu import gated
 
@@ -155,8 +156,10 @@ def down_kernel(
 def sum_choices_kernel(
     y_ptr, ids_ptr, map_ptr, out_ptr, num_slots, num_experts, num_mapped, top_k, H,
     CHOICES: tl.constexpr, COLUMNS: tl.constexpr, HAS_MAP: tl.constexpr, WORDS: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
     """Add a token's choices in their order; a slot without expert was never written and is not read."""
+    wait_for_predecessor(EARLY)
     t = tl.program_id(1).to(tl.int64)
     n = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     total = tl.zeros((COLUMNS,), tl.float32)

@@ -9,16 +9,33 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from minimax_m2.kernels.gpu.block_quant import block_quant
-from minimax_m2.kernels.gpu.launch import capability, converts_e4m3, on_device_of, power_of_two, registered
-from minimax_m2.kernels.gpu.scaled_tile import channels, evenly, factor, quantised_rows, scaled, weight_tile
+from minimax_m2.kernels.gpu.block_quant import quantise
+from minimax_m2.kernels.gpu.fp8_linear_row import fp8_linear_row_kernel
+from minimax_m2.kernels.gpu.launch import (
+    capability,
+    converts_e4m3,
+    let_next_start,
+    on_device_of,
+    overlaps,
+    power_of_two,
+    registered,
+    wait_for_predecessor,
+)
+from minimax_m2.kernels.gpu.parts import add_parts, part_sums, parts_of
+from minimax_m2.kernels.gpu.scaled_rows import fits, steps_of
+from minimax_m2.kernels.gpu.scaled_tile import channels, evenly, factor, scaled, weight_tile
 from minimax_m2.kernels.schema import fp8_linear as fp8_linear_schema
 from minimax_m2.kernels.schema import linear as linear_schema
+from minimax_m2.kernels.schema.block_quant import allocated
 
 contract = {"activation": "e4m3", "reciprocal": "float32", "tensor_core": "e4m3"}
 
 # Up to so many tokens a program quantises its own activations; above, a launch of its own is cheaper than repeating it.
 QUANTISED_IN_PLACE = 16
+
+
+# Up to so many tokens, rows of the weight are multiplied without tensor cores, and so many of them by a program.
+ROW_TOKENS, ROW_COLUMNS = 4, 4
 
 
 class PackedFp8Linear(NamedTuple):
@@ -38,25 +55,28 @@ class Tiling(NamedTuple):
     stages: int
 
 
-def tiling(num_tokens: int, num_columns: int, hardware: bool) -> Tiling:
+def tiling(num_tokens: int, hardware: bool) -> Tiling:
     """Narrow tiles where the weight's bytes set the time and many programs must stream them; wide ones else.
 
     Without e4m3 tensor cores (``hardware``) codes are decoded in registers, which leaves room for 32 rows.
     """
     if num_tokens <= 16:
-        return Tiling(16, 32 if num_columns <= 4096 else 64, 4, 5)
-    if num_tokens <= 64 or not hardware:
-        return Tiling(min(32 if not hardware else 64, power_of_two(num_tokens)), 64, 4, 4)
-    return Tiling(128, 128, 8, 4) if num_tokens > 512 else Tiling(64, 64, 4, 4)
+        return Tiling(16, 64, 4, 4)
+    if num_tokens <= 32 or not hardware:
+        return Tiling(32, 64, 4, 4)
+    return Tiling(64, 128, 4, 3 if num_tokens <= 64 else 4)
 
 
 @triton.jit
 def fp8_linear_kernel(
     x_ptr, x_scale_ptr, weight_ptr, scale_ptr, out_ptr, x_stride, x_scale_stride, weight_stride, scale_stride,
     T, N, H, rows, columns, STEPS: tl.constexpr, TOKENS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr,
-    CODED: tl.constexpr, EVEN: tl.constexpr, FULL: tl.constexpr, ONE_SCALE: tl.constexpr, HARDWARE: tl.constexpr,
+    EVEN: tl.constexpr, FULL: tl.constexpr, ONE_SCALE: tl.constexpr, HARDWARE: tl.constexpr,
+    EARLY: tl.constexpr, FOLLOWED: tl.constexpr,
 ):  # fmt: skip
-    """Sum over groups of input channels; codes multiply exactly, both scales meet the float32 sum of a group."""
+    """One part of the sum over groups; codes multiply exactly, both scales meet the float32 sum of a group."""
+    wait_for_predecessor(EARLY)
+    let_next_start(EARLY and FOLLOWED)
     lane = tl.arange(0, COLUMNS)
     first = tl.program_id(0).to(tl.int64) * COLUMNS
     n = first + lane
@@ -64,18 +84,17 @@ def fp8_linear_kernel(
     token_ok, column_ok = t < T, n < N
     weight_ptr += first * weight_stride
     y = tl.zeros((TOKENS, COLUMNS), tl.float32)
-    for step in tl.range(STEPS):
+    part = tl.program_id(2)
+    for count in tl.range(STEPS):
+        step = part * STEPS + count
         start = step * columns
         w = weight_tile(weight_ptr, lane, column_ok, weight_stride, start, columns, H, BLOCK, EVEN, FULL)
-        if CODED:
-            q = channels(x_ptr, t, token_ok, x_stride, start, columns, H, BLOCK, EVEN)
-            q_scale = tl.load(x_scale_ptr + t * x_scale_stride + step, mask=token_ok, other=0.0)
-        else:
-            q, q_scale = quantised_rows(x_ptr, t, token_ok, x_stride, start, columns, H, BLOCK, EVEN, HARDWARE)
+        q = channels(x_ptr, t, token_ok, x_stride, start, columns, H, BLOCK, EVEN)
+        q_scale = tl.load(x_scale_ptr + t * x_scale_stride + step, mask=token_ok, other=0.0)
         product = tl.dot(factor(q, HARDWARE), factor(w, HARDWARE))
         y += scaled(product, q_scale, scale_ptr, n, column_ok, rows, scale_stride, step, ONE_SCALE)
     tl.store(
-        out_ptr + t[:, None] * N + n[None, :],
+        out_ptr + (part.to(tl.int64) * T + t)[:, None] * N + n[None, :],
         y.to(out_ptr.dtype.element_ty),
         mask=token_ok[:, None] & column_ok[None, :],
     )
@@ -83,23 +102,57 @@ def fp8_linear_kernel(
 
 def _launch(x: Tensor, weight: Tensor, scale: Tensor, block: Tensor, x_scale: Tensor | None, out: Tensor) -> None:
     rows, columns = int(block[0]), int(block[1])
-    (num_tokens, hidden), num_columns = x.shape, weight.shape[0]
-    if x_scale is None and num_tokens > QUANTISED_IN_PLACE:
-        x, x_scale = block_quant(x, group=columns)
-    coded = x_scale is not None
-    hardware = converts_e4m3(capability(x))
-    cut = tiling(num_tokens, num_columns, hardware)
-    grid = (triton.cdiv(num_columns, cut.columns), triton.cdiv(num_tokens, cut.tokens))
+    num_tokens, hidden = x.shape
     with on_device_of(x):
-        fp8_linear_kernel[grid](
-            x.view(torch.uint8) if coded else x, x_scale, weight.view(torch.uint8), scale, out, x.stride(0),
-            0 if x_scale is None else x_scale.stride(0), weight.stride(0), scale.stride(0), num_tokens, num_columns,
-            hidden, rows, columns, STEPS=triton.cdiv(hidden, columns), TOKENS=cut.tokens, COLUMNS=cut.columns,
-            # tl.dot adds at least 32 products.
-            BLOCK=max(32, power_of_two(columns)), CODED=coded, EVEN=evenly(hidden, columns),
-            FULL=num_columns % cut.columns == 0, ONE_SCALE=rows % cut.columns == 0, HARDWARE=hardware,
-            num_warps=cut.warps, num_stages=cut.stages,
-        )  # fmt: skip
+        if num_tokens == 1 and fits(hidden, columns):
+            _launch_row(x, weight, scale, rows, columns, x_scale, out)
+            return
+        if x_scale is None:
+            q, x_scale = allocated(*x.shape, group=columns, dtype=weight.dtype, device=x.device)
+            quantise(x, columns, False, q, x_scale, followed=True)
+            x = q
+        _launch_tiles(x, weight, scale, rows, columns, x_scale, out)
+
+
+def _launch_row(
+    x: Tensor, weight: Tensor, scale: Tensor, rows: int, columns: int, x_scale: Tensor | None, out: Tensor
+) -> None:
+    num_columns, hidden, arch = out.shape[1], x.shape[1], capability(x)
+    groups, width, steps = steps_of(hidden, columns)
+    coded, overlap = x_scale is not None, overlaps(arch)
+    fp8_linear_row_kernel[(triton.cdiv(num_columns, ROW_COLUMNS),)](
+        x.view(torch.uint8) if coded else x, x_scale, weight.view(torch.uint8), scale, out, weight.stride(0),
+        scale.stride(0), num_columns, hidden, rows, columns, triton.cdiv(hidden, columns), COLUMNS=ROW_COLUMNS,
+        GROUPS=groups, BLOCK=width, STEPS=steps, EVEN=steps * groups * columns == hidden and width == columns,
+        CODED=coded, HARDWARE=converts_e4m3(arch), EARLY=overlap, num_warps=4, launch_pdl=overlap,
+    )  # fmt: skip
+
+
+def _launch_tiles(
+    x: Tensor, weight: Tensor, scale: Tensor, rows: int, columns: int, x_scale: Tensor, out: Tensor
+) -> None:
+    (num_tokens, hidden), num_columns = x.shape, weight.shape[0]
+    arch = capability(x)
+    hardware, overlap = converts_e4m3(arch), overlaps(arch)
+    cut = tiling(num_tokens, hardware)
+    grid = (triton.cdiv(num_columns, cut.columns), triton.cdiv(num_tokens, cut.tokens))
+    groups = triton.cdiv(hidden, columns)
+    parts = parts_of(grid[0] * grid[1], groups)
+    # No part reaches beyond the scales.
+    parts = max(divisor for divisor in range(1, parts + 1) if groups % divisor == 0)
+    sums = part_sums(parts, out)
+    fp8_linear_kernel[(*grid, parts)](
+        x.view(torch.uint8), x_scale, weight.view(torch.uint8), scale, sums, x.stride(0), x_scale.stride(0),
+        weight.stride(0), scale.stride(0), num_tokens, num_columns,
+        hidden, rows, columns, STEPS=groups // parts, TOKENS=cut.tokens, COLUMNS=cut.columns,
+        # tl.dot adds at least 32 products.
+        BLOCK=max(32, power_of_two(columns)),
+        EVEN=evenly(hidden, columns),
+        FULL=num_columns % cut.columns == 0, ONE_SCALE=rows % cut.columns == 0, HARDWARE=hardware, EARLY=overlap,
+        FOLLOWED=parts > 1, num_warps=cut.warps, num_stages=cut.stages, launch_pdl=overlap,
+    )  # fmt: skip
+    if parts > 1:
+        add_parts(sums, None, out, arch)
 
 
 _call = registered("fp8_linear", _launch)

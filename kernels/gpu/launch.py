@@ -65,13 +65,21 @@ def power_of_two(n: int) -> int:
     return 1 << max(n - 1, 0).bit_length()
 
 
+def overlaps(capability: int) -> bool:
+    """Whether a launch may begin while the one before it ends.
+
+    Until it has waited, its kernel may read what no kernel writes, a weight, and nothing else.
+    """
+    return capability >= 90
+
+
 def starts_early(capability: int) -> dict[str, bool]:
     """Options of a launch that may begin before the kernel ahead of it has ended: ``wait_for_predecessor`` is its due.
 
     Programmatic dependent launch, sm_90 and later: the start of a kernel, a third of a short one, hides behind the
     end of the other.
     """
-    early = capability >= 90
+    early = overlaps(capability)
     return {"EARLY": early, "launch_pdl": early}
 
 

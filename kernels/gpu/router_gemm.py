@@ -11,12 +11,20 @@ import triton.language as tl
 from torch import Tensor
 
 from minimax_m2.kernels import schema
-from minimax_m2.kernels.gpu.launch import on_device_of, registered
+from minimax_m2.kernels.gpu.launch import (
+    capability,
+    let_next_start,
+    on_device_of,
+    overlaps,
+    registered,
+    wait_for_predecessor,
+)
+from minimax_m2.kernels.gpu.parts import add_parts, parts_of
+from minimax_m2.kernels.gpu.row_products import MOST_CHANNELS, row_products
 from minimax_m2.kernels.schema import router_gemm as router_gemm_schema
 
-# Programs that keep every multiprocessor of a large GPU busy.
-PROGRAMS = 256
-REDUCED = 512
+# Up to so many tokens, float32 multiply-adds keep up with the weight's bytes.
+MULTIPLY_ADDS = 8
 
 
 class Tiling(NamedTuple):
@@ -36,27 +44,35 @@ def contract(case: Mapping[str, Any]) -> dict[str, Any]:
 
 def on_tensor_cores(num_tokens: int, dtype: torch.dtype) -> bool:
     """Whether x's bfloat16 meets each weight as three bfloat16 words: from where multiply-adds would set the time."""
-    return dtype == torch.bfloat16 and num_tokens > 32
+    return dtype == torch.bfloat16 and num_tokens > MULTIPLY_ADDS
+
+
+def by_multiply_adds(num_tokens: int, hidden: int) -> bool:
+    """Whether whole rows of the weight meet the tokens without tiles."""
+    return num_tokens <= MULTIPLY_ADDS and hidden <= MOST_CHANNELS
 
 
 def tiling(num_tokens: int, num_experts: int, hidden: int) -> Tiling:
     """Cut H into as many parts as fill the machine; a sum has the same order whatever the tokens beside it hold."""
-    tokens = 16 if num_tokens <= 16 else 32 if num_tokens <= 64 else 64
-    experts, channels = 32 if num_tokens <= 256 else 64, 64
+    tokens = 16 if num_tokens <= 16 else 32 if num_tokens <= 64 else 64 if num_tokens <= 256 else 128
+    experts, channels = 64, 64
     tiles = triton.cdiv(num_tokens, tokens) * triton.cdiv(num_experts, experts)
     steps = triton.cdiv(hidden, channels)
-    return Tiling(tokens, experts, channels, max(1, min(PROGRAMS // tiles, steps // 2)))
+    return Tiling(tokens, experts, channels, parts_of(tiles, steps))
 
 
 @triton.jit
 def router_gemm_kernel(
     x_ptr, weight_ptr, part_ptr, x_stride, weight_stride, T, E, H, length,
     TOKENS: tl.constexpr, EXPERTS: tl.constexpr, CHANNELS: tl.constexpr, STEPS: tl.constexpr, SPLIT: tl.constexpr,
+    EARLY: tl.constexpr, FOLLOWED: tl.constexpr,
 ):  # fmt: skip
     """One part of the sum for a tile of logits. SPLIT cuts a weight into three bfloat16 that add up to it exactly."""
     token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     expert = tl.program_id(1) * EXPERTS + tl.arange(0, EXPERTS)
     part = tl.program_id(2)
+    wait_for_predecessor(EARLY)
+    let_next_start(EARLY and FOLLOWED)
     x_rows = x_ptr + token.to(tl.int64)[None, :] * x_stride
     weight_rows = weight_ptr + expert.to(tl.int64)[:, None] * weight_stride
     logits = tl.zeros((EXPERTS, TOKENS), tl.float32)
@@ -80,40 +96,31 @@ def router_gemm_kernel(
     tl.store(part_ptr + place, logits, mask=(token < T)[None, :] & (expert < E)[:, None])
 
 
-@triton.jit
-def add_parts_kernel(part_ptr, bias_ptr, logits_ptr, n, E, PARTS: tl.constexpr, HAS_BIAS: tl.constexpr,
-                     BLOCK: tl.constexpr):  # fmt: skip
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = at < n
-    logits = tl.load(part_ptr + at, mask=inside, other=0.0)
-    for part in range(1, PARTS):
-        logits += tl.load(part_ptr + tl.cast(part, tl.int64) * n + at, mask=inside, other=0.0)
-    if HAS_BIAS:
-        logits += tl.load(bias_ptr + at % E, mask=inside, other=0.0)
-    tl.store(logits_ptr + at, logits, mask=inside)
-
-
-def _launch(x: Tensor, weight: Tensor, bias: Tensor | None, logits: Tensor) -> None:
+def product(x: Tensor, weight: Tensor, bias: Tensor | None, logits: Tensor, *, followed: bool = False) -> None:
+    """Launch the product; ``followed``: the next launch waits for it, so it may begin early."""
     num_tokens, num_experts, hidden = *logits.shape, x.shape[1]
-    cut = tiling(num_tokens, num_experts, hidden)
-    steps = triton.cdiv(triton.cdiv(hidden, cut.channels), cut.parts)
-    whole = cut.parts == 1 and bias is None
-    parts = logits if whole else torch.empty((cut.parts, *logits.shape), dtype=torch.float32, device=x.device)
-    grid = (triton.cdiv(num_tokens, cut.tokens), triton.cdiv(num_experts, cut.experts), cut.parts)
+    arch = capability(x)
     with on_device_of(x):
+        if by_multiply_adds(num_tokens, hidden):
+            row_products(x, weight, logits, capability=arch, bias=bias, followed=followed)
+            return
+        cut = tiling(num_tokens, num_experts, hidden)
+        steps = triton.cdiv(triton.cdiv(hidden, cut.channels), cut.parts)
+        whole = cut.parts == 1 and bias is None
+        parts = logits[None] if whole else torch.empty((cut.parts, *logits.shape), dtype=torch.float32, device=x.device)
+        grid = (triton.cdiv(num_tokens, cut.tokens), triton.cdiv(num_experts, cut.experts), cut.parts)
+        overlap = overlaps(arch)
         router_gemm_kernel[grid](
             x, weight, parts, x.stride(0), weight.stride(0), num_tokens, num_experts, hidden, steps * cut.channels,
             TOKENS=cut.tokens, EXPERTS=cut.experts, CHANNELS=cut.channels, STEPS=steps,
-            SPLIT=on_tensor_cores(num_tokens, x.dtype), num_warps=4, num_stages=3,
+            SPLIT=on_tensor_cores(num_tokens, x.dtype), EARLY=overlap, FOLLOWED=followed or not whole, num_warps=4,
+            num_stages=3, launch_pdl=overlap,
         )  # fmt: skip
         if not whole:
-            add_parts_kernel[(triton.cdiv(logits.numel(), REDUCED),)](
-                parts, bias, logits, logits.numel(), num_experts,
-                PARTS=cut.parts, HAS_BIAS=bias is not None, BLOCK=REDUCED, num_warps=4,
-            )  # fmt: skip
+            add_parts(parts, bias, logits, arch)
 
 
-_call = registered("router_gemm", _launch)
+_call = registered("router_gemm", product)
 
 
 def router_gemm(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -123,7 +130,7 @@ def router_gemm(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     weight  [E, H] float32, row stride free; bias [E] float32 or None
     returns [T, E] float32
 
-    float32 multiply-adds; above 32 bfloat16 tokens tensor cores, each weight as three bfloat16 words whose sum it is,
+    float32 multiply-adds; above 8 bfloat16 tokens tensor cores, each weight as three bfloat16 words whose sum it is,
     left every 64 products. The sum over H is cut into parts that are added in one order.
 
     Raises ValueError or TypeError for shapes, dtypes and strides outside the above.

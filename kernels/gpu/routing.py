@@ -9,7 +9,14 @@ from torch import Tensor
 
 from minimax_m2.kernels import schema
 from minimax_m2.kernels.gpu.exponential import exp, sigmoid
-from minimax_m2.kernels.gpu.launch import on_device_of, power_of_two, registered
+from minimax_m2.kernels.gpu.launch import (
+    capability,
+    on_device_of,
+    overlaps,
+    power_of_two,
+    registered,
+    wait_for_predecessor,
+)
 from minimax_m2.kernels.schema import routing as routing_schema
 
 # Words of pack_routing that one program handles.
@@ -39,20 +46,21 @@ def select_and_weigh(
     if HAS_BIAS:
         selection = scores + bias
     unordered = tl.sum(tl.where(inside & (selection != selection), 1, 0), 0) > 0
-    # One integer a candidate, in the order of selection and then of falling id: each round is one maximum. 0.0 is
-    # added so that -0 and 0 are equal.
+    # Integers in the order of selection: their maximum over a warp is one instruction. 0.0 makes -0 and 0
+    # equal; -2^31 is below every number.
     bits = (selection + 0.0).to(tl.int32, bitcast=True)
-    ordered = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64)
-    taken: tl.constexpr = -(1 << 62)
-    key = tl.where(inside, (ordered << 10) | (1023 - expert).to(tl.int64), taken)
+    taken: tl.constexpr = -(1 << 31)
+    key = tl.where(inside, bits ^ ((bits >> 31) & 0x7FFFFFFF), taken)
+    score_bits = scores.to(tl.int32, bitcast=True)
     lane = tl.arange(0, LANES)
     chosen = tl.full((LANES,), -1, tl.int32)
     weights = tl.zeros((LANES,), tl.float32)
     for k in range(K):
         best = tl.max(key, 0)
-        winner = 1023 - (best & 1023).to(tl.int32)
+        winner = tl.min(tl.where(key == best, expert, BLOCK), 0)
         hit = expert == winner
-        score = tl.sum(tl.where(hit, scores, 0.0), 0)
+        # No score is negative: its bits have its order.
+        score = tl.max(tl.where(hit, score_bits, 0), 0).to(tl.float32, bitcast=True)
         chosen = tl.where(lane == k, winner, chosen)
         weights = tl.where(lane == k, score, weights)
         key = tl.where(hit, taken, key)
@@ -71,15 +79,16 @@ def select_and_weigh(
 def routing_kernel(
     logits_ptr, bias_ptr, num_valid_ptr, weights_ptr, ids_ptr, stride, E, scale, eps,
     K: tl.constexpr, LANES: tl.constexpr, BLOCK: tl.constexpr, SOFTMAX: tl.constexpr, RENORMALIZE: tl.constexpr,
-    HAS_BIAS: tl.constexpr, HAS_VALID: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_VALID: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     t = tl.program_id(0).to(tl.int64)
     expert = tl.arange(0, BLOCK)
     inside = expert < E
-    logits = tl.load(logits_ptr + t * stride + expert, mask=inside, other=0.0).to(tl.float32)
     bias = tl.zeros((BLOCK,), tl.float32)
     if HAS_BIAS:
         bias = tl.load(bias_ptr + expert, mask=inside, other=0.0)
+    wait_for_predecessor(EARLY)
+    logits = tl.load(logits_ptr + t * stride + expert, mask=inside, other=0.0).to(tl.float32)
     invalid = t < 0
     if HAS_VALID:
         invalid = t >= tl.load(num_valid_ptr)
@@ -113,17 +122,19 @@ def unpack_routing_kernel(packed_ptr, weights_ptr, ids_ptr, n, expert_start, BLO
     tl.store(ids_ptr + at, tl.where(local < 0, -1, local + expert_start), mask=inside)
 
 
-def _launch(
+def choose(
     logits: Tensor, bias: Tensor | None, top_k: int, weights: Tensor, ids: Tensor, renormalize: bool = True,
     softmax: bool = False, scale: float = 1.0, eps: float = 0.0, num_valid: Tensor | None = None,
 ) -> None:  # fmt: skip
+    """Launch the choice among ``logits``; on sm_90 and later it begins while the launch that writes them ends."""
     num_tokens, num_experts = logits.shape
-    block = power_of_two(num_experts)
+    block, overlap = power_of_two(num_experts), overlaps(capability(logits))
     with on_device_of(logits):
         routing_kernel[(num_tokens,)](
             logits, bias, num_valid, weights, ids, logits.stride(0), num_experts, scale, eps,
             K=top_k, LANES=power_of_two(top_k), BLOCK=block, SOFTMAX=softmax, RENORMALIZE=renormalize,
-            HAS_BIAS=bias is not None, HAS_VALID=num_valid is not None, num_warps=1 if block <= 512 else 2,
+            HAS_BIAS=bias is not None, HAS_VALID=num_valid is not None, EARLY=overlap,
+            num_warps=1 if block <= 512 else 2, launch_pdl=overlap,
         )  # fmt: skip
 
 
@@ -141,7 +152,7 @@ def _launch_unpack(packed: Tensor, expert_start: int, weights: Tensor, ids: Tens
         )
 
 
-_call = registered("routing", _launch)
+_call = registered("routing", choose)
 _call_pack = registered("pack_routing", _launch_pack)
 _call_unpack = registered("unpack_routing", _launch_unpack)
 

@@ -1,0 +1,50 @@
+"""Sums over a long dimension cut into parts, so that a small product keeps every multiprocessor busy."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from minimax_m2.kernels.gpu.launch import overlaps, wait_for_predecessor
+
+# Programs that keep every multiprocessor of a large GPU busy.
+PROGRAMS = 256
+ADDED = 512
+
+
+def parts_of(tiles: int, steps: int) -> int:
+    """Into how many parts the ``steps`` of a sum are cut where ``tiles`` programs make one part: at least 2 steps each.
+
+    It hangs on shapes alone, so a sum has the same order whatever the values beside it.
+    """
+    return max(1, min(PROGRAMS // max(tiles, 1), steps // 2))
+
+
+@triton.jit
+def add_parts_kernel(part_ptr, bias_ptr, out_ptr, n, width, PARTS: tl.constexpr, HAS_BIAS: tl.constexpr,
+                     BLOCK: tl.constexpr, EARLY: tl.constexpr):  # fmt: skip
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < n
+    wait_for_predecessor(EARLY)
+    total = tl.load(part_ptr + at, mask=inside, other=0.0)
+    for part in tl.static_range(1, PARTS):
+        total += tl.load(part_ptr + tl.cast(part, tl.int64) * n + at, mask=inside, other=0.0)
+    if HAS_BIAS:
+        total += tl.load(bias_ptr + at % width, mask=inside, other=0.0)
+    tl.store(out_ptr + at, total.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+def add_parts(parts: Tensor, bias: Tensor | None, out: Tensor, capability: int) -> None:
+    """Write the sum of ``parts [P, T, N]`` float32, and a bias ``[N]``, to ``out``, in the order of the parts."""
+    overlap = overlaps(capability)
+    add_parts_kernel[(triton.cdiv(out.numel(), ADDED),)](
+        parts, bias, out, out.numel(), out.shape[1], PARTS=parts.shape[0], HAS_BIAS=bias is not None, BLOCK=ADDED,
+        EARLY=overlap, num_warps=4, launch_pdl=overlap,
+    )  # fmt: skip
+
+
+def part_sums(parts: int, out: Tensor) -> Tensor:
+    """Where a product writes its parts: ``out`` itself where there is one, which is then rounded at once."""
+    return out if parts == 1 else torch.empty((parts, *out.shape), dtype=torch.float32, device=out.device)
