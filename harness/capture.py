@@ -22,7 +22,7 @@ def capture_mismatch(provider: Provider, *, sequences: int = 2, length: int = 48
     model = provider_model(provider, folder)
     layers = model.config.num_hidden_layers
     added: dict[tuple[str, int], Tensor] = {}
-    ids = eval_windows(folder, windows=sequences, length=length)
+    ids = eval_windows(folder, windows=sequences, length=length).to(model.device)
 
     def tap(step: str, layer: int, x: Tensor) -> None:
         added[step, layer] = x.clone()

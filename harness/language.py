@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from minimax_m2.harness.devices import torch_device
 from minimax_m2.harness.op import Declared
 from minimax_m2.harness.provider import Provider
 from minimax_m2.reference.model import MiniMaxM2
 from minimax_m2.reference.table import STEPS, OpTable, op_table
-from minimax_m2.reference.weights import Progress
+from minimax_m2.reference.weights import BlockQuantized, Checkpoint, ModelWeights, Progress
 
 WINDOWS, LENGTH = 4, 512
 
@@ -98,16 +100,32 @@ def provider_model(
     keep_quantized: bool = False,
     progress: Progress | None = None,
 ) -> MiniMaxM2:
-    """Build the checkpoint's model on a provider's ops; the table of cosines has the dtype its contract names."""
+    """Build the checkpoint's model on a provider's ops and device; its table of cosines is as the contract names it."""
     declared = _field(provider.contract, "qk_norm_rope", "cos_sin") or _field(provider.contract, "rope", "cos_sin")
-    return MiniMaxM2.from_pretrained(
-        folder,
-        dtype=dtype,
+    checkpoint = Checkpoint(folder)
+    weights = checkpoint.load(dtype, keep_quantized=keep_quantized, progress=progress)
+    return MiniMaxM2(
+        checkpoint.config,
+        placed(weights, torch_device(provider.device)),
         ops=provider_table(provider),
         rope_dtype=getattr(torch, declared) if declared else None,
-        keep_quantized=keep_quantized,
-        progress=progress,
     )
+
+
+def placed(weights: ModelWeights, device: str) -> ModelWeights:
+    """The same weights on a device; those that are there already are not copied."""
+    whole = {f.name: _placed(getattr(weights, f.name), device) for f in fields(weights) if f.name != "layers"}
+    layers = [
+        replace(layer, **{f.name: _placed(getattr(layer, f.name), device) for f in fields(layer)})
+        for layer in weights.layers
+    ]
+    return replace(weights, layers=layers, **whole)
+
+
+def _placed(value: Any, device: str) -> Any:
+    if isinstance(value, BlockQuantized):
+        return value._replace(weight=value.weight.to(device), scale=value.scale.to(device))
+    return None if value is None else value.to(device)
 
 
 def _field(contract: Mapping[str, Declared], op: str, name: str) -> str | None:

@@ -143,7 +143,7 @@ def _scored(build: Callable[[], Model], ids: Tensor, expected: Tensor) -> dict[s
     try:
         model = build()
         start = time.perf_counter()
-        logits = model(ids)
+        logits = model(ids.to(getattr(model, "device", ids.device))).cpu()
     except Exception as error:  # a provider's failure is its row, the others go on
         return {"seconds": 0.0, "score": None, "reason": f"{type(error).__name__}: {error}"}
     seconds = time.perf_counter() - start

@@ -170,8 +170,21 @@ class MiniMaxM2:
         ids [T]; rows [N] picks the tokens whose logits are wanted, None all; returns logits [N, V] and the states
         of ``capture``. Taps beside the layers' own: embedding (layer -1); final_norm and logits (num_hidden_layers).
         """
-        config = self.config
         self._refuse(ids, batch, capture)
+        return self.unchecked_step(ids, batch, cache, rows=rows, capture=capture, tap=tap)
+
+    def unchecked_step(
+        self,
+        ids: Tensor,
+        batch: Batch,
+        cache: PagedCache,
+        *,
+        rows: Tensor | None,
+        capture: Collection[int] = (),
+        tap: Tap | None = None,
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """Do what ``step`` does without a look at any value, so that nothing waits for the device."""
+        config = self.config
         shared = Pass(
             config=config,
             batch=batch,
