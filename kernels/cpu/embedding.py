@@ -25,7 +25,7 @@ def embedding(ids: Tensor, weight: Tensor, *, vocab_start: int = 0) -> Tensor:
     Raises ValueError or TypeError for shapes, dtypes and strides outside the above.
     """
     try:
-        rows = torch.empty((ids.shape[0], weight.shape[1]), dtype=weight.dtype)
+        rows = torch.empty(ids.shape[0], weight.shape[1], dtype=weight.dtype)
         _embedding(ids, weight, vocab_start, rows)
     except schema.REFUSED:
         embedding_schema.check(ids, weight, vocab_start=vocab_start)

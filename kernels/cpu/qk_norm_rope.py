@@ -30,7 +30,7 @@ def qk_sum_squares(
     qk_schema.check_qkv(qkv, num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim)
     counted = qk_schema.counted(counted_kv_heads, num_kv_heads=num_kv_heads)
 
-    stats = torch.empty((qkv.shape[0], 2), dtype=torch.float32)
+    stats = torch.empty(qkv.shape[0], 2, dtype=torch.float32)
 
     if qkv.shape[0] > 0:
         torch.ops.minimax_m2.qk_sum_squares(qkv, num_heads, head_dim, counted, stats)
@@ -72,9 +72,9 @@ def qk_norm_rope(
     """
     try:
         num_tokens = qkv.shape[0]
-        q = torch.empty((num_tokens, num_heads, head_dim), dtype=qkv.dtype)
-        k = torch.empty((num_tokens, num_kv_heads, head_dim), dtype=qkv.dtype)
-        v = torch.empty((num_tokens, num_kv_heads, head_dim), dtype=qkv.dtype)
+        q = torch.empty(num_tokens, num_heads, head_dim, dtype=qkv.dtype)
+        k = torch.empty(num_tokens, num_kv_heads, head_dim, dtype=qkv.dtype)
+        v = torch.empty(num_tokens, num_kv_heads, head_dim, dtype=qkv.dtype)
         _qk_norm_rope(
             qkv, stats, q_weight, k_weight, cos_sin, positions, num_heads, num_kv_heads, head_dim, rotary_dim,
             q_width, k_width, eps, q, k, v,

@@ -32,7 +32,7 @@ def qk_norm_rope_cache(
         num_kv_heads=num_kv_heads, head_dim=head_dim, rotary_dim=rotary_dim, q_width=q_width, k_width=k_width, eps=eps,
     )  # fmt: skip
 
-    q = torch.empty((qkv.shape[0], num_heads, head_dim), dtype=qkv.dtype)
+    q = torch.empty(qkv.shape[0], num_heads, head_dim, dtype=qkv.dtype)
 
     if qkv.shape[0] > 0:
         torch.ops.minimax_m2.qk_norm_rope_cache(

@@ -39,10 +39,10 @@ def qkvzba_split(
     """
     try:
         num_tokens = qkvz.shape[0]
-        qkv = qkvz.new_empty((num_tokens, 2 * num_k_heads * head_k_dim + num_v_heads * head_v_dim))
-        z = qkvz.new_empty((num_tokens, num_v_heads, head_v_dim))
-        b = qkvz.new_empty((num_tokens, num_v_heads))
-        a = qkvz.new_empty((num_tokens, num_v_heads))
+        qkv = torch.empty(num_tokens, 2 * num_k_heads * head_k_dim + num_v_heads * head_v_dim, dtype=qkvz.dtype)
+        z = torch.empty(num_tokens, num_v_heads, head_v_dim, dtype=qkvz.dtype)
+        b = torch.empty(num_tokens, num_v_heads, dtype=qkvz.dtype)
+        a = torch.empty(num_tokens, num_v_heads, dtype=qkvz.dtype)
         interleaved = split_schema.IS_INTERLEAVED[layout]
         _qkvzba_split(qkvz, ba, num_k_heads, num_v_heads, head_k_dim, head_v_dim, interleaved, qkv, z, b, a)
     except schema.REFUSED:

@@ -39,8 +39,8 @@ def router(
     """
     router_schema.check(x, weight, bias, top_k=top_k, scoring=scoring, indices_dtype=indices_dtype, num_valid=num_valid)
 
-    weights = torch.empty((x.shape[0], top_k), dtype=torch.float32)
-    ids = torch.empty((x.shape[0], top_k), dtype=indices_dtype)
+    weights = torch.empty(x.shape[0], top_k, dtype=torch.float32)
+    ids = torch.empty(x.shape[0], top_k, dtype=indices_dtype)
 
     if x.shape[0] > 0:
         softmax = scoring == "softmax"

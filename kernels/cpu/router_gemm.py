@@ -26,7 +26,7 @@ def router_gemm(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     """
     router_gemm_schema.check(x, weight, bias)
 
-    logits = torch.empty((x.shape[0], weight.shape[0]), dtype=torch.float32)
+    logits = torch.empty(x.shape[0], weight.shape[0], dtype=torch.float32)
 
     if x.shape[0] > 0:
         torch.ops.minimax_m2.router_gemm(x, weight, bias, logits)

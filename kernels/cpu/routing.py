@@ -46,8 +46,8 @@ def routing(
     in which some score + bias is NaN.
     """
     try:
-        weights = torch.empty((logits.shape[0], top_k), dtype=torch.float32)
-        ids = torch.empty((logits.shape[0], top_k), dtype=indices_dtype)
+        weights = torch.empty(logits.shape[0], top_k, dtype=torch.float32)
+        ids = torch.empty(logits.shape[0], top_k, dtype=indices_dtype)
         if renormalize and scoring == "sigmoid" and scale == 1.0 and eps == 0.0 and num_valid is None:
             _routing(logits, bias, top_k, weights, ids)
         else:

@@ -31,7 +31,7 @@ def swiglu(gate_up: Tensor) -> Tensor:
     Raises ValueError or TypeError for an odd width and for shapes, dtypes and strides outside the above.
     """
     try:
-        y = torch.empty((gate_up.shape[0], gate_up.shape[1] // 2), dtype=gate_up.dtype, device=gate_up.device)
+        y = torch.empty(gate_up.shape[0], gate_up.shape[1] // 2, dtype=gate_up.dtype, device=gate_up.device)
         _swiglu(gate_up, y)
     except schema.REFUSED:
         swiglu_schema.check(gate_up)
