@@ -13,3 +13,14 @@ for T in 1 4 16 64; do
     for peer in sglang-cpu zentorch; do compare $peer --op experts --set E=8 --set K=8 --set T=$T; done
     compare sglang-cpu-fp8 --op experts --set E=8 --set K=8 --set T=$T --set quant=weights
 done
+# A step of a whole model beside transformers', eager and compiled; it runs fastest with one or the other experts.
+for model in tiny-m2 m2-layer; do
+    for phase in decode prefill; do
+        for peer in transformers:eager torch-compile:grouped_mm torch-compile:eager; do
+            compare $peer --model $model --shape $phase
+        done
+    done
+    # Of a prefill it would gather each token's experts: 14 GB of the layer's.
+    compare torch-compile:batched_mm --model $model
+done
+for T in 1 4 16 64; do compare kt-kernel --op experts --set E=8 --set K=8 --set T=$T --set ids=int64; done
