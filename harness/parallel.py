@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -101,12 +101,24 @@ def outcomes(split: Split, *, timeout_s: float = 60.0, **parts: Any) -> list[Out
 def rank_outcome(
     split: Split, communicator: Communicator, *, build: Build = MiniMaxM2, cut: Cut = shard,
     relay: Callable[[Communicator], Communicator] | None = None, ops: Callable[[Layout], object] = lambda layout: None,
+    device: str = "cpu",
 ) -> Outcome:  # fmt: skip
-    """Run one rank; what is given besides takes the place of a right part."""
+    """Run one rank on ``device``; what else is given takes the place of a right part."""
     config, layout = CONFIGS[split.config], split.layout(communicator.rank)
-    share = cut(_weights(split.config), config, layout)
+    share = _on(cut(_weights(split.config), config, layout), device)
     voice = relay(communicator) if relay else communicator
-    return _outcome(build(config, share, communicator=voice, layout=layout, ops=ops(layout)), split.ids(layout.dp_rank))
+    model = build(config, share, communicator=voice, layout=layout, ops=ops(layout))
+    logits, states = _outcome(model, split.ids(layout.dp_rank).to(device))
+    return Outcome(logits.cpu(), {key: state.cpu() for key, state in states.items()})
+
+
+def _on(weights: ModelWeights, device: str) -> ModelWeights:
+    def moved(record: Any) -> dict[str, Any]:
+        values = {field.name: getattr(record, field.name) for field in fields(record)}
+        return {name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)}
+
+    layers = [replace(layer, **moved(layer)) for layer in weights.layers]
+    return replace(weights, **moved(weights), layers=layers)
 
 
 def difference(split: Split, **parts: Any) -> str:
@@ -117,10 +129,13 @@ def difference(split: Split, **parts: Any) -> str:
 
 def difference_of(split: Split, rank: int, actual: Outcome) -> str:
     """Say how a rank's outcome differs from what one rank has of its group's tokens, or nothing."""
-    group = split.layout(rank).dp_rank
-    expected = _alone(split.config, split.tokens[group], split.seed * 64 + group)
-    told = _difference(actual, expected, CONFIGS[split.config])
+    told = _difference(actual, alone(split, split.layout(rank).dp_rank), CONFIGS[split.config])
     return f"rank {rank} of {split}: {told}" if told else ""
+
+
+def alone(split: Split, group: int) -> Outcome:
+    """What one rank has of an attention group's tokens."""
+    return _alone(split.config, split.tokens[group], split.seed * 64 + group)
 
 
 def _difference(actual: Outcome, expected: Outcome, config: MiniMaxM2Config) -> str:

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple, Protocol
 
-import torch
-
 from minimax_m2.harness.relay import Relay
-from minimax_m2.reference.communicator import Communicator
+from minimax_m2.reference.communicator import Communicator, grid_lines
 
 # Frames of what carries a collective, none of which is where it was called.
 _CARRIERS = ("harness/relay.py", "harness/roll_call.py", "reference/communicator.py", "reference/exchange.py")
@@ -84,10 +83,13 @@ class RollCall(Relay):
         self._store.delete_key(_key(self._members, mine.number - 1, self._me))
         return super().call(kind, payload, label)
 
-    def over(self, inner: Communicator) -> Communicator:
-        """Call the roll of a line of the grid."""
-        members = tuple(self._members[int(place)] for place in _places(inner, self.inner))
-        return RollCall(inner, self._store, deadline_s=self._deadline.total_seconds(), members=members)
+    def grid(self, shape: Sequence[int]) -> list[Communicator]:
+        """Call the roll of each line of the grid."""
+        found: list[Communicator] = []
+        for line, places in zip(self.inner.grid(shape), grid_lines(shape, self.rank, self.size), strict=True):
+            members = tuple(self._members[place] for place in places)
+            found.append(RollCall(line, self._store, deadline_s=self._deadline.total_seconds(), members=members))
+        return found
 
     def _report(self, mine: Called, missing: list[int]) -> str:
         told = "; ".join(f"rank {rank} {last_call(self._store, rank)}" for rank in missing)
@@ -100,11 +102,6 @@ def last_call(store: Store, rank: int) -> str:
     if not store.check([f"last/{rank}"]):
         return "has come to no collective"
     return f"came last to {Called(*json.loads(store.get(f'last/{rank}')))}"
-
-
-def _places(line: Communicator, whole: Communicator) -> list[int]:
-    """The members of a line by their places in the whole group: each says its own."""
-    return [int(place) for place in line.all_gather(torch.tensor([whole.rank])).tolist()]
 
 
 def _key(members: tuple[int, ...], number: int, rank: int) -> str:

@@ -84,7 +84,7 @@ class Single:
 
     def grid(self, shape: Sequence[int]) -> list[Communicator]:
         """Return itself for each dimension; all are of one rank."""
-        _lines(shape, 0, self.size)
+        grid_lines(shape, 0, self.size)
         return [self for _ in shape]
 
 
@@ -179,7 +179,7 @@ class _ThreadRank:
         return [theirs[self.rank] for theirs in self._exchange("all_to_all", copies, label)]
 
     def grid(self, shape: Sequence[int]) -> list[Communicator]:
-        lines = _lines(shape, self.rank, self.size)
+        lines = grid_lines(shape, self.rank, self.size)
         return [
             _ThreadRank(self._group, tuple(self._members[place] for place in line), line.index(self.rank))
             for line in lines
@@ -236,7 +236,7 @@ class Distributed:
 
     def grid(self, shape: Sequence[int]) -> list[Communicator]:
         """Make a device mesh; its lines are process groups of torch.distributed."""
-        _lines(shape, self.rank, self.size)
+        grid_lines(shape, self.rank, self.size)
         if self.group is not None:
             raise ValueError("a grid is laid over all ranks; this communicator has a group of its own")
         device = _DEVICE_OF.get(torch.distributed.get_backend(), "cpu")
@@ -257,7 +257,7 @@ def _one_each(parts: Sequence[Tensor], size: int) -> list[Tensor]:
     return list(parts)
 
 
-def _lines(shape: Sequence[int], rank: int, size: int) -> list[list[int]]:
+def grid_lines(shape: Sequence[int], rank: int, size: int) -> list[list[int]]:
     """Return, for each dimension of the grid, the ranks that share all other coordinates with ``rank``."""
     places = torch.arange(math.prod(shape)).reshape(tuple(shape))
     if places.numel() != size:
