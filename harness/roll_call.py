@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple, Protocol
@@ -50,25 +51,29 @@ class RollCall(Relay):
     """Calls the roll in ``store`` before each collective of ``inner``."""
 
     def __init__(
-        self, inner: Communicator, store: Store, *, deadline_s: float = 10.0, members: tuple[int, ...] | None = None
+        self, inner: Communicator, store: Store, *, deadline_s: float = 10.0, members: tuple[int, ...] | None = None,
+        name: str = "all", numbers: Counter[str] | None = None,
     ) -> None:  # fmt: skip
         super().__init__(inner)
         self._store = store
         self._deadline = timedelta(seconds=deadline_s)
         self._members = members or tuple(range(inner.size))
         self._me = self._members[inner.rank]
-        self._number = 0
+        # A line of the grid may have the members of the whole, and counts its collectives apart.
+        self._name = f"{name} {','.join(map(str, self._members))}"
+        # A line that is laid out again goes on counting where it was.
+        self._numbers = Counter[str]() if numbers is None else numbers
 
     def call(self, kind: str, payload: Any, label: str) -> Any:
         """Call the collective once all members are there for it. Raises Hang that names those who are not."""
         if self.size == 1:
             return super().call(kind, payload, label)
-        mine = Called(self._number, f"{kind} of {label}" if label else kind, _call_site())
-        self._number += 1
+        mine = Called(self._numbers[self._name], f"{kind} of {label}" if label else kind, _call_site())
+        self._numbers[self._name] += 1
         text = json.dumps(mine)
-        self._store.set(_key(self._members, mine.number, self._me), text)
+        self._store.set(self._key(mine.number, self._me), text)
         self._store.set(f"last/{self._me}", text)
-        keys = [_key(self._members, mine.number, member) for member in self._members]
+        keys = [self._key(mine.number, member) for member in self._members]
         try:
             self._store.wait(keys, self._deadline)
         except RuntimeError as error:
@@ -80,16 +85,23 @@ class RollCall(Relay):
             told = "; ".join(f"rank {rank} came to {theirs}" for rank, theirs in others.items())
             raise Hang(f"HANG: rank {self._me} came to {mine}; {told}")
         # All have passed the roll before this one, so nobody will read what was said there.
-        self._store.delete_key(_key(self._members, mine.number - 1, self._me))
+        self._store.delete_key(self._key(mine.number - 1, self._me))
         return super().call(kind, payload, label)
 
     def grid(self, shape: Sequence[int]) -> list[Communicator]:
         """Call the roll of each line of the grid."""
         found: list[Communicator] = []
-        for line, places in zip(self.inner.grid(shape), grid_lines(shape, self.rank, self.size), strict=True):
-            members = tuple(self._members[place] for place in places)
-            found.append(RollCall(line, self._store, deadline_s=self._deadline.total_seconds(), members=members))
+        lines = zip(self.inner.grid(shape), grid_lines(shape, self.rank, self.size), strict=True)
+        for dimension, (line, places) in enumerate(lines):
+            members, seconds = tuple(self._members[place] for place in places), self._deadline.total_seconds()
+            name = f"line {dimension} of {tuple(shape)}"
+            found.append(
+                RollCall(line, self._store, deadline_s=seconds, members=members, name=name, numbers=self._numbers)
+            )
         return found
+
+    def _key(self, number: int, rank: int) -> str:
+        return f"roll/{self._name}/{number}/{rank}"
 
     def _report(self, mine: Called, missing: list[int]) -> str:
         told = "; ".join(f"rank {rank} {last_call(self._store, rank)}" for rank in missing)
@@ -102,10 +114,6 @@ def last_call(store: Store, rank: int) -> str:
     if not store.check([f"last/{rank}"]):
         return "has come to no collective"
     return f"came last to {Called(*json.loads(store.get(f'last/{rank}')))}"
-
-
-def _key(members: tuple[int, ...], number: int, rank: int) -> str:
-    return f"roll/{','.join(map(str, members))}/{number}/{rank}"
 
 
 def _call_site() -> str:

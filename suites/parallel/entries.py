@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
-from typing import Any
 
 import torch
 
 from minimax_m2.harness.parallel import Split, difference_of, rank_outcome
 from minimax_m2.reference.communicator import Communicator
-
-
-def split_models(communicator: Communicator, *splits: dict[str, Any]) -> list[str]:
-    """How each split model differs on this rank from one rank's."""
-    drawn = [Split(**fields) for fields in splits]
-    return [difference_of(split, communicator.rank, rank_outcome(split, communicator)) for split in drawn]
 
 
 def collectives(communicator: Communicator) -> list[list[float]]:
@@ -56,3 +50,27 @@ def raising(communicator: Communicator) -> None:
     if communicator.rank == 0:
         raise KeyError("experts.7.w1")
     communicator.all_reduce(torch.ones(1), label="embedding")
+
+
+def every_layout(communicator: Communicator) -> str:
+    """Split models over all ranks by heads, by experts both ways, and by batches with idle groups; on GPUs if there."""
+    ranks = communicator.size
+    idle = ((2, 3), *((1, rank % 2) for rank in range(1, ranks)))
+    splits = [
+        Split(config="groups of 3", tp=ranks, tokens=((2, 5),)),
+        Split(config="groups of 3", tp=ranks, ep=ranks, tokens=((2, 5),)),
+        Split(config="heads alone", tp=ranks, ep=ranks, dispatch="all_to_all", tokens=((2, 5),)),
+        Split(config="heads alone", tp=1, dp=ranks, ep=ranks, dispatch="all_to_all", tokens=idle),
+        Split(config="groups of 3", tp=1, dp=ranks, tokens=idle[::-1]),
+        Split(config="groups of 3", tp=ranks, tokens=((1, 0),)),
+    ]
+    device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
+    told = [
+        difference_of(split, communicator.rank, rank_outcome(split, communicator, device=device)) for split in splits
+    ]
+    wrong = [text for text in told if text]
+    # Every rank must agree that nothing differs.
+    count = communicator.all_reduce(torch.tensor([len(wrong)], device=device), label="verdicts")
+    backend, name = torch.distributed.get_backend(), torch.cuda.get_device_name() if device == "cuda" else "cpu"
+    said = {"ranks": ranks, "backend": backend, "device": name, "torch": torch.__version__, "splits": len(splits)}
+    return json.dumps({**said, "wrong": int(count), "differences": wrong})

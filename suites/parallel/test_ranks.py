@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import json
 import runpy
 import subprocess
 import sys
@@ -13,26 +13,17 @@ from typing import Any
 import pytest
 import torch
 
-from minimax_m2.harness.parallel import Split
 from minimax_m2.harness.ranks import RanksFailed, launch
 from minimax_m2.harness.roll_call import Hang, RollCall
 from minimax_m2.reference.communicator import Communicator, Threads
 
 ENTRIES = str(Path(__file__).with_name("entries.py"))
 
-SPLITS = {
-    2: [Split(config="groups of 3", tp=2, tokens=((2, 5),)),
-        Split(config="small", tp=1, dp=2, tokens=((1, 3), (1, 0)))],
-    3: [Split(config="groups of 3", tp=3), Split(config="small", tp=3, tokens=((1, 0),))],
-    4: [Split(config="groups of 3", tp=2, dp=2, ep=2, tokens=((1, 3), (2, 2))),
-        Split(config="heads alone", tp=1, dp=4, ep=4, dispatch="all_to_all", tokens=((1, 3), (1, 0), (2, 2), (1, 1)))],
-}  # fmt: skip
 
-
-@pytest.mark.parametrize("ranks", SPLITS)
+@pytest.mark.parametrize("ranks", [2, 3, 4])
 def test_models_over_gloo_are_the_model_of_one_rank(ranks: int) -> None:
-    splits = [dataclasses.asdict(split) for split in SPLITS[ranks]]
-    assert launch(f"{ENTRIES}:split_models", *splits, ranks=ranks, deadline_s=60) == [["", ""]] * ranks
+    told = [json.loads(text) for text in launch(f"{ENTRIES}:every_layout", ranks=ranks, deadline_s=60)]
+    assert [(found["backend"], found["splits"], found["differences"]) for found in told] == [("gloo", 6, [])] * ranks
 
 
 def test_gloo_and_simulated_ranks_agree() -> None:
