@@ -37,18 +37,23 @@ class Link(NamedTuple):
 LINKS = (Link("NVLink", 450e9, 3.0), Link("400 Gb/s Ethernet", 50e9, 8.0))
 
 
-def layer_bytes(layout: Layout, tokens: int, *, itemsize: int = 2) -> dict[str, tuple[str, int]]:
-    """Each collective of a layer: its kind and the bytes that a rank hands in, for ``tokens`` of its group."""
-    hidden = tokens * M2.hidden_size * itemsize
+def layer_bytes(
+    layout: Layout, tokens: int, *, config: MiniMaxM2Config = M2, itemsize: int = 2
+) -> dict[str, tuple[str, int]]:
+    """Each collective of a layer: its kind and the bytes that a rank hands in, for ``tokens`` of every group.
+
+    itemsize  of activations; statistics are float32, or float64 beside float64
+    """
+    hidden = tokens * config.hidden_size * itemsize
     found: dict[str, tuple[str, int]] = {}
     if layout.tp > 1:
-        found |= {"statistics": ("all_reduce", tokens * 8), "o_proj": ("all_reduce", hidden)}
+        found |= {"statistics": ("all_reduce", tokens * 2 * max(4, itemsize)), "o_proj": ("all_reduce", hidden)}
     if layout.dispatch == "all_to_all":
-        slots = -(-tokens // layout.tp) * M2.num_experts_per_tok
-        rows = slots * M2.hidden_size * itemsize
+        slots = -(-tokens // layout.tp) * config.num_experts_per_tok
+        rows = slots * config.hidden_size * itemsize
         found |= {"to experts": ("all_to_all", rows), "ids": ("all_to_all", slots * 4), "back": ("all_to_all", rows)}
         if layout.tp > 1:
-            found["summed"] = ("all_gather", -(-tokens // layout.tp) * M2.hidden_size * itemsize)
+            found["summed"] = ("all_gather", -(-tokens // layout.tp) * config.hidden_size * itemsize)
         return found
     if layout.dp > 1:
         found |= {"tokens": ("all_gather", hidden), "experts across": ("reduce_scatter", hidden * layout.dp)}

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from minimax_m2.harness.parallel import CONFIGS, Split, outcomes
+from minimax_m2.harness.parallel_bench import layer_bytes
 from minimax_m2.harness.random_weights import random_weights
 from minimax_m2.harness.relay import Ledger, Sent
 from minimax_m2.reference.communicator import Communicator, Threads
@@ -137,6 +138,21 @@ def test_ranks_without_tokens_call_the_same_collectives(name: str) -> None:
     nobody = dataclasses.replace(split, tokens=((1, 0),) * split.dp)
     kinds = [[(sent.kind, sent.label) for sent in entries] for entries in (*ledgers(split), *ledgers(nobody))]
     assert all(called == kinds[0] for called in kinds)
+
+
+@pytest.mark.parametrize("name", SPLITS)
+def test_a_layer_sends_the_bytes_that_the_formula_says(name: str) -> None:
+    # One pass of as many tokens in every group, none of which needs padding.
+    split = dataclasses.replace(SPLITS[name], tokens=((1, 4),) * SPLITS[name].dp)
+    expected = layer_bytes(split.layout(0), 4, config=CONFIGS[split.config], itemsize=8)
+    sent, said = Counter[str](), Counter[str]()
+    for entries in ledgers(split):
+        of_pass = [each for each in entries if each.label.endswith("of layer 1")][: len(expected)]
+        for each, (kind, size) in zip(of_pass, expected.values(), strict=True):
+            sent[each.kind] += each.bytes
+            said[kind] += size
+    # Added up over ranks: what a rank gives back depends on how many rows came to its experts.
+    assert sent == said
 
 
 def counting(calls: Counter[str]) -> dict[str, Any]:
