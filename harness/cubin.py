@@ -101,9 +101,10 @@ def compiled(launch: Launch, capability: int) -> Cubin:
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
+    from triton.experimental.gluon._runtime import GluonASTSource
 
     names = [parameter.name for parameter in launch.kernel.params]
-    source = ASTSource(
+    source = (GluonASTSource if launch.kernel.is_gluon() else ASTSource)(
         launch.kernel, signature=launch.signature,
         constexprs={(names.index(n),): v for n, v in launch.constants.items()},
         attrs={(names.index(n),): [["tt.divisibility", 16]] for n in launch.aligned},

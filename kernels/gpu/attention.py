@@ -11,7 +11,8 @@ import torch
 import triton
 from torch import Tensor
 
-from minimax_m2.kernels.gpu.attention_tiles import attention_kernel, sum_parts_kernel
+from minimax_m2.kernels.gpu.attention_prefill import ROWS, prefill_kernel
+from minimax_m2.kernels.gpu.attention_tiles import attention_kernel, fill_kernel, sum_parts_kernel
 from minimax_m2.kernels.gpu.launch import (
     capability,
     converts_e4m3,
@@ -25,6 +26,8 @@ from minimax_m2.kernels.schema import attention as attention_schema
 # Programs that a multiprocessor should have: keys are split until there are so many.
 PROGRAMS = 2
 MOST_SPLITS = 64
+# Programs that write the rows of no tile, a sequence; registers that 12 warps of one program may have.
+FILLERS, REGISTERS = 16, 168
 # Bytes that a block of threads may share where it is not 227 KiB: sm_80, and all that are not listed.
 SHARED_BYTES = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
 LEAST_SHARED_BYTES = 99 << 10
@@ -55,24 +58,41 @@ def plan(
     multiprocessors: int,
 ) -> Plan:  # fmt: skip
     """The tiles for ``sequences`` of at most ``queries`` new tokens and ``length`` keys; every size is a maximum."""
-    wanted = queries * group
+    wanted, shared = queries * group, SHARED_BYTES.get(capability, LEAST_SHARED_BYTES)
     if bytes_ == 4:
         rows, keys, warps = 16, 32, 4
     elif wanted <= 64:
-        rows, keys, warps = max(16, power_of_two(wanted)), 64, 4
+        # A block that one program reads at once hides the latency of its table of pages best.
+        rows, keys, warps = max(16, power_of_two(wanted)), 128, 4
     else:
-        rows, keys, warps = 128, 64, 8
+        rows, keys, warps = 128, 128, 8
+    if rows > 16 and shared < 200 << 10:
+        keys = 64
+    if rows > 16 and capability < 90:
+        # Without warpgroup products a thread would hold more than it has registers for.
+        keys = 32
     if channels > 128:
         rows, keys = min(rows, 64), 32
-    if capability < 90:
-        # Without warpgroup products a thread would hold more than it has registers for.
-        keys = min(keys, 32)
-    shared = SHARED_BYTES.get(capability, LEAST_SHARED_BYTES)
-    stages = max(1, min(3, (shared - rows * channels * bytes_) // (2 * keys * channels * bytes_)))
+    buffers = (shared - rows * channels * bytes_) // (2 * keys * channels * bytes_)
+    stages = 3 if buffers >= (1 if rows == 16 else 2) else 2
     programs = max(1, sequences * heads * triton.cdiv(wanted, rows))
-    room = triton.cdiv(length, 2 * keys)
-    splits = max(1, min(PROGRAMS * multiprocessors // programs, room, MOST_SPLITS))
+    splits = max(1, min(round(PROGRAMS * multiprocessors / programs), triton.cdiv(length, keys), MOST_SPLITS))
     return Plan(rows, keys, splits, warps, stages)
+
+
+def in_groups_of_warps(
+    *, capability: int, dtype: torch.dtype, cache: torch.dtype, head_dim: int, rows: int, strides: tuple[int, ...],
+    alike: bool, aligned: bool, scaled: bool, scale: float,
+) -> bool:  # fmt: skip
+    """Whether prompts take the kernel of sm_90 whose warps divide the work of fetching and multiplying.
+
+    It copies 16 bytes at once, from caches of one layout, and folds a positive scale into its exponentials.
+    """
+    return (
+        capability == 90 and dtype in (torch.bfloat16, torch.float16) and cache == dtype and head_dim in (64, 128)
+        and rows >= 256 and alike and aligned and all(stride % 16 == 0 for stride in strides) and not scaled
+        and scale > 0
+    )  # fmt: skip
 
 
 @cache
@@ -88,6 +108,25 @@ def _launch(
     num_pages, page, Hk, _ = k_cache.shape
     sequences, channels, arch = seq_lens.shape[0], max(16, power_of_two(D)), capability(q)
     exact = q.dtype == torch.float32
+    # What a row of the table can name; a sequence that claims more is spoilt, and so is any where there is no page.
+    capacity = min(block_table.shape[1] * page, 2**30) if num_pages else 0
+    if in_groups_of_warps(
+        capability=arch, dtype=q.dtype, cache=k_cache.dtype, head_dim=D, rows=max_query_len * (Hq // Hk),
+        strides=k_cache.stride()[:3], alike=k_cache.stride() == v_cache.stride(),
+        aligned=k_cache.data_ptr() % 16 == 0 and v_cache.data_ptr() % 16 == 0, scaled=k_scale is not None, scale=scale,
+    ):  # fmt: skip
+        row_tiles = triton.cdiv(max_query_len * (Hq // Hk), 2 * ROWS.value)
+        with on_device_of(q):
+            prefill_kernel[(row_tiles * sequences * Hk,)](
+                q, k_cache, v_cache, block_table, seq_lens, query_start, v_scale, out, scale * math.log2(math.e),
+                num_tokens, sequences, row_tiles, num_pages, capacity, q.stride(0), q.stride(1), *k_cache.stride()[:3],
+                block_table.stride(0), Hk, GROUP=Hq // Hk, D=D, KEYS=128, PAGE=page, STAGES=2, num_warps=4,
+                maxnreg=REGISTERS,
+            )  # fmt: skip
+            fill_kernel[(sequences + 1, FILLERS)](
+                out, query_start, num_tokens, sequences, max_query_len, Hq * D, FILLERS=FILLERS, BLOCK=1024, num_warps=4
+            )
+        return
     tiles = plan(
         sequences=sequences, queries=max_query_len, length=max_seq_len, heads=Hk, group=Hq // Hk, channels=channels,
         bytes_=q.element_size(), capability=arch, multiprocessors=_multiprocessors(q.device),
@@ -98,17 +137,15 @@ def _launch(
     part = torch.empty((tiles.splits, num_tokens, Hq, D), dtype=torch.float32, device=q.device) if split else None
     stats = torch.empty((tiles.splits, num_tokens, Hq, 2), dtype=torch.float32, device=q.device) if split else None
     row_tiles = max(1, triton.cdiv(max_query_len * (Hq // Hk), tiles.rows))
-    # What a row of the table can name; a sequence that claims more is spoilt, and so is any where there is no page.
-    capacity = min(block_table.shape[1] * page, 2**30) if num_pages else 0
     programs = row_tiles * (sequences + (not split)) * tiles.splits * Hk
     with on_device_of(q):
         attention_kernel[(programs,)](
             q, k, v, block_table, seq_lens, query_start, k_scale, v_scale, out, part, stats,
             scale if exact else scale * math.log2(math.e), num_tokens, sequences, row_tiles, tiles.splits, num_pages,
             capacity, q.stride(0), q.stride(1), *k_cache.stride()[:3], *v_cache.stride()[:3], block_table.stride(0), Hk,
-            GROUP=Hq // Hk, D=D, CHANNELS=channels, ROWS=tiles.rows, KEYS=tiles.keys, PAGE=page, CODED=coded,
-            HARDWARE=converts_e4m3(arch), EXACT=exact, num_warps=tiles.warps, num_stages=tiles.stages,
-            **starts_early(arch),
+            GROUP=Hq // Hk, D=D, CHANNELS=channels, ROWS=tiles.rows, KEYS=tiles.keys, PAGE=page,
+            ALIKE=k_cache.stride() == v_cache.stride(), CODED=coded, HARDWARE=converts_e4m3(arch), EXACT=exact,
+            num_warps=tiles.warps, num_stages=tiles.stages, **starts_early(arch),
         )  # fmt: skip
         if split:
             sum_parts_kernel[(num_tokens * Hq,)](

@@ -44,12 +44,12 @@ def cached(at, channel, ok, dtype: tl.constexpr, D: tl.constexpr, MASKED: tl.con
 def add_keys(
     acc, total, top, broken, q, limit, start, last, k_head_ptr, v_head_ptr, table_row, num_pages, score_factor,
     k_page_stride, k_slot_stride, v_page_stride, v_slot_stride, channel,
-    KEYS: tl.constexpr, D: tl.constexpr, PAGE: tl.constexpr, MASKED: tl.constexpr, CODED: tl.constexpr,
-    HARDWARE: tl.constexpr, EXACT: tl.constexpr,
+    KEYS: tl.constexpr, D: tl.constexpr, PAGE: tl.constexpr, ALIKE: tl.constexpr, MASKED: tl.constexpr,
+    CODED: tl.constexpr, HARDWARE: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """Take a block of keys into the rows' sums; MASKED: some rows see only a part of it.
 
-    broken remembers a page outside the cache; in its place page 0 is read.
+    ALIKE: both caches have the same strides. broken remembers a page outside the cache; in its place page 0 is read.
     """
     key = start + tl.arange(0, KEYS)
     ok = key < last
@@ -87,7 +87,8 @@ def attention_kernel(
     q_stride, q_head_stride, k_page_stride, k_slot_stride, k_head_stride, v_page_stride, v_slot_stride, v_head_stride,
     table_stride, Hk,
     GROUP: tl.constexpr, D: tl.constexpr, CHANNELS: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
-    PAGE: tl.constexpr, CODED: tl.constexpr, HARDWARE: tl.constexpr, EXACT: tl.constexpr, EARLY: tl.constexpr,
+    PAGE: tl.constexpr, ALIKE: tl.constexpr, CODED: tl.constexpr, HARDWARE: tl.constexpr, EXACT: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
     """One split of the keys of one tile of rows: of ``n * GROUP`` rows, head within query, under one key/value head.
 
@@ -134,7 +135,10 @@ def attention_kernel(
             blocks = tl.cdiv(tl.cdiv(last, KEYS), splits)
             low = tl.minimum(split * blocks * KEYS, last)
             high = tl.minimum(low + blocks * KEYS, last)
-            whole = low + tl.maximum(tl.minimum(seen_by_all, high) - low, 0) // KEYS * KEYS
+            # Few rows wait for memory, not for a mask: one loop serves them.
+            whole = low
+            if ROWS > 16:
+                whole = low + tl.maximum(tl.minimum(seen_by_all, high) - low, 0) // KEYS * KEYS
 
             if k_scale_ptr is not None:
                 score_factor = (score_factor * tl.load(k_scale_ptr)).to(tl.float32)
@@ -144,17 +148,18 @@ def attention_kernel(
             broken = tl.zeros((KEYS,), tl.int32)
             k_head_ptr, v_head_ptr = k_ptr + h.to(tl.int64) * k_head_stride, v_ptr + h.to(tl.int64) * v_head_stride
             table_row = table_ptr + b.to(tl.int64) * table_stride
-            for at in range(low, whole, KEYS):
-                acc, total, top, broken = add_keys(
-                    acc, total, top, broken, q, limit, at, high, k_head_ptr, v_head_ptr, table_row, num_pages,
-                    score_factor, k_page_stride, k_slot_stride, v_page_stride, v_slot_stride, channel,
-                    KEYS, D, PAGE, False, CODED, HARDWARE, EXACT,
-                )  # fmt: skip
+            if ROWS > 16:
+                for at in range(low, whole, KEYS):
+                    acc, total, top, broken = add_keys(
+                        acc, total, top, broken, q, limit, at, high, k_head_ptr, v_head_ptr, table_row, num_pages,
+                        score_factor, k_page_stride, k_slot_stride, v_page_stride, v_slot_stride, channel,
+                        KEYS, D, PAGE, ALIKE, False, CODED, HARDWARE, EXACT,
+                    )  # fmt: skip
             for at in range(whole, high, KEYS):
                 acc, total, top, broken = add_keys(
                     acc, total, top, broken, q, limit, at, high, k_head_ptr, v_head_ptr, table_row, num_pages,
                     score_factor, k_page_stride, k_slot_stride, v_page_stride, v_slot_stride, channel,
-                    KEYS, D, PAGE, True, CODED, HARDWARE, EXACT,
+                    KEYS, D, PAGE, ALIKE, True, CODED, HARDWARE, EXACT,
                 )  # fmt: skip
             let_next_start(EARLY)
             spoilt = wrong | (tl.max(broken, 0) > 0)
@@ -230,3 +235,26 @@ def sum_parts_kernel(
     weight = tl.where(used, power(top - peak, EXACT), 0.0)
     y = tl.sum(values * weight[:, None], 0) * share(tl.sum(total * weight, 0), v_scale_ptr)
     tl.store(out_ptr + row * D + channel, y.to(out_ptr.dtype.element_ty), mask=channel < D)
+
+
+@triton.jit
+def fill_kernel(
+    out_ptr, starts_ptr, num_tokens, num_sequences, max_queries, width, FILLERS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Write what no tile does: 0 for tokens of no sequence, NaN for queries beyond the promised maximum."""
+    b, filler = tl.program_id(0), tl.program_id(1)
+    if b == num_sequences:
+        before = tl.minimum(tl.maximum(tl.load(starts_ptr).to(tl.int64), 0), num_tokens)
+        behind = tl.minimum(tl.maximum(tl.load(starts_ptr + num_sequences).to(tl.int64), before), num_tokens)
+        count, value = num_tokens - (behind - before), 0.0
+    else:
+        before = tl.full((), 0, tl.int64)
+        behind = tl.load(starts_ptr + b).to(tl.int64) + max_queries
+        count, value = tl.load(starts_ptr + b + 1).to(tl.int64) - behind, float("nan")
+    for i in range(filler, count.to(tl.int32), FILLERS):
+        token = tl.where(i < before, i, i - before + behind)
+        inside = (token >= 0) & (token < num_tokens)
+        for first in range(0, width, BLOCK):
+            at = first + tl.arange(0, BLOCK)
+            filled = tl.full((BLOCK,), value, tl.float32).to(out_ptr.dtype.element_ty)
+            tl.store(out_ptr + token * width + at, filled, mask=inside & (at < width))
