@@ -21,6 +21,7 @@ from torch import Tensor
 
 from minimax_m2.harness.bits import Bits
 from minimax_m2.harness.case import Case
+from minimax_m2.harness.devices import torch_device
 from minimax_m2.harness.expectation import Outputs
 from minimax_m2.harness.judge import call, expected
 from minimax_m2.harness.op import Op, Pack
@@ -175,7 +176,7 @@ def _placed(value: Any, provider: Provider) -> Any:
         if pack is None:
             raise ValueError(f"provider {provider.name!r} offers the op but not {value.function}; define both")
         return pack(**{name: _placed(v, provider) for name, v in value.arguments.items()})
-    return value.to(provider.device) if isinstance(value, Tensor) and provider.device != "cpu" else value
+    return value.to(torch_device(provider.device)) if isinstance(value, Tensor) and provider.device != "cpu" else value
 
 
 def moved(before: Arguments, after: Arguments) -> bool:
