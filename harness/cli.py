@@ -17,11 +17,13 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from minimax_m2.harness import commands_corpus, peers
 from minimax_m2.harness import doctor as examination
-from minimax_m2.harness import peers
 from minimax_m2.harness.case import Case
 from minimax_m2.harness.commands_bench import bench, compare
+from minimax_m2.harness.commands_corpus import write_smallest
 from minimax_m2.harness.commands_score import score
+from minimax_m2.harness.corpus import known_cases, validated
 from minimax_m2.harness.devices import DEVICES, absence
 from minimax_m2.harness.features import Standing, survey
 from minimax_m2.harness.isolation import Isolation, chosen_apart
@@ -155,7 +157,7 @@ def run(
         task = bar.add_task("starting", total=1.0)
         roof = measure(lambda text: bar.update(task, description=text)) if times else None
         for record in run_cells(
-            providers, ops=op or (), variants=variant or (), count=cases, roof=roof, name=label,
+            providers, ops=op or (), variants=variant or (), count=cases, roof=roof, name=label, failures=known_cases(),
             progress=lambda text, share: bar.update(task, description=text, completed=share),
         ):  # fmt: skip
             log.append(record.json)
@@ -247,6 +249,7 @@ def list_ops(as_json: JsonOption = False) -> None:
 app.command()(score)
 app.command()(bench)
 app.command()(compare)
+app.add_typer(commands_corpus.app, name="corpus")
 
 
 @app.command()
@@ -304,11 +307,15 @@ def repro(
     provider: FileOption = None,
     with_: NameOption = None,
     variant: VariantOption = None,
+    write: Annotated[Path | None, typer.Option(help="shrink a failure, and write its script into this folder")] = None,
     pdb: PdbOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Judge one case again and explain the verdict."""
-    judge_again(case_of(case), chosen(provider, with_), variant, pdb=pdb, as_json=as_json)
+    found, providers = case_of(case), chosen(provider, with_)
+    for p in [p for p in providers if write is not None and p.offers(found.op)]:
+        told(write_smallest(found, p, (variant or p.variants_of(found.op))[-1], write or Path())[0])
+    judge_again(found, providers, variant, pdb=pdb, as_json=as_json)
 
 
 def case_of(text: str) -> Case:
@@ -316,14 +323,7 @@ def case_of(text: str) -> Case:
     with asked():
         if not text.lstrip().startswith("{"):
             return find_case(text, RUNS, report=told)
-        found = Case.from_json(text)
-        # A field that is missing or unknown is told here, not by whatever misses it later.
-        off = sorted({*find_op(found.op).factors, "seed"} ^ (set(found) - {"op"}))
-        if off:
-            raise WrongUse(
-                f"case field {off[0]!r} is missing or unknown; m2check generate --op {found.op} prints whole cases"
-            )
-        return found
+        return validated(Case.from_json(text))
 
 
 def judge_again(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import groupby, product
 from pathlib import Path
+from types import MappingProxyType
 
 from minimax_m2.harness.case import Case
 from minimax_m2.harness.judge import judge
@@ -50,9 +51,12 @@ def run(
     count: int = 16,
     roof: Roof | None = None,
     name: str,
+    failures: Mapping[str, Sequence[Case]] = MappingProxyType({}),
     progress: Progress = lambda text, share: None,
 ) -> Iterator[Record]:
-    """Judge every cell on ``count`` sampled cases of its op; with a ``roof`` also time its decode and prefill shapes.
+    """Judge every cell on the known ``failures`` of its op, then on ``count`` sampled cases.
+
+    With a ``roof`` its decode and prefill shapes are timed, too.
 
     The cells of an op meet one case after the other, so its inputs are drawn once and its expectation is computed once
     for all that share a contract.
@@ -66,7 +70,7 @@ def run(
         wrong: set[Cell] = set()
         passed: dict[Cell, list[Verdict]] = {}
         progress(op_name, done / len(chosen))
-        for case, cell, provider in deal(op, mine, count):
+        for case, cell, provider in [*again(mine, failures.get(op_name, ())), *deal(op, mine, count)]:
             verdict = judge(case, provider, cell.variant)
             if verdict.passed:
                 passed.setdefault(cell, []).append(verdict)
@@ -95,6 +99,11 @@ def vacuous(cell: Cell, found: list[Verdict], name: str) -> Record:
     told = f"no case of {len(found)} lets these corruptions apply: {', '.join(untried(found))}; judge more cases"
     verdict = replace(found[-1], outcome=Outcome.VACUOUS, evidence=(told,), comparisons=(), utilisation=math.nan)
     return replace(Record.of(verdict, run=name), case={}, case_id="")
+
+
+def again(mine: list[tuple[Cell, Provider]], known: Sequence[Case]) -> Iterator[tuple[Case, Cell, Provider]]:
+    """Every known failure with every cell: it says by itself what it refuses."""
+    yield from ((case, cell, provider) for case in known for cell, provider in mine)
 
 
 def deal(op: Op, mine: list[tuple[Cell, Provider]], count: int) -> Iterator[tuple[Case, Cell, Provider]]:
