@@ -19,7 +19,7 @@ HEADER = (
 
 
 def performance_table(pairs: Sequence[PairRecord]) -> str:
-    """Markdown: one row a comparison, by op; a wrong side is named and a busy machine is, instead of a ratio."""
+    """Markdown: one row a comparison, by op; where a side is wrong or the machine was busy, that instead of a ratio."""
     rows: list[str] = list(HEADER)
     for pair in sorted(pairs, key=lambda p: (p.a.op, p.b.provider)):
         rows.append(_row(pair))
@@ -42,7 +42,7 @@ def _row(pair: PairRecord) -> str:
     if wrong:
         cells += [f"{wrong[0].provider} is {wrong[0].outcome}", "", ""]
     elif pair.others > BUSY:
-        cells += ["busy machine", "", ""]
+        cells += ["busy machine", f"{pair.low:.2f} to {pair.high:.2f}", ""]
     else:
         share = "" if pair.a.timing is None else f"{100 * pair.a.timing.share:.0f} %"
         cells += [f"{pair.ratio:.2f}", f"{pair.low:.2f} to {pair.high:.2f}", share]

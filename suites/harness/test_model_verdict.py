@@ -10,6 +10,7 @@ import torch
 
 from minimax_m2.harness.model_verdict import ModelJudge, defective, model_judge
 from minimax_m2.harness.provider import Provider
+from minimax_m2.harness.providers import torch_compile
 from minimax_m2.harness.providers.ours import ours
 from minimax_m2.harness.providers.plain import plain
 from minimax_m2.harness.providers.transformers_ops import transformers_ops
@@ -19,7 +20,9 @@ from minimax_m2.harness.verdict import Outcome, Verdict
 # Two sequences, and a length that no page divides.
 SETTING: dict[str, int | str] = {"B": 2, "S": 19}
 phases = pytest.mark.parametrize("phase", PHASES)
-BUILDERS = [ours, plain, transformers_ops]
+# A compiler takes a minute for a model.
+BUILDERS = [ours, plain, transformers_ops, pytest.param(torch_compile.provider, marks=pytest.mark.nightly)]
+EXPERTS = {"transformers": "eager", "torch-compile": "grouped_mm"}
 
 
 @lru_cache
@@ -37,7 +40,7 @@ def verdict(phase: str, ops: object) -> Verdict:
 @pytest.mark.parametrize("build", BUILDERS, ids=lambda build: build.__name__)
 def test_a_timed_model_is_right(phase: str, build: Callable[[], Provider]) -> None:
     judge, provider = judge_of(phase), build()
-    timed = timed_model(provider, judge.case.json, "eager" if build is transformers_ops else provider.variants[-1])
+    timed = timed_model(provider, judge.case.json, EXPERTS.get(provider.name, provider.variants[-1]))
     assert timed.start() == phase
     assert timed.sample(1) > 0
     found = judge.judge([timed.outputs(draw)[0] for draw in range(DRAWS)], provider, "")
