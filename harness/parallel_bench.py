@@ -1,28 +1,32 @@
-"""What splitting a layer costs: collectives and bytes, counted; their times, measured; time per token, computed.
+"""What splitting a layer costs: collectives and their bytes, their measured times, and the time of a step, computed.
 
-``python -m minimax_m2.harness.parallel_bench gloo.jsonl`` prints the tables of docs/parallel.md; under torchrun,
-``-m minimax_m2.harness.ranks minimax_m2.harness.parallel_bench:measured`` prints the records of one group of ranks.
+``python -m minimax_m2.harness.parallel_bench RECORDS.jsonl`` prints the table of docs/parallel.md from one device's
+records; torchrun's ``-m minimax_m2.harness.ranks minimax_m2.harness.parallel_bench:measured`` times collectives.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, distributed
+from torch import distributed
 
-from minimax_m2.reference.communicator import Communicator
+from minimax_m2.harness.record import Record, read
+from minimax_m2.harness.roll_call import RollCall
 from minimax_m2.reference.config import MiniMaxM2Config
 from minimax_m2.reference.sharding import Layout
 
 M2 = MiniMaxM2Config()
 BLOCKS, CALLS = 9, 20
+# A layer's steps beside its products, and how often each runs.
+OTHER_STEPS = {"add_rms_norm": 2, "qk_sum_squares": 1, "qk_norm_rope": 1, "router_gemm": 1, "routing": 1}
 
 
 class Link(NamedTuple):
@@ -63,41 +67,71 @@ def layer_bytes(
 
 
 def collective_us(kind: str, bytes_in: int, ranks: int, link: Link) -> float:
-    """Time of a collective in a ring: so many steps of latency, and the bytes that each rank sends.
+    """Time of a collective: steps of latency, and the bytes that a rank sends; 0 for one rank.
 
-    all_reduce 2 (n - 1) steps and 2 (n - 1) / n of its bytes; the others n - 1 steps; all_gather n - 1 times, the
-    rest (n - 1) / n of its bytes
+    ring                        all_reduce 2 (n - 1) steps and 2 (n - 1) / n of its bytes, the others n - 1 steps;
+                                all_gather n - 1 times its bytes, the rest (n - 1) / n
+    recursive doubling          an all_reduce of few bytes: ceil(log2 n) steps, all bytes in each; the faster counts
     """
     others = ranks - 1
     steps = 2 * others if kind == "all_reduce" else others
     share = {"all_reduce": 2 * others / ranks, "all_gather": float(others)}.get(kind, others / ranks)
-    return steps * link.latency_us + share * bytes_in / link.bytes_per_s * 1e6
+    once = bytes_in / link.bytes_per_s * 1e6
+    ring = steps * link.latency_us + share * once
+    doublings = others.bit_length()
+    return min(ring, doublings * (link.latency_us + once)) if kind == "all_reduce" else ring
 
 
-def token_us(ranks: int, tokens: int, link: Link, layer_us: float) -> float:
-    """Time of a decode step, all layers: one rank's measured time over ``ranks``, and the collectives between them."""
+class Device(NamedTuple):
+    """What one device's records say: how fast experts read weights, and what a layer's other steps take."""
+
+    bytes_per_s: float
+    other_us: float
+
+
+def device(records: Iterable[Record]) -> Device:
+    """Read a device off the decode timings of its records."""
+    timed = {record.op: record.timing for record in records if record.timing and record.timing.shape == "decode"}
+    missing = [op for op in ("experts", *OTHER_STEPS) if op not in timed]
+    if missing:
+        raise ValueError(f"no decode timing of {', '.join(missing)}; record a run that times all of them")
+    experts = timed["experts"]
+    return Device(
+        experts.bytes / experts.median_us * 1e6, sum(timed[op].median_us * n for op, n in OTHER_STEPS.items())
+    )
+
+
+def weight_bytes(tokens: int) -> float:
+    """Bytes of e4m3 weights that a layer reads for ``tokens``: its projections, and the experts that somebody chose.
+
+    E (1 - (1 - K / E) ^ T) experts, where each token chooses by chance
+    """
+    config, E, K = M2, M2.num_local_experts, M2.num_experts_per_tok
+    active = E * (1 - (1 - K / E) ** tokens)
+    projections = config.hidden_size * (2 * config.q_width + 2 * config.kv_width)
+    return projections + active * 3 * config.hidden_size * config.intermediate_size
+
+
+def step_us(ranks: int, tokens: int, link: Link, on: Device) -> float:
+    """Time of a decode step under ``tp=ranks``: weights read in equal shares, other steps undivided, and the talk."""
     layout = Layout(tp=ranks)
     talk = sum(collective_us(kind, size, ranks, link) for kind, size in layer_bytes(layout, tokens).values())
-    return M2.num_hidden_layers * (layer_us / ranks + talk)
+    return M2.num_hidden_layers * (weight_bytes(tokens) / ranks / on.bytes_per_s * 1e6 + on.other_us + talk)
 
 
-def measured(communicator: Communicator) -> str:
-    """Time collectives of a layer's sizes, and on rank 0's device a layer's products; a line of JSON each."""
-    device = "cuda" if distributed.get_backend() == "nccl" else "cpu"
-    inner: Any = communicator
-    plain: Communicator = inner.inner
+def measured(communicator: RollCall) -> str:
+    """Time a layer's collectives, and the smallest of them behind the roll call too; a line of JSON each."""
+    where = "cuda" if distributed.get_backend() == "nccl" else "cpu"
     found: list[dict[str, Any]] = []
     for tokens in (1, 16, 64, 1024):
-        for what, x in (("statistics", torch.zeros(tokens, 2)), ("o_proj", torch.zeros(tokens, 3072).bfloat16())):
-            x = x.to(device)
-            us = _median_us(lambda x=x: plain.all_reduce(x), device)
-            found.append({"what": what, "kind": "all_reduce", "tokens": tokens, "bytes": x.nbytes, "us": us})
-    x = torch.zeros(1, 2)
-    roll = _median_us(lambda: communicator.all_reduce(x.to(device)), device)
-    found.append({"what": "statistics with the roll call", "kind": "all_reduce", "tokens": 1, "bytes": 8, "us": roll})
-    if communicator.rank == 0:
-        found += [{"what": "layer's products", "kind": "compute", "tokens": t, "us": us} for t, us in _layer_us(device)]
-    name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
+        for what, width, dtype in (("statistics", 2, torch.float32), ("o_proj", M2.hidden_size, torch.bfloat16)):
+            x = torch.zeros(tokens, width, dtype=dtype, device=where)
+            us = _median_us(functools.partial(communicator.inner.all_reduce, x), where)
+            found.append({"what": what, "tokens": tokens, "bytes": x.nbytes, "us": us})
+    x = torch.zeros(1, 2, device=where)
+    us = _median_us(functools.partial(communicator.all_reduce, x), where)
+    found.append({"what": "statistics behind the roll call", "tokens": 1, "bytes": 8, "us": us})
+    name = torch.cuda.get_device_name() if where == "cuda" else "cpu"
     said = {
         "ranks": communicator.size,
         "backend": distributed.get_backend(),
@@ -105,29 +139,6 @@ def measured(communicator: Communicator) -> str:
         "torch": torch.__version__,
     }
     return "\n".join(json.dumps(said | line) for line in found)
-
-
-def _layer_us(device: str) -> Iterator[tuple[int, float]]:
-    """A layer's products in bfloat16 at M2's width, 8 experts for each token up to 64; on a GPU only."""
-    if device == "cpu":
-        return
-    kind = {"device": device, "dtype": torch.bfloat16}
-    qkv, o_proj = torch.zeros(8192, 3072, **kind), torch.zeros(3072, 6144, **kind)  # type: ignore[call-overload]
-    for tokens in (1, 16):
-        active = min(256, 8 * tokens)
-        w13 = torch.zeros(active, 3072, 3072, **kind)  # type: ignore[call-overload]
-        w2 = torch.zeros(active, 1536, 3072, **kind)  # type: ignore[call-overload]
-        x, wide = torch.zeros(tokens, 3072, **kind), torch.zeros(tokens, 6144, **kind)  # type: ignore[call-overload]
-        rows = torch.zeros(active, 1, 3072, **kind)  # type: ignore[call-overload]
-
-        def products(
-            x: Tensor = x, wide: Tensor = wide, rows: Tensor = rows, w13: Tensor = w13, w2: Tensor = w2
-        ) -> None:
-            torch.mm(x, qkv.T)
-            torch.mm(wide, o_proj.T)
-            torch.bmm(torch.bmm(rows, w13)[..., :1536], w2)
-
-        yield tokens, _median_us(products, device)
 
 
 def _median_us(call: Callable[[], object], device: str) -> float:
@@ -147,22 +158,16 @@ def _wait(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def tables(lines: list[dict[str, Any]]) -> str:
-    """The measured and the computed table of docs/parallel.md."""
-    text = ["| back end | ranks | tensor | tokens | bytes | us |", "|---|---|---|---|---|---|"]
-    columns = ("backend", "ranks", "what", "tokens", "bytes", "us")
-    talk = (line for line in lines if line["kind"] != "compute")
-    text += [f"| {' | '.join(str(line[name]) for name in columns)} |" for line in talk]
-    layers = {line["tokens"]: line["us"] for line in lines if line["kind"] == "compute"}
-    for tokens, us in layers.items():
-        text += ["", f"T = {tokens}, a layer's products {us:g} us on one rank:", ""]
-        text += ["| ranks | " + " | ".join(link.name for link in LINKS) + " |", "|---|---|---|"]
-        for ranks in (1, 2, 4, 8, 16, 32, 64):
-            cells = " | ".join(f"{token_us(ranks, tokens, link, us) / 1000:.2f}" for link in LINKS)
-            text.append(f"| {ranks} | {cells} |")
+def table(on: Device) -> str:
+    """Milliseconds of a decode step by ranks, links and tokens."""
+    shown = [(tokens, link) for tokens in (1, 64) for link in LINKS]
+    text = ["| ranks | " + " | ".join(f"T = {tokens}, {link.name}" for tokens, link in shown) + " |"]
+    text.append("|---" * (len(shown) + 1) + "|")
+    for ranks in (1, 2, 4, 8, 16, 32, 64):
+        cells = " | ".join(f"{step_us(ranks, tokens, link, on) / 1000:.2f}" for tokens, link in shown)
+        text.append(f"| {ranks} | {cells} |")
     return "\n".join(text)
 
 
 if __name__ == "__main__":
-    read = [json.loads(line) for name in sys.argv[1:] for line in Path(name).read_text().splitlines() if line]
-    sys.stdout.write(tables(read) + "\n")
+    sys.stdout.write(table(device(read(Path(sys.argv[1])))) + "\n")
