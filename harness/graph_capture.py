@@ -46,7 +46,7 @@ def capture_failures(
         hosted = {name: max(first[name], second[name]) for name in first if name.startswith("max_")}
         expected = [_eager(op, function, deepcopy(values) | hosted) for values in (first, second)]
         for way, run in (
-            ("graph", lambda: _replayed(op, function, deepcopy(first) | hosted, {})),  # noqa: B023 - called at once
+            ("graph", lambda: _replayed(op, function, deepcopy(first) | hosted, first)),  # noqa: B023 - called at once
             ("changed", lambda: _replayed(op, function, deepcopy(first) | hosted, second)),  # noqa: B023
             ("compiled", lambda: _eager(op, compiled, deepcopy(first) | hosted)),  # noqa: B023
         ):
@@ -80,16 +80,17 @@ def _eager(op: Op, function: Callable[..., Any], arguments: dict[str, Any]) -> l
 
 
 def _replayed(
-    op: Op, function: Callable[..., Any], arguments: dict[str, Any], changed: Mapping[str, Any]
+    op: Op, function: Callable[..., Any], arguments: dict[str, Any], values: Mapping[str, Any]
 ) -> list[Tensor]:
-    """Capture a call on ``arguments``, bring their memory to ``changed``, spoil the outputs, replay."""
+    """Call on ``arguments`` to warm up, capture, bring their memory to ``values``, spoil the outputs, replay."""
+    call(op, function, arguments)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         returned = call(op, function, arguments)
     outputs = _results(op, returned, arguments)
     for output in outputs[: len(outputs) - len(op.mutates)]:
         _bytes(output).fill_(0xFF)
-    for name, value in changed.items():
+    for name, value in values.items():
         for target, source in zip(_tensors(arguments[name]), _tensors(value), strict=True):
             target.copy_(source)
     graph.replay()
