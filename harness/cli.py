@@ -28,7 +28,7 @@ from minimax_m2.harness.devices import DEVICES, absence
 from minimax_m2.harness.features import Standing, survey
 from minimax_m2.harness.isolation import Isolation, chosen_apart
 from minimax_m2.harness.judge import judge
-from minimax_m2.harness.matrix import expected_dir, lost, machine_kind, must_execute
+from minimax_m2.harness.matrix import due, expected_dir, lost
 from minimax_m2.harness.models import ModelRecord, read_models, score_models, tiny_m2
 from minimax_m2.harness.op import all_ops, find_op
 from minimax_m2.harness.provider import Provider, from_file
@@ -216,7 +216,7 @@ def conclude(
     executed = {line.cell for line in folded if line.judged}
     folder = expected_dir()
     if whole and folder is not None:
-        gone = lost(must_execute(folder, "cpu", machine_kind("cpu")), executed)
+        gone = lost(due(folder, executed), executed)
         if gone:
             told = f"{len(gone)} expected cells did not run"
             finish(WRONG, told, f"first: {gone[0].id}", f"m2check run --op {gone[0].op}")

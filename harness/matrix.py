@@ -7,12 +7,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from minimax_m2.harness.devices import DEVICES
 from minimax_m2.harness.op import all_ops
 from minimax_m2.harness.provider import Provider
 
 # Tiles are a variant of dense products only: an op whose file does not name that kind expects what the kind below has.
-BELOW = {"amx": "avx512_bf16"}
+# Every Triton kernel runs from sm_80 on: one table serves all GPUs.
+BELOW = {"amx": "avx512_bf16", "sm_80": "sm_90", "sm_100": "sm_90", "sm_120": "sm_90"}
+ARCHITECTURES = (120, 100, 90, 80)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -55,12 +59,21 @@ def expected_dir() -> Path | None:
 
 
 def machine_kind(device: str) -> str:
-    """What decides which cells a machine must run: the best instruction set of a CPU."""
+    """What decides which cells a machine must run: the best instruction set of a CPU, a GPU's architecture."""
+    if device == "gpu":
+        major, minor = torch.cuda.get_device_capability()
+        return f"sm_{next(known for known in ARCHITECTURES if known <= 10 * major + minor)}"
     if device != "cpu":
-        raise ValueError(f"device={device!r} has no machine kinds yet; use 'cpu'")
+        raise ValueError(f"device={device!r} has no machine kinds yet; use 'cpu' or 'gpu'")
     from minimax_m2.harness.providers.ours import ours
 
     return ours("cpu").variants[-1]
+
+
+def due(folder: Path, executed: set[Cell]) -> set[Cell]:
+    """The cells that this machine must run: its CPU's, and its GPU's where the run reached it."""
+    devices = {"cpu"} | ({cell.device for cell in executed} & {"gpu"})
+    return {cell for device in devices for cell in must_execute(folder, device, machine_kind(device))}
 
 
 def must_execute(folder: Path, device: str, kind: str) -> set[Cell]:

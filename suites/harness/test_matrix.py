@@ -6,8 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
-from minimax_m2.harness.matrix import Cell, cells, lost, must_execute
+from minimax_m2.harness.matrix import Cell, cells, due, expected_dir, lost, machine_kind, must_execute
+from minimax_m2.harness.op import all_ops
+from minimax_m2.harness.providers.ours import stem_of, stems
 from minimax_m2.harness.providers.plain import plain
 
 AVX2 = 'ours = ["portable", "avx2"]\n'
@@ -83,3 +86,25 @@ def test_a_file_that_says_nothing_useful_is_refused(tmp_path: Path, file: str, t
     (tmp_path / file).write_text(text)
     with pytest.raises(ValueError, match=complaint):
         must_execute(tmp_path, "cpu", "avx2")
+
+
+@pytest.mark.parametrize(
+    ("capability", "kind"), [((8, 0), "sm_80"), ((8, 9), "sm_80"), ((9, 0), "sm_90"), ((12, 1), "sm_120")]
+)
+def test_a_gpu_is_of_the_newest_architecture_that_it_runs(
+    capability: tuple[int, int], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    assert machine_kind("gpu") == kind
+
+
+def test_a_run_that_reached_the_gpu_must_run_every_cell_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = expected_dir()
+    assert folder is not None
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (10, 0))
+    one = {Cell("linear", "ours", "gpu")}
+
+    gone = {cell.op for cell in lost(due(folder, one), one) if cell.device == "gpu"}
+
+    assert gone == {name for name in all_ops() if stem_of(name) in stems("gpu")} - {"linear"}
+    assert not {cell for cell in due(folder, set()) if cell.device == "gpu"}
