@@ -1,4 +1,4 @@
-"""Attend over a paged cache on a GPU: one kernel for prompts and for single tokens, whose keys are dealt to many."""
+"""Attend over a paged cache on a GPU: single tokens, whose keys are dealt to many programs, and prompts."""
 
 from __future__ import annotations
 

@@ -14,6 +14,8 @@ def exp(x):
     hardware's error is one-sided, which a sum over many outputs shows. So x = n * ln 2 + r is cut with ln 2 in two
     words, e^r is a polynomial (its remainder r^8 / 8! is 5e-9 at r = ln(2) / 2), and 2^n is made from its bits.
     """
+    # From -104 down it is 0, as a polynomial of -1e8 is not; NaN stays.
+    x = tl.where(x < -104.0, -104.0, x)
     n = tl.floor(x * 1.4426950408889634 + 0.5)
     n = tl.minimum(tl.maximum(n, -151.0), 129.0)
     r = tl.fma(n, -0.693145751953125, x)
