@@ -12,10 +12,12 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from minimax_m2.harness.coverage import Coverage, coverage
 from minimax_m2.harness.false_alarms import Tally, tallies
 from minimax_m2.harness.museum import exhibits, museum_dir
 from minimax_m2.harness.mutation import mutants
 from minimax_m2.harness.op import all_ops, find_op
+from minimax_m2.harness.sampling import sampled
 from minimax_m2.harness.score import GENERIC, HELD_OUT, MUSEUM, Kill, rate, score_museum, score_mutants
 from minimax_m2.harness.wrong_use import asked
 
@@ -25,6 +27,8 @@ RIGHT, SHORT_RIGHT = 400, 40
 SHORT_SHARE = 2
 """The short form judges every exhibit, but of the generic mutants only every so many-th."""
 GOAL = 0.97
+SHOWN = 2
+"""Pairs that never met, an op."""
 
 
 def score(
@@ -57,14 +61,25 @@ def score(
             *score_mutants(generic, cases=cases, progress=tell),
         ]
         tallied = list(tallies([o.name for o in chosen], held, progress=tell)) if held else []
+        covered = [coverage(o, sampled(o, cases)) for o in chosen]
     seconds = time.perf_counter() - start
     if as_json:
         for kill in kills:
             typer.echo(json.dumps(asdict(kill)))
         for found in tallied:
             typer.echo(json.dumps(asdict(found) | {"group": "right", "below": found.below}))
+        for covering in covered:
+            typer.echo(json.dumps(asdict(covering) | {"group": "coverage", "share": covering.share}))
     else:
-        for table in (by_group(kills), by_op(kills), by_check(kills), leniency(kills), cries(tallied)):
+        shown = (
+            by_group(kills),
+            by_op(kills),
+            by_check(kills),
+            leniency(kills),
+            cries(tallied),
+            coverage_table(covered),
+        )
+        for table in shown:
             console.print(table)
         for kill in kills:
             if kill.survived:
@@ -166,4 +181,16 @@ def cries(tallied: Iterable[Tally]) -> Table:
     for found in tallied:
         counts = (str(found.calls), str(found.cases), str(found.wrong), f"{found.below:.1e}" if found.cases else "")
         table.add_row(found.op, " ".join(found.implementations), *counts)
+    return table
+
+
+def coverage_table(found: Iterable[Coverage]) -> Table:
+    """Pairs of values that met in the cases that wrong providers were judged on, and some that never did."""
+    table = Table(title="pairs of values of declared factors", title_justify="left")
+    for name in ("op", "factors", "cases", "met", "of", "share", "never met, for example"):
+        table.add_column(name, justify="left" if name in ("op", "never met, for example") else "right")
+    for c in found:
+        some = " ".join(f"{a}={x}:{b}={y}" for (a, x), (b, y) in c.never[:: max(1, len(c.never) // SHOWN)][:SHOWN])
+        counts = (str(len(c.factors)), str(c.cases), str(c.met), str(c.declared), f"{c.share:.0%}")
+        table.add_row(c.op, *counts, some)
     return table
