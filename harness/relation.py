@@ -42,11 +42,14 @@ class Change:
     """A changed call: its arguments, and how its outputs become comparable with the unchanged call's.
 
     ``undo(outputs, base)`` gets the changed call's outputs and the unchanged one's, and returns one tuple to compare
-    with the latter, or several where a change holds the call more than once.
+    with the latter, or several where a change holds the call more than once. A call that is split over ranks has the
+    ``others``' arguments, and ``join`` makes one rank's outputs of all.
     """
 
     arguments: Arguments
     undo: Callable[[Outputs, Outputs], Outputs | list[Outputs]]
+    others: tuple[Arguments, ...] = ()
+    join: Callable[[list[Outputs]], Outputs] = lambda ranks: ranks[0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +128,9 @@ def relate(
         return Finding(Standing.VACUOUS, "the change moved nothing")
     try:
         with provider.enter(variant):
-            base, changed = outputs_of(op, provider, before), outputs_of(op, provider, after)
+            base = outputs_of(op, provider, before)
+            ranks = [after, *(placed(other, provider) for other in change.others)]
+            changed = change.join([outputs_of(op, provider, rank) for rank in ranks])
     except (Exception, SystemExit) as error:
         return Finding(Standing.BROKEN, f"raised {type(error).__name__}: {error}")
     demanded = relation.demands(op, case, changed)

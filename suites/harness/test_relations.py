@@ -20,8 +20,9 @@ from minimax_m2.harness.sampling import sampled
 
 # One for each instruction set.
 CASES = 4
-# Sums over experts run in the order of their labels, and ties go to the lower one: equal within the budget only.
-ORDERED = ("experts relabelled", "scores relabelled")
+# Sums over experts run in the order of their labels, those of ranks are added last, and ties go to the lower label:
+# equal within the budget only.
+ORDERED = ("experts relabelled", "scores relabelled", "sums over ranks", "widths over ranks", "experts over ranks")
 
 
 def findings(
@@ -142,6 +143,28 @@ def adds(change: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return attention
 
 
+def width_matters(x: Tensor, weight: Tensor, *, out_dtype: torch.dtype | None = None) -> Tensor:
+    return right("linear")(x, weight, out_dtype=out_dtype) * len(weight)
+
+
+def blocks_matter(x: Tensor, packed: Any, **more: Any) -> Tensor:
+    return right("fp8_linear")(x, packed, **more) * len(packed.scale)
+
+
+def means_of_one_rank(qkv: Tensor, *, num_heads: int, **sizes: int) -> Tensor:
+    """Divides by its own heads before ranks add up."""
+    return right("qk_sum_squares")(qkv, num_heads=num_heads, **sizes) / num_heads
+
+
+def adds_its_width(x: Tensor, packed: Any, *routed: Any, **more: Any) -> Tensor:
+    """A shared part that every rank adds."""
+    return right("experts")(x, packed, *routed, **more) + packed.w2.shape[-1] ** 2
+
+
+def adds_what_it_holds(x: Tensor, packed: Any, *routed: Any, **more: Any) -> Tensor:
+    return right("experts")(x, packed, *routed, **more) + len(packed.w13) ** 2
+
+
 CONTROLS: dict[str, tuple[str, Callable[..., Any]]] = {
     "tokens permuted": ("rms_norm", depends_on_place),
     "a token alone": ("rms_norm", depends_on_the_batch),
@@ -158,6 +181,12 @@ CONTROLS: dict[str, tuple[str, Callable[..., Any]]] = {
     "pages halved": ("attention", adds(lambda q, cache, table: torch.tensor(cache.shape[1] * 8.0))),
     "head groups permuted": ("attention", adds(lambda q, cache, table: torch.arange(q.shape[1])[:, None] * 8.0)),
     "a query at a time": ("attention", adds(lambda q, cache, table: torch.tensor(len(table) * 8.0))),
+    "columns over ranks": ("linear", width_matters),
+    "blocks over ranks": ("fp8_linear", blocks_matter),
+    "heads over ranks": ("attention", adds(lambda q, cache, table: torch.tensor(q.shape[1] * 8.0))),
+    "sums over ranks": ("qk_sum_squares", means_of_one_rank),
+    "widths over ranks": ("experts", adds_its_width),
+    "experts over ranks": ("experts", adds_what_it_holds),
     "idle pages": ("attention", adds(lambda q, cache, table: torch.tensor(len(cache) * 8.0))),
 }
 
@@ -165,7 +194,7 @@ CONTROLS: dict[str, tuple[str, Callable[..., Any]]] = {
 @pytest.mark.parametrize("name", all_relations())
 def test_a_relation_breaks_for_a_provider_that_violates_it(name: str) -> None:
     op_name, function = CONTROLS[name]
-    packs = {"pack_experts": right("pack_experts")}
+    packs = {name: right(name) for name in ("pack_experts", "pack_fp8_linear")}
     wrong = from_object(SimpleNamespace(**{op_name: function}, **packs), name="control")
     assert broken(findings(all_relations()[name], op_name, wrong, cases=24)) != ""
 
