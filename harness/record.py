@@ -49,6 +49,8 @@ class Record:
     """One result. ``utilisation`` and ``mean_z2`` are None where nothing was compared or the figure is not finite.
 
     A verdict on a whole cell (no case of its run let a corruption apply) has no case: {} and the id "".
+    ``determinism`` is the cell's card (``D0+ D1+ D2-``, see ``determinism.py``) on the case that it was asked with, and
+    empty elsewhere.
     """
 
     run: str
@@ -67,6 +69,7 @@ class Record:
     timing: Timing | None = None
     machine: dict[str, str | int] = field(default_factory=dict)
     kind: str = "op"
+    determinism: str = ""
     schema: int = SCHEMA
 
     @classmethod
@@ -103,6 +106,8 @@ class Record:
             raise ValueError(f"record {line[:60]!r} is of no schema that can be read: {READABLE}")
         if found["schema"] == 1:
             found["kind"] = "op"
+        # The first records of schema 2 have no card.
+        found.setdefault("determinism", "")
         known = {f.name for f in fields(cls)}
         if set(found) != known:
             raise ValueError(f"record {line[:60]!r} lacks or adds fields: {sorted(set(found) ^ known)}")

@@ -8,7 +8,10 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
+from minimax_m2.harness.case import Case
+from minimax_m2.harness.coverage import Coverage, coverage
 from minimax_m2.harness.models import ModelRecord
+from minimax_m2.harness.op import all_ops
 from minimax_m2.harness.record import Record
 from minimax_m2.harness.summary import Line, lines
 from minimax_m2.harness.table import microseconds, number
@@ -37,10 +40,18 @@ def page(
         failed=bool(failed) or any(row.score is None for row in models),
         headline=headline(folded),
         rows=_rows(folded),
+        coverage=covered(records),
         models=[row.cells for row in models],
         failures=[failure(line.failed[0], (sources or {}).get(line.cell.provider, "")) for line in failed],
         absent=list(absent),
     )
+
+
+def covered(records: Iterable[Record]) -> list[Coverage]:
+    """What the cases of a run hold of each op's factors."""
+    cases = dict.fromkeys(Case(record.case) for record in records if record.case and record.op in all_ops())
+    return [coverage(op, [case for case in cases if case.op == name]) for name, op in all_ops().items()
+            if any(case.op == name for case in cases)]  # fmt: skip
 
 
 def headline(folded: Sequence[Line]) -> str:
@@ -95,6 +106,7 @@ def _rows(folded: Iterable[Line]) -> list[dict[str, Any]]:
                 "prefill": microseconds(prefill),
                 "roof": "" if prefill is None else f"{100 * prefill.share:.0f} %",
                 "slow": line.is_slow,
+                "determinism": line.determinism,
             }
         )
         previous = line.cell.op

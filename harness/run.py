@@ -11,6 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from minimax_m2.harness.case import Case
+from minimax_m2.harness.determinism import card
 from minimax_m2.harness.judge import judge
 from minimax_m2.harness.matrix import Cell, cells
 from minimax_m2.harness.op import Op, find_op
@@ -67,16 +68,20 @@ def run(
     done = 0
     for op_name, group in groupby(chosen, key=lambda cell: cell.op):
         op, mine = find_op(op_name), [(cell, known[cell.provider, cell.device]) for cell in group]
-        wrong: set[Cell] = set()
+        wrong, graded = set[Cell](), set[Cell]()
         passed: dict[Cell, list[Verdict]] = {}
         progress(op_name, done / len(chosen))
         for case, cell, provider in [*again(mine, failures.get(op_name, ())), *deal(op, mine, count)]:
-            verdict = judge(case, provider, cell.variant)
+            verdict, determinism = judge(case, provider, cell.variant), ""
             if verdict.passed:
+                # One case has it for all: the first that leaves nothing out for want of rows.
+                if cell not in graded and case.get("T", 2) not in (0, 1) and case.get("B", 1) != 0:
+                    graded.add(cell)
+                    determinism = card(case, provider, cell.variant)
                 passed.setdefault(cell, []).append(verdict)
             elif verdict.outcome is not Outcome.UNSUPPORTED:
                 wrong.add(cell)
-            yield Record.of(verdict, run=name)
+            yield replace(Record.of(verdict, run=name), determinism=determinism)
         hollow = {cell: found for cell, found in passed.items() if cell not in wrong and untried(found)}
         wrong |= set(hollow)
         yield from (vacuous(cell, found, name) for cell, found in hollow.items())

@@ -29,6 +29,11 @@ class Line:
         return [r for r in self.records if r.case and r.outcome != Outcome.UNSUPPORTED.value]
 
     @property
+    def determinism(self) -> str:
+        """The cell's card, where one was asked for."""
+        return next((r.determinism for r in self.records if r.determinism), "")
+
+    @property
     def verdict(self) -> str:
         """The worst outcome; ``not measured`` where every case was unsupported."""
         if self.failed:

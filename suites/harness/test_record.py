@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,12 @@ def test_a_page_of_nothing_is_refused() -> None:
 def test_hostile_names_are_escaped_in_the_page(record: Record) -> None:
     fields = json.loads(record.json) | {"provider": "<script>alert(1)</script>"}
     assert "<script>" not in page([Record.from_json(json.dumps(fields))], absent=["gpu: <b>"])
+
+
+def test_a_page_tells_the_card_of_a_cell_and_which_pairs_met(record: Record) -> None:
+    text = page([replace(record, determinism="D0+ D1-")], absent=[])
+    assert "D0+ D1-" in text
+    assert "Pairs of values" in text
 
 
 def test_one_wrong_case_makes_a_cell_wrong(record: Record) -> None:
