@@ -108,6 +108,10 @@ def test_a_peer_is_a_provider_of_every_command(peers: Callable[[str], Provider])
         built_in("torch-compile", "gpu")
 
 
+def test_the_compiled_reference_is_right(peers: Callable[[str], Provider]) -> None:
+    assert judge(find_op("swiglu").case(T=3), peers("torch-compile")).outcome is Outcome.PASS
+
+
 def test_a_peer_that_is_not_here_is_no_provider(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MINIMAX_M2_PEERS", str(tmp_path))
     with pytest.raises(ValueError, match="provider 'zentorch' is not here: zentorch is not installed; make peers"):
