@@ -73,6 +73,16 @@ def test_loading_widens_every_code_exactly(probe: ctypes.CDLL, dtype: torch.dtyp
     assert torch.equal(actual.signbit()[number], codes.float().signbit()[number])
 
 
+def test_widening_e4m3_to_bfloat16_keeps_every_code_and_deals_out_runs_of_eight(probe: ctypes.CDLL) -> None:
+    codes, taken = every_code(torch.float8_e4m3fn), 4 * probe.probe_lanes()
+    actual = in_vectors(probe.probe_widen, codes, torch.bfloat16, taken)
+    # [calls, runs, first or second, 8] to [calls, first or second, runs, 8]
+    expected = codes.to(torch.bfloat16).view(-1, taken // 16, 2, 8).transpose(1, 2).flatten()
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0, equal_nan=True)
+    number = ~actual.isnan()
+    assert torch.equal(bits(actual)[number], bits(expected)[number])
+
+
 @pytest.mark.parametrize("dtype", STORAGE[1:], ids=name_of)
 def test_storing_rounds_to_nearest_even_as_torch_does(probe: ctypes.CDLL, dtype: torch.dtype) -> None:
     x = wide_floats()

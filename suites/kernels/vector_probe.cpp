@@ -49,6 +49,12 @@ EXPORT float probe_reduce_min(const float* in) { return v::reduce_min(v::load(in
 EXPORT int probe_compress(const float* in, float limit, float* out) {
   return v::compress(out, v::gt(v::load(in), v::set1(limit)), v::load(in));
 }
+EXPORT void probe_widen(const Float8* in, BFloat16* out) {
+  v::Pairs first, second;
+  v::load_pairs(in, first, second);
+  v::store_pairs(out, first);
+  v::store_pairs(out + 2 * v::Float::N, second);
+}
 EXPORT void probe_dot(const BFloat16* a, const BFloat16* b, float* acc) {
   v::store(acc, v::dot(v::load(acc), v::load_pairs(a), v::load_pairs(b)));
 }
