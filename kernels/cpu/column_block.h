@@ -172,7 +172,7 @@ inline void widen_slab(const Float8* p, int64_t inputs, float* to) {
 template <class Operand, class Stored, class Row, class RowScale, class Emit>
 inline void multiply(const Block<Stored>& block, int64_t count, Row row, RowScale row_scale, Operand* scratch,
                      float* total, Emit emit) {
-  constexpr int step = STEP<Operand>, lines_a_step = COLUMNS * step * sizeof(Stored) / 64;
+  constexpr int step = STEP<Operand>, lines_a_step = COLUMNS * step * static_cast<int>(sizeof(Stored)) / 64;
   const bool scaled_rows = row_scale(0) != nullptr;
   const int64_t slab = slab_of(block.group), group_steps = divided_up(block.group, step);
   for (int64_t start = 0; start < count; start += CHUNK) {
@@ -196,14 +196,14 @@ inline void multiply(const Block<Stored>& block, int64_t count, Row row, RowScal
           const SlabScale scale{block.scale ? block.scale + g * COLUMNS : nullptr, scaled_rows ? factors : nullptr,
                                 group_steps};
           float* sums = total + i * COLUMNS;
-          // The first strips share the lines of the next slab.
-          const bool ahead_of_time = n >= FETCH_AHEAD_ROWS<Stored>;
-          if (ahead_of_time && strips >= lines_a_step && s < lines_a_step) {
-            multiply_rows<ROWS, 1>(size, rows, columns, steps, scale, ahead + s * steps * 64, sums);
-          } else if (ahead_of_time && strips < lines_a_step && 2 * s < lines_a_step) {
-            multiply_rows<ROWS, 2>(size, rows, columns, steps, scale, ahead + s * steps * 128, sums);
-          } else {
-            multiply_rows<ROWS, 0>(size, rows, columns, steps, scale, ahead, sums);
+          // The strips share the lines of the next slab as evenly as whole lines a step allow; two at most, as one strip
+          // of bf16 has too few rows.
+          const int first_line = s * lines_a_step / strips, last_line = (s + 1) * lines_a_step / strips;
+          const char* next = ahead + first_line * steps * 64;
+          switch (n >= FETCH_AHEAD_ROWS<Stored> ? last_line - first_line : 0) {
+            case 0: multiply_rows<ROWS, 0>(size, rows, columns, steps, scale, next, sums); break;
+            case 1: multiply_rows<ROWS, 1>(size, rows, columns, steps, scale, next, sums); break;
+            default: multiply_rows<ROWS, 2>(size, rows, columns, steps, scale, next, sums);
           }
           i += size;
         }
