@@ -57,6 +57,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for device in DEVICES:
         config.addinivalue_line("markers", f"{device}: runs on a {device}; markers come from cells")
     config.addinivalue_line("markers", "nightly: too large for every change; runs when asked for")
+    config.addinivalue_line("markers", "huge: offsets past 2^31 in gigabytes of addresses, of which little is touched")
     settings.load_profile(config.getoption("hypothesis_profile", None) or "dev")
     config.stash[EXECUTED], config.stash[FILES], config.stash[REPORTS] = set(), set(), {}
     for device in DEVICES[1:]:

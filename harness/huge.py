@@ -1,0 +1,76 @@
+"""Offsets past 2^31 with a few touched pages: rows laid so far apart that an int32 cannot reach the last.
+
+Nothing but the distance changes, so a kernel must give what it gives on rows that lie together.
+"""
+
+from __future__ import annotations
+
+import mmap
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minimax_m2.harness.case import Case
+from minimax_m2.harness.expectation import Outputs
+from minimax_m2.harness.judge import build, call, expected, malformed
+from minimax_m2.harness.op import Op
+from minimax_m2.harness.provider import Provider
+from minimax_m2.harness.verdict import describe
+from minimax_m2.harness.watched import values_of
+
+# Arguments whose leading index a kernel multiplies by a stride, by op.
+SPREAD = {
+    "embedding": ("weight",),
+    "attention": ("k_cache", "v_cache"),
+    "kv_cache": ("k_cache", "v_cache"),
+    "qk_norm_rope_cache": ("k_cache", "v_cache"),
+    "routing": ("logits",),
+    "rms_norm": ("x",),
+    "add_rms_norm": ("x", "residual"),
+    "linear": ("x",),
+    "swiglu": ("gate_up",),
+    "experts": ("x",),
+}
+PAST = 2**31
+# Linux' MAP_NORESERVE: addresses without a promise of memory.
+NO_RESERVE = 0x4000
+
+
+def spread(x: Tensor) -> Tensor:
+    """The same rows, each where nobody has touched a page, the last more than 2^31 elements behind the first.
+
+    ValueError for a tensor of fewer than two rows.
+    """
+    if x.ndim < 2 or x.shape[0] < 2:
+        raise ValueError(f"x has shape {list(x.shape)}: two rows at least can lie apart")
+    row = 1 + sum((size - 1) * stride for size, stride in zip(x.shape[1:], x.stride()[1:], strict=True))
+    # A page and a vector more than needed, so that no row begins where another kind of error would hide.
+    apart = -(-PAST // (x.shape[0] - 1)) + 64
+    count = (x.shape[0] - 1) * apart + row
+    memory = mmap.mmap(-1, count * x.element_size(), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NO_RESERVE)
+    far = torch.frombuffer(memory, dtype=x.dtype).as_strided(x.shape, (apart, *x.stride()[1:]))
+    far.copy_(x)
+    return far
+
+
+def far_call(op: Op, case: Case, provider: Provider, variant: str = "") -> str:
+    """Call a provider on a case whose rows lie far apart and say what is wrong with its result, if anything."""
+    function = provider.functions(op.name)
+    if function is None:
+        raise ValueError(f"provider {provider.name!r} does not offer {op.name}")
+    arguments = build(op, case, provider)
+    arguments |= {name: spread(arguments[name]) for name in SPREAD[op.name]}
+    with provider.enter(variant):
+        outputs = _outputs(op, call(op, function, arguments), arguments)
+    right, _ = expected(op, case, provider.contract.get(op.name, {}))
+    off = malformed(right, outputs)
+    if off is not None:
+        return off[1]
+    # Written rows come back together: a copy of what lies between would fill all the memory there is.
+    host = tuple(o.detach().cpu().clone(memory_format=torch.contiguous_format) for o in outputs)
+    return "; ".join(describe(found) for found in right.judge(host) if not found.passed)
+
+
+def _outputs(op: Op, returned: Any, arguments: dict[str, Any]) -> Outputs:
+    return (*values_of(returned), *(arguments[name] for name in op.mutates))
