@@ -66,7 +66,7 @@ def refuses(op: Op, case: Any) -> str | None:
         return f"the interpreter takes milliseconds a row; more than {MOST_ROWS} rows show no new edge of a tile"
     if op.name == "attention" and case["queries"] != "one" and int(case["S"]) > MOST_ROWS // 2:
         return f"the interpreter takes milliseconds a tile; prompts are shown up to {MOST_ROWS // 2} keys"
-    if op.name == "moe_align" and int(case["E"]) > MOST_ROWS:
+    if op.name in ("moe_align", "router", "router_gemm") and int(case["E"]) > MOST_ROWS:
         return f"the interpreter takes milliseconds an expert; it is shown up to {MOST_ROWS}"
     return None
 
