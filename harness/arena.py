@@ -73,9 +73,8 @@ class Guard:
     ) -> None:
         places, cursor = list[tuple[int, int]](), RED_ZONE
         for tensor in named.values():
-            places.append(
-                (_aligned(cursor) + tensor.storage_offset() * tensor.element_size() % ALIGNMENT, span(tensor))
-            )
+            within = int(tensor.storage_offset()) * tensor.element_size() % ALIGNMENT
+            places.append((_aligned(cursor) + within, span(tensor)))
             cursor = sum(places[-1]) + RED_ZONE
         for shape, dtype in (outputs or {}).values():
             places.append((_aligned(cursor), torch.Size(shape).numel() * dtype.itemsize))

@@ -37,7 +37,7 @@ def allocated(
 
 
 def check_outputs(
-    q: Tensor, scale: Tensor, *, shape: tuple[int, int], symbol: str, group: int, dtype: torch.dtype,
+    q: Tensor, scale: Tensor, *, shape: tuple[int, ...], symbol: str, group: int, dtype: torch.dtype,
     device: torch.device,
 ) -> None:  # fmt: skip
     """Raise what the host can know about the codes ``[T, symbol]`` and scales that an ``_out`` variant fills."""
