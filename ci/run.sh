@@ -28,6 +28,8 @@ lane install make venv
 lane lint make lint
 lane types make types
 lane test make test
+lane parallel ci/test.sh suites/parallel
+lane score .venv/bin/m2check score --short
 lane run make run ARGS="--cases 8"
 
 printf '\n%-8s %7s  %s\n%s' lane seconds result "$table"
