@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -29,6 +30,14 @@ def test_the_table_of_what_is_proven_is_that_of_the_record(records: list[Record]
 def test_a_record_of_a_failure_would_change_the_table(records: list[Record]) -> None:
     wrong = Record.from_json(records[0].json.replace('"outcome":"pass"', '"outcome":"wrong"', 1))
     assert proven_table([wrong, *records[1:]]) not in README
+
+
+def test_what_is_said_of_gpus_is_counted_from_their_records() -> None:
+    lines = [line for path in ROOT.glob("ci/results/gpu-h100-*.jsonl") for line in path.read_text().splitlines()]
+    judged = [found for found in map(json.loads, lines) if found.get("case_id")]
+    passed = [found for found in judged if found["outcome"] == "pass"]
+    assert f"{len({found['op'] for found in passed})} ops on one H100, judged in {len(passed)} cases" in README
+    assert {found["outcome"] for found in judged} <= {"pass", "unsupported"}, "none wrong, says the page"
 
 
 def test_every_command_is_documented_and_no_other() -> None:
