@@ -1,0 +1,133 @@
+"""Calls that no kernel may answer: each raises ``ValueError`` or ``TypeError``, names an argument and writes nothing.
+
+Each is a case with one argument changed so that it breaks a rule of every op: tensors have the dtypes and axes that the
+op says, their last dimension is contiguous, sizes agree, and what an index names exists. A call whose sizes disagree is
+bad where the reference itself cannot run it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minimax_m2.harness.bits import Bits
+from minimax_m2.harness.case import Case
+from minimax_m2.harness.expectation import call_reference
+from minimax_m2.harness.op import Op, Pack
+from minimax_m2.harness.provider import Provider
+from minimax_m2.harness.relation import outputs_of, placed
+from minimax_m2.reference.contract import EXACT
+
+# Arguments of which an index outside what it names is an error that the CPU tells; elsewhere it must be memory-safe.
+INDEXING = {
+    "attention": ("block_table",),
+    "experts": ("ids",),
+    "kv_cache": ("slots",),
+    "lm_head": ("rows",),
+    "moe_align": ("ids",),
+    "qk_norm_rope": ("positions",),
+    "qk_norm_rope_cache": ("positions", "slots"),
+    "rope": ("positions",),
+    "gated_delta_rule": ("state_index",),
+}
+FAR = 2**28
+"""More experts, pages, positions, slots or tokens than any case has; times any stride still no int64 overflow."""
+
+
+@dataclass(frozen=True, slots=True)
+class BadCall:
+    """One argument of a case, what is wrong with it, and the arguments to call with."""
+
+    argument: str
+    defect: str
+    arguments: dict[str, Any]
+
+
+def bad_calls(op: Op, case: Case) -> Iterator[BadCall]:
+    """Every bad call made of a case; arguments of packed values are left to the packing functions' own tests."""
+    for name, value in op.inputs(case, Bits(case)).items():
+        # A tensor without axes is a number, which some take as any that torch can read.
+        if not isinstance(value, Tensor) or value.ndim == 0:
+            continue
+        for defect, applies, change in DEFECTS:
+            if applies(value):
+                yield BadCall(name, defect, _changed(op, case, name, change))
+        if value.numel() and _reference_refuses(op, case, name, _narrower):
+            yield BadCall(name, "a column too few", _changed(op, case, name, _narrower))
+        if name in INDEXING.get(op.name, ()) and value.numel():
+            yield BadCall(name, "an index far out", _changed(op, case, name, _far))
+
+
+def answered(bad: BadCall, op: Op, provider: Provider, variant: str = "") -> str:
+    """Say how a provider failed to refuse a bad call; nothing where it did, naming an argument, and wrote nothing."""
+    arguments = placed(bad.arguments, provider)
+    before = {name: arguments[name].clone() for name in op.mutates}
+    try:
+        with provider.enter(variant):
+            outputs_of(op, provider, arguments)
+    except (TypeError, ValueError) as error:
+        # Where two disagree either may be named.
+        if not any(name in str(error) for name in arguments):
+            return f"{bad.argument} {bad.defect}: refused without the name of an argument: {error}"
+        written = [name for name, old in before.items() if not torch.equal(_codes(arguments[name]), _codes(old))]
+        return f"{bad.argument} {bad.defect}: refused, but {written[0]} was written" if written else ""
+    except Exception as error:
+        return f"{bad.argument} {bad.defect}: {type(error).__name__}, expected ValueError or TypeError: {error}"
+    return f"{bad.argument} {bad.defect}: gave numbers"
+
+
+def _changed(op: Op, case: Case, name: str, change: Callable[[Tensor], Any]) -> dict[str, Any]:
+    given = op.inputs(case, Bits(case))
+    return given | {name: change(given[name])}
+
+
+def _reference_refuses(op: Op, case: Case, name: str, change: Callable[[Tensor], Any]) -> bool:
+    given = {n: _unpacked(op, v) for n, v in _changed(op, case, name, change).items()}
+    try:
+        call_reference(op, given, EXACT)
+    except Exception:
+        return True
+    return False
+
+
+def _unpacked(op: Op, value: Any) -> Any:
+    if isinstance(value, Pack):
+        return getattr(op.module, value.function)(**{k: _unpacked(op, v) for k, v in value.arguments.items()})
+    return value.to(torch.float64) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def _narrower(x: Tensor) -> Tensor:
+    return x[..., :-1].clone(memory_format=torch.contiguous_format)
+
+
+def _far(x: Tensor) -> Tensor:
+    flat = x.reshape(-1).clone()
+    # The first index is in use in every call that uses any.
+    flat[0] = FAR
+    return flat.view(x.shape)
+
+
+def _spread(x: Tensor) -> Tensor:
+    store = torch.zeros((*x.shape, 2)).to(x.dtype)
+    store[..., 0] = x
+    return store[..., 0]
+
+
+def _codes(x: Tensor) -> Tensor:
+    return x.contiguous().view(torch.uint8) if x.numel() else x
+
+
+def _is_wide(x: Tensor) -> bool:
+    return x.is_floating_point() and x.itemsize > 1
+
+
+DEFECTS: tuple[tuple[str, Callable[[Tensor], bool], Callable[[Tensor], Any]], ...] = (
+    ("in float64", _is_wide, lambda x: x.double()),
+    ("in int16", lambda x: not x.is_floating_point(), lambda x: x.to(torch.int16)),
+    ("with an axis more", lambda x: True, lambda x: x[None]),
+    ("every other column", lambda x: x.ndim > 1 and x.shape[-1] > 1 and x.numel() > 0, _spread),
+)

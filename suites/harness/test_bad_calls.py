@@ -1,0 +1,74 @@
+"""Our kernels refuse bad calls of every op; a function that answers one, or refuses without a word, is told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from minimax_m2.harness.bad_calls import BadCall, answered, bad_calls
+from minimax_m2.harness.bits import Bits
+from minimax_m2.harness.conformance_bad_calls import SAMPLE
+from minimax_m2.harness.museum import right
+from minimax_m2.harness.op import find_op
+from minimax_m2.harness.provider import from_object
+from minimax_m2.harness.providers.ours import ours
+from minimax_m2.harness.sampling import sampled
+
+
+def test_our_kernels_refuse_bad_calls(op_name: str) -> None:
+    op, provider = find_op(op_name), ours()
+    variants = provider.variants_of(op_name)
+    bad = [found for case in sampled(op, SAMPLE) for found in bad_calls(op, case)]
+    told = [answered(found, op, provider, variants[i % len(variants)]) for i, found in enumerate(bad)]
+    assert bad
+    assert [text for text in told if text] == []
+
+
+def adds_up_what_there_is(x: Tensor, weight: Tensor, *, eps: float) -> Tensor:
+    return right("rms_norm")(x, weight, eps=eps)
+
+
+def refuses_without_a_name(x: Tensor, weight: Tensor, *, eps: float) -> Tensor:
+    raise ValueError("no")
+
+
+def stumbles(x: Tensor, weight: Tensor, *, eps: float) -> Tensor:
+    raise KeyError("weight")
+
+
+@pytest.mark.parametrize(
+    "function, told",
+    [
+        (adds_up_what_there_is, "x in float64: gave numbers"),
+        (refuses_without_a_name, "refused without the name of an argument"),
+        (stumbles, "KeyError, expected ValueError or TypeError"),
+    ],
+)
+def test_what_answers_a_bad_call_is_told(function: Callable[..., Any], told: str) -> None:
+    op = find_op("rms_norm")
+    first = next(bad_calls(op, op.case(T=2, H=64)))
+    assert told in answered(first, op, from_object(SimpleNamespace(rms_norm=function), name="control"))
+
+
+def test_a_refusal_that_wrote_is_told() -> None:
+    def kv_cache(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor, **scales: Any) -> None:
+        k_cache.zero_()
+        raise ValueError("slots is wrong")
+
+    op = find_op("kv_cache")
+    case = op.case(T=2)
+    bad = BadCall("slots", "an index far out", op.inputs(case, Bits(case)))
+    assert "k_cache was written" in answered(bad, op, from_object(SimpleNamespace(kv_cache=kv_cache), name="control"))
+
+
+def test_sizes_that_only_a_reference_refuses_are_bad() -> None:
+    op = find_op("rms_norm")
+    found = {(bad.argument, bad.defect) for bad in bad_calls(op, op.case(T=2, H=64))}
+    assert ("weight", "a column too few") in found
+    assert all(isinstance(bad.arguments["x"], Tensor) for bad in bad_calls(op, op.case(T=2, H=64)))
+    assert torch.float64 in {bad.arguments["x"].dtype for bad in bad_calls(op, op.case(T=2, H=64))}
