@@ -60,18 +60,18 @@ def _delta_rule(q: Any, k: Any, v: Any, decay: Any, beta: Any, state: Tensor, gr
     size = decay.value.clamp_min(SMALLEST)
     by_head = (decay.value, decay.sigma.square() / size.square(), decay.bound / size, beta.value)
     errors = _Errors(*[torch.zeros_like(state)] * 4)
-    outputs: list[tuple[Tensor, _Errors, Tensor]] = []
+    outputs: list[tuple[Tensor, _Errors, Tensor, Tensor]] = []
     for t in range(len(v.value)):
         channels, heads = [part[t] for part in by_channel], [part[t, :, None, None] for part in by_head]
         token = _Token._make([*channels, *heads, v.value[t]])
         old = token.decay * state
-        state, errors, step = _written(token, old, errors, like.arithmetic)
-        outputs.append(_read(token, old, step, state, errors, like.arithmetic))
+        state, errors, delta = _written(token, old, errors, like.arithmetic)
+        outputs.append(_read(token, old, delta, state, errors, like.arithmetic))
     return _outputs(outputs, group, like.arithmetic), _budgeted(state, errors, group, like.arithmetic)
 
 
 def _written(token: _Token, old: Tensor, errors: _Errors, arithmetic: Arithmetic) -> tuple[Tensor, _Errors, Tensor]:
-    """The state after a token, its errors, and what the token added; ``old`` is the decayed state."""
+    """The state after a token, its errors, and the correction ``delta [Hv, 1, Dv]``; ``old`` is the decayed state."""
     unit, k, beta, width = arithmetic.unit, token.k[..., None], token.beta, token.k.shape[-1]
     terms = k * old
     read = terms.sum(-2, keepdim=True)
@@ -95,7 +95,7 @@ def _written(token: _Token, old: Tensor, errors: _Errors, arithmetic: Arithmetic
     bound = bound + length * wrong_delta + wrong_k.norm(dim=-2, keepdim=True) * delta.abs()
     bound = bound + token.decay_bound * (1 + beta * length.square()) * size
     carried = _carried(errors, token)
-    return state, _Errors(*(old + new for old, new in zip(carried, (own, column, head, bound), strict=True))), step
+    return state, _Errors(*(old + new for old, new in zip(carried, (own, column, head, bound), strict=True))), delta
 
 
 def _rounding(x: Tensor, arithmetic: Arithmetic) -> Tensor:
@@ -120,14 +120,15 @@ def _carried(errors: _Errors, token: _Token) -> _Errors:
 
 
 def _read(
-    token: _Token, old: Tensor, step: Tensor, state: Tensor, errors: _Errors, arithmetic: Arithmetic
-) -> tuple[Tensor, _Errors, Tensor]:
-    """``q^T S`` ``[Hv, Dv]``, its errors, and the part of it that the error of q's length scales.
+    token: _Token, old: Tensor, delta: Tensor, state: Tensor, errors: _Errors, arithmetic: Arithmetic
+) -> tuple[Tensor, _Errors, Tensor, Tensor]:
+    """``q^T S`` ``[Hv, Dv]``, its errors, and those that a key head's columns share: of q's length, of ``q^T k``.
 
-    A kernel adds up ``q^T S``, or ``q^T`` of the old state and ``q^T k`` of what is added: both sums are allowed for.
+    A kernel adds up ``q^T S``, or ``q^T`` of the old state and ``(q^T k) delta``: both sums are allowed for.
     What elements of the state share may line up with q, so it counts by the Cauchy-Schwarz inequality.
     """
     unit, q, width = arithmetic.unit, token.q[..., None], token.q.shape[-1]
+    step = token.k[..., None] * delta
     value, long = (q * state).sum(-2), token.q.square().sum(-1, keepdim=True)
     own = (q.square() * errors.own + token.q_var[..., None] * state.square()).sum(-2)
     for part in (old, step):
@@ -138,7 +139,9 @@ def _read(
     bound = long.sqrt() * (errors.bound[:, 0] + (width + 2) * unit * size)
     bound = bound + token.q_bound.norm(dim=-1, keepdim=True) * size
     alike = (token.q_var.sum(-1, keepdim=True) / long.clamp_min(SMALLEST)).sqrt() * value
-    return value, _Errors(own, column, head, bound), alike
+    meets = token.q * token.k
+    met = accumulated(meets.sum(-1, keepdim=True), meets.square().sum(-1, keepdim=True), width, unit)
+    return value, _Errors(own, column, head, bound), alike, met.sqrt() * delta[:, 0]
 
 
 def _budgeted(value: Tensor, errors: _Errors, group: int, arithmetic: Arithmetic) -> Budgeted:
@@ -155,11 +158,12 @@ def _budgeted(value: Tensor, errors: _Errors, group: int, arithmetic: Arithmetic
     return Budgeted(value, errors.own, errors.bound.expand(value.shape), arithmetic, shared)
 
 
-def _outputs(outputs: list[tuple[Tensor, _Errors, Tensor]], group: int, arithmetic: Arithmetic) -> Budgeted:
-    value = torch.stack([o for o, _, _ in outputs], 1)
-    errors = _Errors(*(torch.stack(parts, 1) for parts in zip(*(e for _, e, _ in outputs), strict=True)))
+def _outputs(outputs: list[tuple[Tensor, _Errors, Tensor, Tensor]], group: int, arithmetic: Arithmetic) -> Budgeted:
+    values, found, *shared = zip(*outputs, strict=True)
+    value = torch.stack(values, 1)
+    errors = _Errors(*(torch.stack(parts, 1) for parts in zip(*found, strict=True)))
     out = _budgeted(value, errors, group, arithmetic).moved(lambda t: t.transpose(0, 1))
     tokens, heads, _ = out.value.shape
     rows = torch.arange(tokens)[:, None, None] * heads + (torch.arange(heads) // group)[:, None]
-    alike = new_shared(torch.stack([a for _, _, a in outputs]), rows, out.value)
-    return Budgeted(out.value, out.var, out.bound, arithmetic, (*out.shared, alike))
+    alike = (new_shared(torch.stack(parts), rows, out.value) for parts in shared)
+    return Budgeted(out.value, out.var, out.bound, arithmetic, (*out.shared, *alike))
