@@ -72,5 +72,6 @@ def test_a_correct_float32_loop_passes() -> None:
 def test_a_wrong_kernel_is_told_with_its_worst_element(step: str) -> None:
     pack = doing(step, pack_experts)
     last = try_on("experts", doing(step, experts), pack_experts=pack)[-1]
-    assert last.outcome in (Outcome.WRONG, Outcome.NOT_A_NUMBER)
+    # The weight of the id -1 is memory that nobody owns.
+    assert last.outcome in (Outcome.WRONG, Outcome.NOT_A_NUMBER, Outcome.OUTSIDE)
     assert "y at [" in last.explain() or "y: " in last.explain()

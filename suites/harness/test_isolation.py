@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from minimax_m2.harness.corpus import known_cases
 from minimax_m2.harness.op import find_op
 from minimax_m2.harness.record import Log, Record, read
 from minimax_m2.harness.sampling import sampled
@@ -54,7 +55,8 @@ def wild_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.Compl
 def test_no_record_is_lost(wild_run: tuple[subprocess.CompletedProcess[str], list[Record]]) -> None:
     done, records = wild_run
     assert done.returncode == 1, done.stderr
-    assert [record.case for record in records] == [dict(case) for case in CASES]
+    kept = [case for case in known_cases()["rms_norm"] if case not in CASES]
+    assert [record.case for record in records] == [dict(case) for case in (*kept, *CASES)]
 
 
 @pytest.mark.parametrize("which", range(7), ids=("fault", "abort", "hang", "torch", "exit", "flood", "python"))

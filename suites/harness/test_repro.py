@@ -36,9 +36,8 @@ LARGE_NORM = find_op("rms_norm").case(T=17, H=65, gap=3, dtype="float16", regime
 def test_hypothesis_shrinks_from_the_failing_case_on() -> None:
     op = find_op("rms_norm")
     found = shrunk(op, LARGE_NORM, lambda case: case.number("T") >= 2 and case.word("regime") == "heavy")
-    least = op.case(T=2, H=1, regime="heavy")
-    assert found == least.but(H=found.number("H"))
-    assert found.number("H") <= least.number("H")
+    # Every field that the failure does not need has the first value that the op draws.
+    assert found == op.case(T=2, regime="heavy")
 
 
 def test_what_no_smaller_case_fails_stays_as_it_is() -> None:
@@ -83,7 +82,7 @@ def test_a_literal_makes_the_same_bits(x: torch.Tensor) -> None:
 @pytest.mark.parametrize(
     "op, code, told",
     [
-        ("rms_norm", LAST_COLUMN, "y at [0, 0]: actual 0, expected 0.7"),
+        ("rms_norm", LAST_COLUMN, ": actual 0, expected "),
         ("routing", BIAS_IGNORED, "ids of row 0:"),
         pytest.param("rms_norm", NORM + "raise KeyError('no such width')\n", "no such width", marks=NIGHTLY),
         pytest.param("rms_norm", NORM + "return y.double()\n", "wrong", marks=NIGHTLY),
