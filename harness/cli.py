@@ -115,7 +115,7 @@ def run(
     provider: FileOption = None,
     with_: NameOption = None,
     variant: VariantOption = None,
-    cases: Annotated[int, typer.Option(min=1, help="sampled cases a cell")] = 16,
+    cases: Annotated[int, typer.Option(min=1, help="sampled cases a cell")] = 12,
     times: Annotated[bool, typer.Option("--times/--no-times", help="time decode and prefill shapes")] = True,
     model: Annotated[bool, typer.Option("--model/--no-model", help="score whole models on tiny-m2")] = True,
     report: Annotated[Path | None, typer.Option(help="write a one-file HTML page")] = None,
