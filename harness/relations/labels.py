@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -125,24 +127,35 @@ def head_groups_permuted(op: Op, case: Case, given: Arguments) -> Change | None:
     return Change(given | caches | {"q": given["q"][:, heads]}, lambda outputs, base: (outputs[0][:, back],))
 
 
-def queries_in_chunks(op: Op, case: Case, given: Arguments) -> Change | None:
+def one_by_one(op: Op, case: Case, given: Arguments) -> Change | None:
     """Every query a sequence of its own, with the keys that it may see: decoding what a prefill computes at once."""
+    return in_parts(given, lambda count: [1] * count)
+
+
+def in_halves(op: Op, case: Case, given: Arguments) -> Change | None:
+    """Every prompt in two parts, the second with all keys of the first: a chunked prefill."""
+    return in_parts(given, lambda count: [count // 2, count - count // 2] if count > 1 else [count])
+
+
+def in_parts(given: Arguments, parts: Callable[[int], list[int]]) -> Change | None:
+    """Sequences cut into ``parts`` of so many queries, each one with the keys that its last query may see."""
     starts, lengths = given["query_start"].tolist(), given["seq_lens"].tolist()
-    rows, seen = [], []
+    rows, seen, sizes = list[int](), list[int](), list[int]()
     for b, length in enumerate(lengths):
-        count = starts[b + 1] - starts[b]
-        rows += [b] * count
-        seen += [max(0, length - count + i + 1) for i in range(count)]
+        left = starts[b + 1] - starts[b]
+        for size in parts(left):
+            left -= size
+            rows, seen, sizes = [*rows, b], [*seen, max(0, length - left)], [*sizes, size]
     if len(rows) in (0, len(lengths)):
         return None
     kind = given["seq_lens"].dtype
-    single = {
+    cut = {
         "block_table": given["block_table"][torch.tensor(rows)],
         "seq_lens": torch.tensor(seen, dtype=kind),
-        "query_start": torch.arange(starts[0], starts[0] + len(rows) + 1).to(kind),
-        "max_query_len": 1,
+        "query_start": torch.tensor([starts[0], *(starts[0] + s for s in accumulate(sizes))], dtype=kind),
+        "max_query_len": max(sizes),
     }
-    return Change(given | single, same)
+    return Change(given | cut, same)
 
 
 RELATIONS = (
@@ -153,5 +166,6 @@ RELATIONS = (
     Relation(name="pages relabelled", ops=("attention",), transform=pages_relabelled, exactness=Exactness.BITS),
     Relation(name="pages halved", ops=("attention",), transform=pages_halved),
     Relation(name="head groups permuted", ops=("attention",), transform=head_groups_permuted),
-    Relation(name="a query at a time", ops=("attention",), transform=queries_in_chunks),
+    Relation(name="a query at a time", ops=("attention",), transform=one_by_one),
+    Relation(name="prompts in two parts", ops=("attention",), transform=in_halves),
 )

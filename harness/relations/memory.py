@@ -12,8 +12,9 @@ from minimax_m2.harness.expectation import Outputs
 from minimax_m2.harness.op import Op, all_ops
 from minimax_m2.harness.relation import Arguments, Change, Relation
 
-# Bytes behind a boundary of 64, where allocators put tensors: one element, a register of 128 bits, one of 256.
-ALIGNMENTS = (2, 16, 32)
+# Bytes behind a boundary of 128: one element, a register of 128 bits, one of 256, and a cache line, which is where
+# allocators put tensors.
+ALIGNMENTS = (2, 16, 32, 64)
 
 
 def _same(outputs: Outputs, base: Outputs) -> Outputs:
@@ -21,11 +22,11 @@ def _same(outputs: Outputs, base: Outputs) -> Outputs:
 
 
 def relocated(x: Tensor, offset: int) -> Tensor:
-    """The same values and strides ``offset`` bytes (rounded up to whole elements) behind a boundary of 64 bytes."""
+    """The same values and strides ``offset`` bytes (rounded up to whole elements) behind a boundary of 128 bytes."""
     span = 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True)) if x.numel() else 0
     shift = -(-offset // x.element_size())
-    room = torch.empty(span * x.element_size() + 192, dtype=torch.uint8)
-    start = -room.data_ptr() % 64 + shift * x.element_size()
+    room = torch.empty(span * x.element_size() + 256, dtype=torch.uint8)
+    start = -room.data_ptr() % 128 + shift * x.element_size()
     found = room[start : start + span * x.element_size()].view(x.dtype)
     found.copy_(x.as_strided((span,), (1,)))
     return found.as_strided(x.shape, x.stride(), found.storage_offset())

@@ -107,7 +107,7 @@ def repeated(op: Op, case: Case, given: Arguments) -> Change | None:
     tensors = [given[name] for name in ROWS[op.name] if isinstance(given.get(name), Tensor)]
     heads = sum(t.shape[1] for t in tensors if t.ndim == 3)
     wanted = max(MANY_ROWS, -(-MANY_HEADS // heads) if heads else 0)
-    copies = -(-wanted // count)
+    copies = max(2, -(-wanted // count))
     if copies * sum(t.numel() * t.element_size() for t in tensors) > MANY_BYTES:
         return None
     arguments = _rows_of(op, given, torch.arange(count).repeat(copies))
@@ -119,8 +119,28 @@ def repeated(op: Op, case: Case, given: Arguments) -> Change | None:
     return None if arguments is None else Change(arguments, undo)
 
 
+# Arguments whose rows may lie apart, and how far they are laid: no case draws that gap.
+FREE_ROWS = ("x", "residual", "q", "k", "qkv", "qkvz", "ba", "a", "b", "logits", "gate_up")
+APART = 24
+
+
+def apart(op: Op, case: Case, given: Arguments) -> Change | None:
+    """Rows further apart, NaN in between."""
+    wider = {}
+    for name in ROWS[op.name]:
+        x = given.get(name)
+        if name in FREE_ROWS and isinstance(x, Tensor) and len(x) > 1 and x[0].numel():
+            store = torch.full((len(x), x[0].numel() + APART), torch.nan).to(x.dtype)
+            store[:, :-APART] = x.reshape(len(x), -1)
+            wider[name] = store[:, :-APART].unflatten(1, x.shape[1:])
+    return Change(given | wider, lambda outputs, base: outputs) if wider else None
+
+
+STRIDED = tuple(name for name, rows in ROWS.items() if rows[0] in FREE_ROWS)
+
 RELATIONS = (
     Relation(name="tokens permuted", ops=(*ROWS, *CACHED), transform=permuted),
     Relation(name="a token alone", ops=tuple(ROWS), transform=alone),
+    Relation(name="rows apart", ops=STRIDED, transform=apart),
     Relation(name="tokens repeated", ops=tuple(ROWS), transform=repeated),
 )

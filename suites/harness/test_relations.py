@@ -22,7 +22,11 @@ from minimax_m2.harness.sampling import sampled
 CASES = 4
 # Sums over experts run in the order of their labels, those of ranks are added last, and ties go to the lower label:
 # equal within the budget only.
-ORDERED = ("experts relabelled", "scores relabelled", "sums over ranks", "widths over ranks", "experts over ranks")
+ORDERED = (
+    *("experts relabelled", "scores relabelled", "sums over ranks", "widths over ranks", "experts over ranks"),
+    # The two products of a pair change places, of which the second is fused.
+    "positions shifted",
+)
 
 
 def findings(
@@ -133,6 +137,32 @@ def first_position_is_special(q: Tensor, k: Tensor, table: Tensor, positions: Te
     return turned + (positions > 20)[:, None, None].to(q.dtype), k
 
 
+def pairs_are_neighbours(q: Tensor, k: Tensor, table: Tensor, positions: Tensor, *, rotary_dim: int) -> Any:
+    """Turns neighbours, as GPT-J does."""
+    cos, sin = table[positions.long(), None, :rotary_dim].float().chunk(2, -1)
+
+    def turned(x: Tensor) -> Tensor:
+        a, b = x[..., :rotary_dim:2].float(), x[..., 1:rotary_dim:2].float()
+        pairs = torch.stack([a * cos - b * sin, b * cos + a * sin], -1).flatten(-2)
+        return torch.cat([pairs.to(x.dtype), x[..., rotary_dim:]], -1)
+
+    return turned(q), turned(k)
+
+
+def rows_touch(x: Tensor, weight: Tensor, *, eps: float) -> Tensor:
+    """Takes rows for neighbours, however far they lie apart."""
+    return right("rms_norm")(x.as_strided(x.shape, (x.shape[1], 1)), weight, eps=eps)
+
+
+def weighs_padding(logits: Tensor, bias: Tensor | None, *, num_valid: Tensor | None = None, **choice: Any) -> Any:
+    """Routes every row, whatever is said of them."""
+    return right("routing")(logits, bias, **choice)
+
+
+def leaves_infinity_out(x: Tensor, weight: Tensor, *, eps: float) -> Tensor:
+    return right("rms_norm")(x.nan_to_num(torch.nan, 0.0, 0.0), weight, eps=eps)
+
+
 def adds(change: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """An attention that adds what ``change`` makes of its arguments."""
 
@@ -171,7 +201,11 @@ CONTROLS: dict[str, tuple[str, Callable[..., Any]]] = {
     "tokens repeated": ("rms_norm", covers_sixty_four_rows),
     "relocation": ("rms_norm", depends_on_alignment),
     "a row of NaN": ("rms_norm", swallows_nan),
+    "a row of infinities": ("rms_norm", leaves_infinity_out),
     "doubled": ("rms_norm", saturates),
+    "rows apart": ("rms_norm", rows_touch),
+    "padding rows": ("routing", weighs_padding),
+    "positions shifted": ("rope", pairs_are_neighbours),
     "the other index dtype": ("embedding", index_dtype_matters),
     "experts relabelled": ("experts", low_labels_are_special),
     "idle experts": ("experts", idle_experts_are_read),
@@ -181,6 +215,7 @@ CONTROLS: dict[str, tuple[str, Callable[..., Any]]] = {
     "pages halved": ("attention", adds(lambda q, cache, table: torch.tensor(cache.shape[1] * 8.0))),
     "head groups permuted": ("attention", adds(lambda q, cache, table: torch.arange(q.shape[1])[:, None] * 8.0)),
     "a query at a time": ("attention", adds(lambda q, cache, table: torch.tensor(len(table) * 8.0))),
+    "prompts in two parts": ("attention", adds(lambda q, cache, table: torch.tensor(len(table) * 8.0))),
     "columns over ranks": ("linear", width_matters),
     "blocks over ranks": ("fp8_linear", blocks_matter),
     "heads over ranks": ("attention", adds(lambda q, cache, table: torch.tensor(q.shape[1] * 8.0))),
