@@ -18,14 +18,15 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from minimax_m2.harness import commands_corpus, peers
-from minimax_m2.harness import doctor as examination
 from minimax_m2.harness.case import Case
 from minimax_m2.harness.commands_bench import bench, compare
 from minimax_m2.harness.commands_corpus import write_smallest
+from minimax_m2.harness.commands_known import doctor, generate
 from minimax_m2.harness.commands_score import score
-from minimax_m2.harness.corpus import known_cases, validated
+from minimax_m2.harness.corpus import validated
 from minimax_m2.harness.devices import DEVICES, absence
 from minimax_m2.harness.features import Standing, survey
+from minimax_m2.harness.first_failures import known_failures, made_small
 from minimax_m2.harness.isolation import Isolation, chosen_apart
 from minimax_m2.harness.judge import judge
 from minimax_m2.harness.matrix import due, expected_dir, lost
@@ -33,10 +34,9 @@ from minimax_m2.harness.models import ModelRecord, read_models, score_models, ti
 from minimax_m2.harness.op import all_ops, find_op
 from minimax_m2.harness.provider import Provider, from_file
 from minimax_m2.harness.record import Record, find_case, read
-from minimax_m2.harness.report import failure, headline, page, replay
-from minimax_m2.harness.sampling import sampled
+from minimax_m2.harness.report import covered, failure, headline, page, replay
 from minimax_m2.harness.summary import lines
-from minimax_m2.harness.table import absent_devices, feature_table, model_table, run_table
+from minimax_m2.harness.table import absent_devices, coverage_line, feature_table, model_table, run_table
 from minimax_m2.harness.verdict import Outcome
 from minimax_m2.harness.worker import isolated
 from minimax_m2.harness.worker_process import named
@@ -125,6 +125,7 @@ def run(
     isolate: Annotated[bool, typer.Option("--isolate", help="each provider in a process of its own; no times")] = False,
     deadline: Annotated[float, typer.Option(min=1, help="with --isolate: seconds of one call")] = 120.0,
     memory: Annotated[float, typer.Option(min=0.25, help="with --isolate: GiB of a provider")] = 8.0,
+    shrink: Annotated[float, typer.Option(min=0, help="seconds to make each cell's first failure small; 0: none")] = 30,
     as_json: JsonOption = False,
 ) -> None:
     """Judge every op of every provider on this machine, and time what is right."""
@@ -157,7 +158,8 @@ def run(
         task = bar.add_task("starting", total=1.0)
         roof = measure(lambda text: bar.update(task, description=text)) if times else None
         for record in run_cells(
-            providers, ops=op or (), variants=variant or (), count=cases, roof=roof, name=label, failures=known_cases(),
+            providers, ops=op or (), variants=variant or (), count=cases, roof=roof, name=label,
+            failures=known_failures(RUNS, told),
             progress=lambda text, share: bar.update(task, description=text, completed=share),
         ):  # fmt: skip
             log.append(record.json)
@@ -171,6 +173,14 @@ def run(
         finish(NOTHING_MEASURED, "nothing was measured", f"no provider offers {wanted}", "m2check list")
     whole = not (op or provider or with_ or variant)
     show(records, models, as_json)
+    if shrink:
+        with working() as bar:
+            task = bar.add_task("starting", total=None)
+            small = made_small(
+                records, providers, RUNS, seconds=shrink, progress=lambda text: bar.update(task, description=text)
+            )
+            for line in small:
+                told(line)
     if report is not None:
         report.write_text(page(read(path), absent=absent_devices(), models=read_models(path), sources=sources))
     conclude(records, path, sources=sources, whole=whole, models=models)
@@ -183,6 +193,7 @@ def show(records: list[Record], models: list[ModelRecord], as_json: bool) -> Non
             typer.echo(line)
         return
     console.print(run_table(lines(records)))
+    console.print(f"[dim]{coverage_line(covered(records))}[/]")
     if models:
         console.print(model_table(models))
     for line in absent_devices():
@@ -246,6 +257,8 @@ def list_ops(as_json: JsonOption = False) -> None:
         console.print(f"{row['op']}{fusion}  [dim]{', '.join(row['outputs'])}; offered by {offered}[/]")
 
 
+app.command()(doctor)
+app.command()(generate)
 app.command()(score)
 app.command()(bench)
 app.command()(compare)
@@ -275,30 +288,6 @@ def matrix(
     proven = sum(f.standing is Standing.PROVEN for f in found)
     told = f"{proven} of {len(found)} paths are proven here"
     finish(0, told, "the others are not here or not yet built", "m2check doctor")
-
-
-@app.command()
-def doctor(as_json: JsonOption = False) -> None:
-    """Say what this machine can judge and how each dispatch predicate decides."""
-    found = list(examination.examine())
-    if as_json:
-        typer.echo(json.dumps([{"what": s.what, "found": s.found, "remedy": s.remedy} for s in found]))
-        return
-    for symptom in found:
-        console.print(f"{symptom.what:18} {symptom.found}" + (f"  -> {symptom.remedy}" if symptom.remedy else ""))
-
-
-@app.command()
-def generate(
-    op: Annotated[str, typer.Option(help="the op to draw cases of")],
-    count: Annotated[int, typer.Option(min=1)] = 10,
-    start: Annotated[int, typer.Option(min=0, help="skip so many cases of the sample")] = 0,
-) -> None:
-    """Print sampled cases of an op, one JSON object a line: they build the same tensors on every device."""
-    with asked():
-        drawn = find_op(op)
-    for case in sampled(drawn, count, start=start):
-        typer.echo(case.json)
 
 
 @app.command()

@@ -102,13 +102,16 @@ def apart(providers: list[Provider]) -> list[Provider]:
 def write_smallest(
     case: Case, provider: Provider, variant: str, folder: Path, *, seconds: float = 30.0
 ) -> tuple[str, Verdict | None]:
-    """Shrink a failure for so long and write its script; what came of it in a sentence."""
+    """Shrink a failure for so long, find simpler values for as long, at most 20 s, and write its script.
+
+    Returns what came of it in a sentence, and the verdict on the smallest case.
+    """
     (own,) = apart([provider])
     try:
         verdict = smallest(case, own, variant, judge, seconds=seconds)
     except NotWritten as error:
         return f"no script: {error}", None
     try:
-        return f"wrote {write(verdict, own, folder)}", verdict
+        return f"wrote {write(verdict, own, folder, seconds=min(seconds, 20.0))}", verdict
     except NotWritten as error:
         return f"no script: {error}; the smallest case is {verdict.case.json}", verdict

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from rich.table import Table
 
+from minimax_m2.harness.coverage import Coverage
 from minimax_m2.harness.devices import DEVICES, absence
 from minimax_m2.harness.features import Finding, Standing
 from minimax_m2.harness.models import ModelRecord
@@ -17,12 +18,14 @@ STYLES = {Standing.PROVEN: GOOD, Standing.FAILING: BAD, Standing.NOT_HERE: QUIET
 
 
 def run_table(lines: Iterable[Line]) -> Table:
-    """One row a cell: verdict, cases, share of the error budget used, times, share of the measured roof."""
+    """One row a cell: verdict, cases, share of the error budget used, times, share of the measured roof, and under
+    which changes every bit stays (``determinism.py``)."""
     table = Table(title="MiniMax-M2, op by op", title_justify="left")
     for name in ("op", "provider", "variant", "verdict"):
         table.add_column(name, no_wrap=True)
     for name in ("cases", "budget", "mean", "decode us", "prefill us", "roof %"):
         table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("same bits")
     table.add_column("")
     previous = ""
     for line in lines:
@@ -40,10 +43,23 @@ def run_table(lines: Iterable[Line]) -> Table:
             microseconds(decode),
             microseconds(prefill),
             "" if prefill is None else f"{100 * prefill.share:.0f}",
+            line.determinism,
             f"[{QUIET}]slow[/]" if line.is_slow else "",
         )
         previous = line.cell.op
     return table
+
+
+def coverage_line(found: Sequence[Coverage]) -> str:
+    """How many pairs of declared values the cases of a run held, and which op the fewest of its own."""
+    met, declared = sum(c.met for c in found), sum(c.declared for c in found)
+    if not declared:
+        return "no op has two factors"
+    least = min(found, key=lambda c: c.share)
+    return (
+        f"cases held {met} of {declared} pairs of declared values ({met / declared:.0%}), the fewest of {least.op} "
+        f"({least.share:.0%}); the page of --report names pairs that never met"
+    )
 
 
 def model_table(rows: Iterable[ModelRecord]) -> Table:

@@ -43,7 +43,8 @@ def m2check(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
 def wrong_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
     folder = tmp_path_factory.mktemp("run")
     (folder / "mine.py").write_text(IGNORES_THE_BIAS)
-    return folder, m2check(folder, "run", "--op", "routing", "--provider", "mine.py", "--report", "page.html")
+    words = ("run", "--op", "routing", "--provider", "mine.py", "--report", "page.html", "--shrink", "0")
+    return folder, m2check(folder, *words)
 
 
 def test_a_wrong_provider_ends_in_one_and_names_token_gap_and_budget(
