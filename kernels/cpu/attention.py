@@ -83,13 +83,9 @@ def _launch(
     out: Tensor, scale: float, max_query_len: int, max_seq_len: int, k_scale: Tensor | float | None,
     v_scale: Tensor | float | None,
 ) -> None:  # fmt: skip
+    k_scale, v_scale = (attention_schema.scale_tensor(scale, q.device) for scale in (k_scale, v_scale))
     if q.shape[0] > 0:
         torch.ops.minimax_m2.attention(
             q, k_cache, v_cache, block_table, seq_lens, query_start, scale, max_query_len, max_seq_len,
-            _as_tensor(k_scale), _as_tensor(v_scale), out,
+            k_scale, v_scale, out,
         )  # fmt: skip
-
-
-def _as_tensor(scale: Tensor | float | None) -> Tensor | None:
-    """The dispatcher knows one optional type an argument; float64 keeps a Python float's digits."""
-    return scale if scale is None or isinstance(scale, Tensor) else torch.tensor(scale, dtype=torch.float64)

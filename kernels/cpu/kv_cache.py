@@ -34,15 +34,8 @@ def kv_cache(
     Raises ValueError or TypeError for shapes, dtypes, strides and sizes outside the above, and ValueError for a slot
     past the cache, before anything is written.
     """
-    k_scale, v_scale = scalar(k_scale), scalar(v_scale)
+    k_scale, v_scale = (kv_schema.scale_tensor(scale, k.device) for scale in (k_scale, v_scale))
     kv_schema.check(k, v, k_cache, v_cache, slots, k_scale=k_scale, v_scale=v_scale)
 
     if k.shape[0] > 0:
         torch.ops.minimax_m2.kv_cache(k, v, k_cache, v_cache, slots, k_scale, v_scale)
-
-
-def scalar(scale: Tensor | float | None) -> Tensor | None:
-    """See a scale as the tensor that the op takes."""
-    if scale is None or isinstance(scale, Tensor):
-        return scale
-    return torch.full((), scale, dtype=torch.float32)

@@ -191,11 +191,10 @@ def attention(
 
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
 
-    if q.shape[0] > 0:
-        _call(
-            q, k_cache, v_cache, block_table, seq_lens, query_start, scale, max_query_len, max_seq_len,
-            _as_tensor(k_scale, q), _as_tensor(v_scale, q), out,
-        )  # fmt: skip
+    _attend(
+        q, k_cache, v_cache, block_table, seq_lens, query_start, out,
+        scale, max_query_len, max_seq_len, k_scale, v_scale,
+    )  # fmt: skip
     return out
 
 
@@ -218,15 +217,20 @@ def attention_out(
     attention_schema.check(q, k_cache, v_cache, block_table, seq_lens, query_start, k_scale=k_scale, v_scale=v_scale)
     attention_schema.check_output(out, q)
 
+    _attend(
+        q, k_cache, v_cache, block_table, seq_lens, query_start, out,
+        scale, max_query_len, max_seq_len, k_scale, v_scale,
+    )  # fmt: skip
+
+
+def _attend(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, block_table: Tensor, seq_lens: Tensor, query_start: Tensor,
+    out: Tensor, scale: float, max_query_len: int, max_seq_len: int, k_scale: Tensor | float | None,
+    v_scale: Tensor | float | None,
+) -> None:  # fmt: skip
+    k_scale, v_scale = (attention_schema.scale_tensor(scale, q.device) for scale in (k_scale, v_scale))
     if q.shape[0] > 0:
         _call(
             q, k_cache, v_cache, block_table, seq_lens, query_start, scale, max_query_len, max_seq_len,
-            _as_tensor(k_scale, q), _as_tensor(v_scale, q), out,
+            k_scale, v_scale, out,
         )  # fmt: skip
-
-
-def _as_tensor(scale: Tensor | float | None, q: Tensor) -> Tensor | None:
-    """The dispatcher knows one optional type an argument; float64 keeps a Python float's digits."""
-    if scale is None or isinstance(scale, Tensor):
-        return scale
-    return torch.full((), scale, dtype=torch.float64, device=q.device)

@@ -88,15 +88,8 @@ def kv_cache(
 
     Raises ValueError or TypeError for shapes, dtypes, strides and sizes outside the above.
     """
-    k_scale, v_scale = scalar(k_scale, k.device), scalar(v_scale, k.device)
+    k_scale, v_scale = (kv_schema.scale_tensor(scale, k.device) for scale in (k_scale, v_scale))
     kv_schema.check(k, v, k_cache, v_cache, slots, k_scale=k_scale, v_scale=v_scale)
 
     if k.numel() > 0:
         _call(k, v, k_cache, v_cache, slots, k_scale, v_scale)
-
-
-def scalar(scale: Tensor | float | None, device: torch.device) -> Tensor | None:
-    """See a scale as the tensor that the op takes."""
-    if scale is None or isinstance(scale, Tensor):
-        return scale
-    return torch.full((), scale, dtype=torch.float32, device=device)

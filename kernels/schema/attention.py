@@ -75,3 +75,10 @@ def check_output(out: Tensor, q: Tensor) -> None:
     schema.expect_dtype("out", out, (q.dtype,))
     schema.expect_contiguous("out", out)
     schema.expect_device("out", out, q.device)
+
+
+def scale_tensor(scale: Tensor | float | None, device: torch.device) -> Tensor | None:
+    """The dispatcher knows one optional type an argument; float64 keeps a Python float's digits."""
+    if scale is None or isinstance(scale, Tensor):
+        return scale
+    return torch.full((), scale, dtype=torch.float64, device=device)

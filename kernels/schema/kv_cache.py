@@ -59,3 +59,10 @@ def check_cache(
     schema.expect_dtype("slots", slots, (torch.int64,))
     schema.expect_contiguous("slots", slots)
     schema.expect_device("slots", slots, device)
+
+
+def scale_tensor(scale: Tensor | float | None, device: torch.device) -> Tensor | None:
+    """See a scale as the tensor that the op takes."""
+    if scale is None or isinstance(scale, Tensor):
+        return scale
+    return torch.full((), scale, dtype=torch.float32, device=device)
