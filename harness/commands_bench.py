@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,14 +18,14 @@ from minimax_m2.harness.expectation import Outputs
 from minimax_m2.harness.judge import expected, malformed
 from minimax_m2.harness.op import Op, all_ops, find_op
 from minimax_m2.harness.paired import BUSY, Others, Pairing, PairRecord, alone, paired
-from minimax_m2.harness.peers import PEERS, NotHere, absence, source
+from minimax_m2.harness.peers import PEERS, NotHere, apart, known_variant
 from minimax_m2.harness.provider import Provider, from_file
 from minimax_m2.harness.record import Log, Record, Timing
 from minimax_m2.harness.roofline import Roof, measure
 from minimax_m2.harness.run import run_name
 from minimax_m2.harness.stopwatch import Remote, Stopwatch, Timed
 from minimax_m2.harness.verdict import Outcome, Verdict, describe
-from minimax_m2.harness.worker import Ended, Worker, provider_in
+from minimax_m2.harness.worker import Ended, Worker
 from minimax_m2.harness.wrong_use import asked
 
 NOT_COMPARABLE = 4
@@ -46,10 +46,6 @@ class Side:
     provider: Provider
     asked: str
     worker: Worker | None
-
-    def close(self) -> None:
-        if self.worker is not None:
-            self.worker.close()
 
     def variant(self, op: Op) -> str:
         """The variant to time: the one asked for, or the best."""
@@ -79,36 +75,25 @@ class Side:
         )  # fmt: skip
 
 
-def side(text: str, *, apart: bool) -> Side:
-    """A provider by ``NAME``, ``NAME:VARIANT`` or file; ``apart`` puts it into a process of its own.
+@contextmanager
+def side(text: str, *, own_process: bool) -> Iterator[Side]:
+    """A provider by ``NAME``, ``NAME:VARIANT`` or file; a peer has a process of its own whether asked or not.
 
-    Raises NotHere with the reason where a peer is absent, WrongUse for an unknown name.
+    Raises NotHere with the reason where a peer is absent, WrongUse for an unknown name or variant.
     """
     # Here, because cli registers these commands.
     from minimax_m2.harness.cli import built_in
 
-    with asked():
-        name, _, variant = text.partition(":")
-        if name in PEERS and (reason := absence(name)) is not None:
-            raise NotHere(f"{name} is not here: {reason}")
-        if apart or name in PEERS:
-            worker = Worker(process_source(name))
-            try:
-                provider = provider_in(worker, name=Path(name).stem if name.endswith(".py") else name)
-            except Exception:
-                worker.close()
-                raise
-        else:
-            worker, provider = None, from_file(name) if name.endswith(".py") else built_in(name)
-        if variant and variant not in provider.variants:
-            known = ", ".join(provider.variants)
-            raise ValueError(f"provider {name!r} has no variant {variant!r}; here it has {known}")
-        return Side(provider, variant, worker)
-
-
-def process_source(name: str) -> str:
-    """What a worker loads a provider from: its file, or the module of its name."""
-    return name if name.endswith(".py") else source(name)
+    name, _, variant = text.partition(":")
+    with ExitStack() as stack:
+        with asked():
+            worker: Worker | None = None
+            if own_process or name in PEERS:
+                worker, provider = stack.enter_context(apart(name))
+            else:
+                provider = from_file(name) if name.endswith(".py") else built_in(name)
+            found = Side(provider, known_variant(name, variant, provider.variants), worker)
+        yield found
 
 
 def settings(pairs: Sequence[str]) -> dict[str, Field]:
@@ -153,7 +138,7 @@ def compare(
     set_: SetOption = None,
     seconds: SecondsOption = 2.0,
     at_least: Annotated[float, typer.Option(help="the ratio to reach; a regression if it is surely missed")] = 1.0,
-    apart: Annotated[bool, typer.Option("--apart", help="a process each, as peers always have")] = False,
+    own_process: Annotated[bool, typer.Option("--apart", help="a process each, as peers always have")] = False,
     out: Annotated[Path | None, typer.Option(help="append the comparison to this .jsonl file")] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -171,7 +156,7 @@ def compare(
         else:
             raise ValueError("compare takes one of --op OP and --model MODEL")
     again = " ".join(["m2check compare", a, b, subject, f"--shape {shape}", *(f"--set {s}" for s in set_ or ())])
-    apart |= any(name.partition(":")[0] in PEERS for name in (a, b))
+    own_process |= any(name.partition(":")[0] in PEERS for name in (a, b))
     meanwhile = Others()
     try:
         with working() as bar, ExitStack() as stack:
@@ -185,7 +170,7 @@ def compare(
             if model is not None:
                 found = compare_models((a, b), case, setting, seconds, roof, tell)
             else:
-                first, second = (stack.enter_context(closing(side(text, apart=apart))) for text in (a, b))
+                first, second = (stack.enter_context(side(text, own_process=own_process)) for text in (a, b))
                 found = compared(find_op(case.op), case, shape, setting, (first, second), seconds, roof)
     except NotHere as error:
         finish(NOTHING_MEASURED, "nothing was measured", str(error), "make peers")
@@ -292,7 +277,7 @@ def bench(
         roof = measure(lambda text: bar.update(task, description=text))
         for name in provider or ["ours"]:
             try:
-                with closing(side(name, apart=False)) as one:
+                with side(name, own_process=False) as one:
                     for declared in ops:
                         for at, case in wanted[declared.name]:
                             bar.update(task, description=f"{name} {declared.name} {at}")

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from pathlib import Path
 
 from torch import Tensor
 
 from minimax_m2.harness.case import Case, Field
-from minimax_m2.harness.commands_bench import process_source
 from minimax_m2.harness.model_verdict import ModelJudge, model_judge
 from minimax_m2.harness.paired import Pairing, PairRecord, paired
-from minimax_m2.harness.peers import PEERS, NotHere, absence
+from minimax_m2.harness.peers import apart, known_variant
 from minimax_m2.harness.provider import Provider
 from minimax_m2.harness.record import Record, Timing
 from minimax_m2.harness.roofline import Roof
 from minimax_m2.harness.run import run_name
 from minimax_m2.harness.timed_models import DRAWS, EXPERTS, WHOLE, RemoteModel, cost_of
-from minimax_m2.harness.worker import Worker, provider_in
+from minimax_m2.harness.worker import Worker
 from minimax_m2.harness.wrong_use import asked
 
 # A compiler may take so many seconds for a whole model on a machine that does other work.
@@ -37,25 +35,19 @@ class ModelSide:
     worker: Worker
 
 
-def model_side(text: str) -> ModelSide:
+@contextmanager
+def model_side(text: str) -> Iterator[ModelSide]:
     """A provider by ``NAME``, ``NAME:VARIANT`` or file; the variants of transformers' model implement its experts.
 
     Raises NotHere with the reason where it is absent, WrongUse for an unknown name or variant.
     """
     name, _, variant = text.partition(":")
-    if name in PEERS and (reason := absence(name)) is not None:
-        raise NotHere(f"{name} is not here: {reason}")
-    with asked():
-        worker = Worker(process_source(name), deadline=COMPILING)
-        try:
-            provider = provider_in(worker, name=Path(name).stem if name.endswith(".py") else name)
+    with ExitStack() as stack:
+        with asked():
+            worker, provider = stack.enter_context(apart(name, deadline=COMPILING))
             known = EXPERTS if name in WHOLE else tuple(reversed(provider.variants))
-            if variant and variant not in known:
-                raise ValueError(f"provider {name!r} has no variant {variant!r}; here it has {', '.join(known)}")
-            return ModelSide(provider, variant or known[0], worker)
-        except Exception:
-            worker.close()
-            raise
+            found = ModelSide(provider, known_variant(name, variant, known) or known[0], worker)
+        yield found
 
 
 def compare_models(
@@ -67,8 +59,7 @@ def compare_models(
         sides = []
         for text in names:
             progress(f"{text}: loading")
-            sides.append(model_side(text))
-            stack.callback(sides[-1].worker.close)
+            sides.append(stack.enter_context(model_side(text)))
         judge = model_judge(case, progress)
         progress(f"{' beside '.join(names)}: compiling what compiles, then timing")
         timed = [RemoteModel(one.worker, case, one.variant) for one in sides]

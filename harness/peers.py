@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -18,7 +18,7 @@ import torch
 from minimax_m2.harness.op import all_ops
 from minimax_m2.harness.provider import Provider
 from minimax_m2.harness.providers.refusals import Refusals
-from minimax_m2.harness.worker import Worker, provider_in
+from minimax_m2.harness.worker import DEADLINE, Worker, provider_in
 
 # The module of each peer: ``absence()`` says why it cannot run, ``<function>()`` builds its provider.
 PEERS = {
@@ -91,14 +91,25 @@ def absence(name: str) -> str | None:
     return importlib.import_module(source(name).partition(":")[0]).absence()
 
 
+def process_source(name: str) -> str:
+    """What a worker loads a provider from: its file, or the module of its name."""
+    return name if name.endswith(".py") else source(name)
+
+
 @contextmanager
-def peer(name: str, *, deadline: float = 120.0) -> Iterator[Provider]:
-    """A peer in a process of its own, which ends with the block. Raises NotHere with the reason."""
-    reason = absence(name)
-    if reason is not None:
-        raise NotHere(f"{name}: {reason}")
-    worker = Worker(source(name), deadline=deadline)
-    try:
-        yield provider_in(worker, name=name)
-    finally:
-        worker.close()
+def apart(name: str, *, deadline: float = DEADLINE) -> Iterator[tuple[Worker, Provider]]:
+    """A provider by name or file in a process of its own, which ends with the block.
+
+    Raises NotHere with the reason where a peer is absent, ValueError for an unknown name.
+    """
+    if name in PEERS and (reason := absence(name)) is not None:
+        raise NotHere(f"{name} is not here: {reason}")
+    with closing(Worker(process_source(name), deadline=deadline)) as worker:
+        yield worker, provider_in(worker, name=Path(name).stem if name.endswith(".py") else name)
+
+
+def known_variant(name: str, variant: str, known: Sequence[str]) -> str:
+    """The variant, where the provider has it or none is asked for; ValueError lists those it has."""
+    if variant and variant not in known:
+        raise ValueError(f"provider {name!r} has no variant {variant!r}; here it has {', '.join(known)}")
+    return variant

