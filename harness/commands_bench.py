@@ -20,7 +20,7 @@ from minimax_m2.harness.op import Op, all_ops, find_op
 from minimax_m2.harness.paired import BUSY, Others, Pairing, PairRecord, alone, paired
 from minimax_m2.harness.peers import PEERS, NotHere, apart, known_variant
 from minimax_m2.harness.provider import Provider, from_file
-from minimax_m2.harness.record import Log, Record, Timing
+from minimax_m2.harness.record import Canary, Log, Record, Timing
 from minimax_m2.harness.roofline import Roof, measure
 from minimax_m2.harness.run import run_name
 from minimax_m2.harness.stopwatch import Remote, Stopwatch, Timed
@@ -126,6 +126,7 @@ def timing(op: Op, case: Case, shape: str, call: str, seconds: Sequence[float], 
     return Timing(
         shape=shape, call=call, median_us=statistics.median(seconds) * 1e6, best_us=min(seconds) * 1e6,
         calls=len(seconds), bytes=cost.bytes, flops=cost.flops, roof_us=roof.seconds(cost, dtype) * 1e6,
+        clock="stopwatch",
     )  # fmt: skip
 
 
@@ -221,6 +222,8 @@ def compared(
             one.judged(op, cases, timed),
             run=label,
             timing=timing(op, case, shape, pairing.calls[at], (pairing.a, pairing.b)[at], roof),
+            purpose="compare",
+            canary=Canary.of(roof),
         )
         for at, (one, timed) in enumerate(zip(sides, (first, second), strict=True))
     ]
@@ -317,7 +320,7 @@ def timed_alone(
             outcome=outcome, op=op.name, case=case, provider=provider.name, device=provider.device,
             variant=one.variant(op), evidence=(evidence,),
         )  # fmt: skip
-        return [Record.of(verdict, run=label)]
+        return [Record.of(verdict, run=label, purpose="bench")]
 
     refusal = provider.refuses(op, case)
     if refusal is not None:
@@ -329,7 +332,8 @@ def timed_alone(
         verdict = one.judged(op, cases, timed)
     except Ended as error:
         return record(error.outcome, str(error))
-    return [Record.of(verdict, run=label, timing=timing(op, case, shape, call, samples, roof))]
+    took = timing(op, case, shape, call, samples, roof)
+    return [Record.of(verdict, run=label, timing=took, purpose="bench", canary=Canary.of(roof))]
 
 
 def bench_table(records: Sequence[Record]) -> Table:

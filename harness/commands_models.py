@@ -15,7 +15,7 @@ from minimax_m2.harness.model_verdict import ModelJudge, model_judge
 from minimax_m2.harness.paired import Pairing, PairRecord, paired
 from minimax_m2.harness.peers import apart, known_variant
 from minimax_m2.harness.provider import Provider
-from minimax_m2.harness.record import Record, Timing
+from minimax_m2.harness.record import Canary, Record, Timing
 from minimax_m2.harness.roofline import Roof
 from minimax_m2.harness.run import run_name
 from minimax_m2.harness.timed_models import DRAWS, EXPERTS, WHOLE, RemoteModel, cost_of
@@ -84,6 +84,13 @@ def record(
         shape=judge.case.word("phase"), call=judge.case.word("phase"), median_us=statistics.median(seconds) * 1e6,
         best_us=min(seconds) * 1e6, calls=len(seconds), bytes=cost.bytes, flops=cost.flops,
         roof_us=roof.seconds(cost, "bfloat16") * 1e6,
+        clock="stopwatch",
     )  # fmt: skip
-    found = Record.of(judge.judge(logits, one.provider, one.variant), run=label, timing=timing)
+    found = Record.of(
+        judge.judge(logits, one.provider, one.variant),
+        run=label,
+        timing=timing,
+        purpose="compare",
+        canary=Canary.of(roof),
+    )
     return replace(found, kind="model step", elements=judge.expected.numel())

@@ -23,8 +23,9 @@ from minimax_m2.harness.language import (
     provider_table,
     reference_logits,
 )
+from minimax_m2.harness.provenance import machine
 from minimax_m2.harness.provider import Provider
-from minimax_m2.harness.record import SCHEMA, Reporter, machine, parsed
+from minimax_m2.harness.record import SCHEMA, Reporter, parsed
 from minimax_m2.reference.model import MiniMaxM2
 from minimax_m2.reference.table import OpTable
 from minimax_m2.reference.weights import Checkpoint

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.database import DirectoryBasedExampleDatabase
 
-from minimax_m2.harness.bench import Timed, timed_by
+from minimax_m2.harness.bench import Timed, benchmarked, timed_by
 from minimax_m2.harness.devices import DEVICES, absence
 from minimax_m2.harness.matrix import Cell, cells, due, expected_dir, lost
 from minimax_m2.harness.op import all_ops
@@ -115,6 +116,22 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def timed(benchmark: Any, cell: Cell, provider: Provider) -> Timed:
     """What a benchmark calls with an op and the name of a shape."""
     return timed_by(benchmark, cell, provider)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_benchmark_update_json(output_json: dict[str, Any]) -> None:
+    """Leave the records of what is saved in ``runs/``, too: ``m2check nightly add`` reads them there."""
+    from minimax_m2.harness.roofline import measure, measure_gpu
+    from minimax_m2.harness.run import new_log
+
+    if not any("record" in found["extra_info"] for found in output_json["benchmarks"]):
+        return
+    label, log = new_log(Path("runs"))
+    roof_of = cache(lambda device: measure_gpu() if device == "gpu" else measure())
+    with log:
+        for record in benchmarked(output_json, roof_of, run=label):
+            log.append(record.json)
+    output_json["records"] = str(log.path)
 
 
 @pytest.fixture

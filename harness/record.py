@@ -6,29 +6,31 @@ import fcntl
 import json
 import math
 import os
-import platform
-import subprocess
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import Any, TypeVar
 
 from minimax_m2.harness.case import Case
+from minimax_m2.harness.provenance import code, machine
+from minimax_m2.harness.roofline import Roof
 from minimax_m2.harness.verdict import Outcome, Verdict
 
-SCHEMA = 2
-# Schema 1 had records of cases only, without their kind.
-READABLE = (1, SCHEMA)
+SCHEMA = 3
+# Schema 1 had records of cases only, without their kind; 2 knew neither sources nor what a time was taken beside.
+READABLE = (1, 2, SCHEMA)
+# Who writes records. What was measured again because a night looked suspicious is told apart.
+PURPOSES = ("run", "bench", "compare", "pytest", "nightly", "rerun")
 Reporter = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
-    """Time of one call. ``share`` is the roofline time over ours; ``call`` the function that was faster."""
+    """Time of one call. ``share`` is the roofline time over ours; ``call`` the function that was faster.
+
+    clock  how the time was taken: two clocks never share a series
+    """
 
     shape: str
     call: str
@@ -38,10 +40,34 @@ class Timing:
     bytes: int
     flops: int
     roof_us: float
+    clock: str = "loop"
 
     @property
     def share(self) -> float:
         return self.roof_us / self.median_us
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Canary:
+    """How fast the machine itself was: a copy from memory, a square float32 product."""
+
+    copy_gbps: float
+    gemm_gflops: float
+
+    @classmethod
+    def of(cls, roof: Roof) -> Canary:
+        return cls(copy_gbps=roof.bandwidth[max(roof.bandwidth)] / 1e9, gemm_gflops=roof.flops["float32"] / 1e9)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """Ours beside ``against`` in interleaved blocks: log of our time over its, with its 95 % confidence interval."""
+
+    against: str
+    log_ratio: float
+    low: float
+    high: float
+    blocks: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +77,10 @@ class Record:
     A verdict on a whole cell (no case of its run let a corruption apply) has no case: {} and the id "".
     ``determinism`` is the cell's card (``D0+ D1+ D2-``, see ``determinism.py``) on the case that it was asked with, and
     empty elsewhere.
+
+    purpose  who wrote it, of ``PURPOSES``
+    code     commit's date and height, hashes of the kernel's and the method's sources (``provenance.py``)
+    canary   the machine's own speed meanwhile; ``paired`` the time beside another build's: None where not measured
     """
 
     run: str
@@ -70,10 +100,23 @@ class Record:
     machine: dict[str, str | int] = field(default_factory=dict)
     kind: str = "op"
     determinism: str = ""
+    purpose: str = "run"
+    code: dict[str, str | int] = field(default_factory=dict)
+    canary: Canary | None = None
+    paired: Pair | None = None
     schema: int = SCHEMA
 
     @classmethod
-    def of(cls, verdict: Verdict, *, run: str, timing: Timing | None = None) -> Record:
+    def of(
+        cls,
+        verdict: Verdict,
+        *,
+        run: str,
+        timing: Timing | None = None,
+        purpose: str = "run",
+        canary: Canary | None = None,
+        paired: Pair | None = None,
+    ) -> Record:
         """Record a verdict."""
         z2 = [c.mean_z2 for c in verdict.comparisons if math.isfinite(c.mean_z2)]
         finite = math.isfinite(verdict.utilisation)
@@ -93,6 +136,10 @@ class Record:
             evidence=list(verdict.evidence),
             timing=timing,
             machine=machine(),
+            purpose=purpose,
+            code=code(verdict.op, verdict.provider, verdict.device),
+            canary=canary,
+            paired=paired,
         )
 
     @classmethod
@@ -104,17 +151,41 @@ class Record:
             raise ValueError(f"record {line[:60]!r} is not JSON: {error}") from error
         if not isinstance(found, dict) or found.get("schema") not in READABLE:
             raise ValueError(f"record {line[:60]!r} is of no schema that can be read: {READABLE}")
-        if found["schema"] == 1:
-            found["kind"] = "op"
-        # The first records of schema 2 have no card.
-        found.setdefault("determinism", "")
+        found = upgraded(found)
         known = {f.name for f in fields(cls)}
         if set(found) != known:
             raise ValueError(f"record {line[:60]!r} lacks or adds fields: {sorted(set(found) ^ known)}")
-        if found["outcome"] not in {o.value for o in Outcome}:
-            raise ValueError(f"record of case {found['case_id']} has the unknown outcome {found['outcome']!r}")
-        timing = found.pop("timing")
-        return cls(**found, timing=None if timing is None else Timing(**timing))
+        what = f"record of case {found['case_id']}"
+        record = cls(
+            **found
+            | {
+                "timing": _part(Timing, found["timing"], f"{what}: timing"),
+                "canary": _part(Canary, found["canary"], f"{what}: canary"),
+                "paired": _part(Pair, found["paired"], f"{what}: paired"),
+            }
+        )
+        if fault := record.fault():
+            raise ValueError(f"record of case {str(record.case_id)[:20]}: {fault}")
+        return record
+
+    def fault(self) -> str:
+        """What makes these values no record, empty where nothing does: a line of JSON may hold anything."""
+        words = ("run", "op", "case_id", "provider", "device", "variant", "kind", "determinism")
+        wrong = [name for name in words if not isinstance(getattr(self, name), str)]
+        wrong += [name for name in ("case", "machine", "code") if not _is_flat(getattr(self, name))]
+        if wrong:
+            return f"{wrong[0]}={getattr(self, wrong[0])!r} is of the wrong type"
+        if self.outcome not in {o.value for o in Outcome}:
+            return f"it has the unknown outcome {self.outcome!r}"
+        if self.purpose not in PURPOSES:
+            return f"purpose={self.purpose!r} is none of {', '.join(PURPOSES)}"
+        if not isinstance(self.evidence, list) or not all(isinstance(text, str) for text in self.evidence):
+            return f"evidence={self.evidence!r} is no list of sentences"
+        for name in ("utilisation", "mean_z2"):
+            value = getattr(self, name)
+            if value is not None and not (_is_number(value) and value >= 0):
+                return f"{name}={value!r} is no share of a budget"
+        return ""
 
     @property
     def json(self) -> str:
@@ -123,6 +194,43 @@ class Record:
     @property
     def passed(self) -> bool:
         return self.outcome == Outcome.PASS.value
+
+
+Part = TypeVar("Part", Timing, Canary, Pair)
+
+
+def upgraded(found: dict[str, Any]) -> dict[str, Any]:
+    """A record of an earlier schema with what later ones added; what was not written down stays unknown."""
+    new: dict[str, Any] = {"purpose": "run", "code": {}, "canary": None, "paired": None, "determinism": ""}
+    return new | {"kind": "op"} | found | {"schema": SCHEMA} if found["schema"] < SCHEMA else found
+
+
+def _part(kind: type[Part], found: Any, what: str) -> Part | None:
+    """A part of a record from JSON, if it has it: numbers are finite, times positive."""
+    if found is None:
+        return None
+    known = {f.name: f for f in fields(kind)}
+    if not isinstance(found, dict) or not set(found) <= set(known):
+        raise ValueError(f"{what} is {str(found)[:60]!r}; it has {', '.join(known)}")
+    for name, value in found.items():
+        if "str" in str(known[name].type) and not isinstance(value, str):
+            raise ValueError(f"{what}.{name}={value!r} is no text")
+        if "str" not in str(known[name].type) and not _is_number(value):
+            raise ValueError(f"{what}.{name}={value!r} is no finite number")
+        if name.endswith(("_us", "_gbps", "_gflops")) and not value > 0:
+            raise ValueError(f"{what}.{name}={value!r} is no time or speed; it must be above 0")
+    try:
+        return kind(**found)
+    except TypeError as error:
+        raise ValueError(f"{what}: {error}") from error
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_flat(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(v, str | int) and not isinstance(v, bool) for v in value.values())
 
 
 class Log:
@@ -223,34 +331,3 @@ def find_case(case_id: str, folder: Path, *, report: Reporter = warnings.warn) -
             if case_id and record.case_id == case_id:
                 return Case(record.case)
     raise KeyError(f"no recorded case has id {case_id!r} in {folder}; pass the case's JSON instead")
-
-
-@lru_cache(maxsize=1)
-def machine() -> dict[str, Any]:
-    """What the numbers depend on: processor, accelerator where there is one, threads, software, commit."""
-    model = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
-        model = names[0] if names else model
-    accelerator = {"accelerator": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
-    return accelerator | {
-        "processor": model,
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "commit": commit(),
-    }
-
-
-def commit() -> str:
-    """The checkout's commit, ``+`` where it was changed since, ``installed`` outside a checkout."""
-    here = Path(__file__).resolve().parent.parent
-    try:
-        found = subprocess.run(
-            ["git", "describe", "--always", "--dirty=+", "--abbrev=12"],
-            cwd=here, capture_output=True, text=True, check=True,
-        )  # fmt: skip
-    except (OSError, subprocess.CalledProcessError):
-        return "installed"
-    return found.stdout.strip()

@@ -16,7 +16,7 @@ from minimax_m2.harness.judge import judge
 from minimax_m2.harness.matrix import Cell, cells
 from minimax_m2.harness.op import Op, find_op
 from minimax_m2.harness.provider import Provider
-from minimax_m2.harness.record import Log, Record
+from minimax_m2.harness.record import Canary, Log, Record
 from minimax_m2.harness.roofline import Roof, measure_gpu
 from minimax_m2.harness.sampling import sampled
 from minimax_m2.harness.timing import time_case
@@ -135,4 +135,4 @@ def timed(op: Op, shape: str, cell: Cell, provider: Provider, roof: Roof, name: 
     verdict = judge(case, provider, cell.variant)
     own = measure_gpu() if provider.device == "gpu" else roof
     timing = time_case(op, shape, provider, cell.variant, own) if verdict.passed else None
-    return Record.of(verdict, run=name, timing=timing)
+    return Record.of(verdict, run=name, timing=timing, canary=None if timing is None else Canary.of(own))

@@ -45,6 +45,7 @@ def time_case(op: Op, shape: str, provider: Provider, variant: str, roof: Roof, 
         bytes=cost.bytes,
         flops=cost.flops,
         roof_us=roof.seconds(cost, dtype) * 1e6,
+        clock="graph" if provider.device == "gpu" else "loop",
     )
 
 
