@@ -1,0 +1,1 @@
+"""Records of many nights: where they are kept, what moved between them, why, and a page that shows it."""
