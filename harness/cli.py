@@ -140,6 +140,7 @@ def run(
         judge_again(found, again, variant, pdb=pdb, as_json=as_json)
     if pdb:
         raise WrongUse("--pdb stops before one call; say which case with --case ID")
+    from minimax_m2.harness.paired import BUSY, Others
     from minimax_m2.harness.roofline import measure
     from minimax_m2.harness.run import new_log
     from minimax_m2.harness.run import run as run_cells
@@ -153,7 +154,7 @@ def run(
     records: list[Record] = []
     models: list[ModelRecord] = []
     label, log = new_log(RUNS)
-    path = RUNS / f"{label}.jsonl"
+    path, meanwhile = RUNS / f"{label}.jsonl", Others()
     with log, working() as bar:
         task = bar.add_task("starting", total=1.0)
         roof = measure(lambda text: bar.update(task, description=text)) if times else None
@@ -173,6 +174,8 @@ def run(
         finish(NOTHING_MEASURED, "nothing was measured", f"no provider offers {wanted}", "m2check list")
     whole = not (op or provider or with_ or variant)
     show(records, models, as_json)
+    if times and (busy := meanwhile.cores()) > BUSY:
+        told(f"other work kept {busy:.1f} cores busy: verdicts stand, times and shares of the roof do not")
     if shrink:
         with working() as bar:
             task = bar.add_task("starting", total=None)

@@ -15,6 +15,7 @@ from minimax_m2.harness.op import all_ops
 from minimax_m2.harness.record import Record
 from minimax_m2.harness.summary import Line, lines
 from minimax_m2.harness.table import microseconds, number
+from minimax_m2.harness.verdict import Outcome
 
 # As many cases as the conformance suite judges: there every kind of corruption of every op applies somewhere.
 ENOUGH = 60
@@ -56,11 +57,13 @@ def covered(records: Iterable[Record]) -> list[Coverage]:
 
 def headline(folded: Sequence[Line]) -> str:
     """The verdict of a run in one sentence."""
-    wrong = [line.cell.id for line in folded if line.failed]
+    wrong = [line.cell.id for line in folded if any(r.outcome != Outcome.VACUOUS.value for r in line.failed)]
+    vacuous = [line.cell.id for line in folded if line.failed and line.cell.id not in wrong]
     silent = [line.cell.id for line in folded if not line.judged]
     judged = sum(len(line.judged) for line in folded)
-    if wrong:
-        return f"{len(wrong)} of {len(folded)} cells are wrong: {_some(wrong)}"
+    if wrong or vacuous:
+        told = ((wrong, "are wrong"), (vacuous, "could not tell right from wrong"))
+        return "; ".join(f"{len(some)} of {len(folded)} cells {what}: {_some(some)}" for some, what in told if some)
     if silent:
         passing = len(folded) - len(silent)
         return f"{passing} of {len(folded)} cells pass on {judged} judged cases; not measured: {_some(silent)}"

@@ -118,6 +118,21 @@ def test_a_run_without_a_judged_case_is_no_pass(tmp_path: Path, capsys: pytest.C
     assert "not measured: linear-plain-cpu" in headline(lines([record]))
 
 
+def test_a_cell_that_could_not_tell_is_not_called_wrong() -> None:
+    found = [Record.of(judge(find_op(name).case(), plain()), run="now") for name in ("linear", "rms_norm", "swiglu")]
+    found[0], found[1] = replace(found[0], outcome="vacuous"), replace(found[1], outcome="wrong")
+    assert headline(lines(found)) == (
+        "1 of 3 cells are wrong: rms_norm-plain-cpu; 1 of 3 cells could not tell right from wrong: linear-plain-cpu"
+    )
+
+
+def test_a_busy_machine_is_told_beside_its_times(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as other:
+        done = m2check(tmp_path, "run", "--op", "moe_align", "--with", "plain", "--cases", "1", "--no-model")
+        other.kill()
+    assert "cores busy: verdicts stand, times and shares of the roof do not" in done.stderr
+
+
 def test_a_case_that_a_contract_hides_is_neither_wrong_nor_right(tmp_path: Path) -> None:
     hidden = find_op("routing").case(
         T=1, E=17, K=4, bias="none", regime="near_tie", dtype="bfloat16", eps=1, ids="int64", seed=236
