@@ -33,6 +33,7 @@ INDEXING = {
     "qk_norm_rope_cache": ("positions", "slots"),
     "rope": ("positions",),
     "gated_delta_rule": ("state_index",),
+    "gdn_update": ("state_index",),
 }
 # What torch and the reference raise where sizes disagree. Anything else is a fault of ours and comes out.
 REFUSALS = (RuntimeError, ValueError, IndexError, TypeError)

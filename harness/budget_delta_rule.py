@@ -21,7 +21,7 @@ class _Errors(NamedTuple):
 
     own     independent from element to element
     column  shared by all that has the same value head and column: the errors of the corrections
-    head    shared by the value heads of one key head: the errors of keys and decays
+    head    shared by the value heads of one key head: the errors of keys, decays and strengths
     """
 
     own: Tensor
@@ -31,7 +31,7 @@ class _Errors(NamedTuple):
 
 
 class _Token(NamedTuple):
-    """One token's exact numbers by value head, with the errors of its query, key and decay."""
+    """One token's exact numbers by value head, with the errors of its query, key, decay and strength."""
 
     q: Tensor  # [Hv, Dk], like k
     k: Tensor
@@ -40,15 +40,17 @@ class _Token(NamedTuple):
     q_bound: Tensor
     k_bound: Tensor
     decay: Tensor  # [Hv, 1, 1], like beta
-    decay_var: Tensor  # relative, like its bound
+    decay_var: Tensor
     decay_bound: Tensor
     beta: Tensor
+    beta_var: Tensor
+    beta_bound: Tensor
     v: Tensor  # [Hv, Dv]
 
 
 @rule(delta_rule.__name__)
 def _delta_rule(q: Any, k: Any, v: Any, decay: Any, beta: Any, state: Tensor, group: int) -> tuple[Budgeted, Budgeted]:
-    """First order in the errors of q, k, decay and of every operation; v, beta and the first state are exact.
+    """First order in the errors of q, k, decay, beta and of every operation; v and the first state are exact.
 
     A kernel may take tokens one by one or several at once: sums are taken to round in one lane, which leaves room
     for either.
@@ -57,22 +59,22 @@ def _delta_rule(q: Any, k: Any, v: Any, decay: Any, beta: Any, state: Tensor, gr
     q, k, v, decay, beta = (lift(x, like) for x in (q, k, v, decay, beta))
     per_key_head = (q.value, k.value, q.sigma.square(), k.sigma.square(), q.bound, k.bound)
     by_channel = [part.repeat_interleave(group, 1) for part in per_key_head]
-    size = decay.value.clamp_min(SMALLEST)
-    by_head = (decay.value, decay.sigma.square() / size.square(), decay.bound / size, beta.value)
+    by_head = [part for x in (decay, beta) for part in (x.value, x.sigma.square(), x.bound)]
     errors = _Errors(*[torch.zeros_like(state)] * 4)
     outputs: list[tuple[Tensor, _Errors, Tensor, Tensor]] = []
     for t in range(len(v.value)):
         channels, heads = [part[t] for part in by_channel], [part[t, :, None, None] for part in by_head]
         token = _Token._make([*channels, *heads, v.value[t]])
         old = token.decay * state
-        state, errors, delta = _written(token, old, errors, like.arithmetic)
+        state, errors, delta = _written(token, state, errors, like.arithmetic)
         outputs.append(_read(token, old, delta, state, errors, like.arithmetic))
     return _outputs(outputs, group, like.arithmetic), _budgeted(state, errors, group, like.arithmetic)
 
 
-def _written(token: _Token, old: Tensor, errors: _Errors, arithmetic: Arithmetic) -> tuple[Tensor, _Errors, Tensor]:
-    """The state after a token, its errors, and the correction ``delta [Hv, 1, Dv]``; ``old`` is the decayed state."""
+def _written(token: _Token, before: Tensor, errors: _Errors, arithmetic: Arithmetic) -> tuple[Tensor, _Errors, Tensor]:
+    """The state after a token, its errors, and the correction ``delta [Hv, 1, Dv]``; ``before`` is the state so far."""
     unit, k, beta, width = arithmetic.unit, token.k[..., None], token.beta, token.k.shape[-1]
+    old = token.decay * before
     terms = k * old
     read = terms.sum(-2, keepdim=True)
     miss = token.v[:, None] - read
@@ -84,16 +86,20 @@ def _written(token: _Token, old: Tensor, errors: _Errors, arithmetic: Arithmetic
     own = roundings.square().sum(0) / 3
     summed = accumulated(read, terms.square().sum(-2, keepdim=True), width, unit)
     column = k.square() * beta.square() * (summed + 2 / 3 * unit**2 * miss.square())
-    # d(decay) reaches (I - beta k k^T) S; dk reaches dk delta^T - beta k (dk^T S), alike where all of k errs alike.
+    # d(decay) reaches (I - beta k k^T) S, d(beta) k (v - k^T S)^T.
+    # dk reaches dk delta^T - beta k (dk^T S), alike where all of k errs alike.
     turned, k_var = k * beta * read, token.k_var[..., None]
     alike = k_var.sum(-2, keepdim=True) / k.square().sum(-2, keepdim=True).clamp_min(SMALLEST)
-    head = token.decay_var * (old - turned).square() + alike * (step - turned).square()
+    kept = before - k * beta * (k * before).sum(-2, keepdim=True)
+    head = token.decay_var * kept.square() + token.beta_var * (k * miss).square()
+    head = head + alike * (step - turned).square()
     head = head + k_var * delta.square() + (k * beta).square() * (k_var * old.square()).sum(-2, keepdim=True)
     length, size, wrong_k = k.norm(dim=-2, keepdim=True), old.norm(dim=-2, keepdim=True), token.k_bound[..., None]
     wrong_delta = beta * ((width + 2) * unit * (length * size + miss.abs()) + wrong_k.norm(dim=-2, keepdim=True) * size)
     bound = 2 * roundings.norm(dim=-2, keepdim=True).sum(0)
     bound = bound + length * wrong_delta + wrong_k.norm(dim=-2, keepdim=True) * delta.abs()
-    bound = bound + token.decay_bound * (1 + beta * length.square()) * size
+    bound = bound + token.beta_bound * length * miss.abs()
+    bound = bound + token.decay_bound * (1 + beta * length.square()) * before.norm(dim=-2, keepdim=True)
     carried = _carried(errors, token)
     return state, _Errors(*(old + new for old, new in zip(carried, (own, column, head, bound), strict=True))), delta
 

@@ -34,8 +34,8 @@ CONTRACTS = "contracts"
 CONFIDENCE = 0.95
 # What a case costs: of an op that is not here 20 to 60 ms for all implementations together.
 SHARES = {
-    "attention": 1 / 4, "experts": 1 / 4, "gated_delta_rule": 1 / 8, "qk_norm_rope": 1 / 2, "qk_norm_rope_cache": 1 / 2,
-    "rope": 1 / 4,
+    "attention": 1 / 4, "experts": 1 / 4, "gated_delta_rule": 1 / 8, "gdn_update": 1 / 8, "qk_norm_rope": 1 / 2,
+    "qk_norm_rope_cache": 1 / 2, "rope": 1 / 4,
 }  # fmt: skip
 
 Progress = Callable[[str, float], None]

@@ -68,8 +68,8 @@ def delta_rule(
     q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor, state: Tensor, group: int
 ) -> tuple[Tensor, Tensor]:
     """One sequence, token by token; ``group`` value heads read each key head. Returns o and the last state."""
-    if has_torch_function((q, k, v, decay)):
-        return handle_torch_function(delta_rule, (q, k, v, decay), q, k, v, decay, beta, state, group)
+    if has_torch_function((q, k, v, decay, beta)):
+        return handle_torch_function(delta_rule, (q, k, v, decay, beta), q, k, v, decay, beta, state, group)
     q, k = (x.repeat_interleave(group, 1) for x in (q, k))
     outputs = []
     for t in range(len(v)):

@@ -21,10 +21,14 @@ def gdn_gating(
     returns         g [T, Hv] float32, at most 0: the state decays by exp(g); beta [T, Hv], dtype of b
 
     Contract:
-        exp_b  exp(-b) inside the sigmoid. Model dtype: the scalar tail of SGLang's kernel, whose std::exp of a BFloat16
-               is one (sgl-kernel/csrc/cpu/mamba/fla.cpp, fused_gdn_gating_kernel_impl); None: its vectors and others.
+        exp_b  exp(-b) inside the sigmoid, and 1 + exp(-b). Model dtype: SGLang's scalars, whose std::exp of a BFloat16,
+               and its sum with 1, are one (sgl-kernel/csrc/cpu/mamba/fla.cpp: the tail of fused_gdn_gating_kernel_impl,
+               fused_sigmoid_gating_delta_rule_update_kernel_impl); None: its vectors and others.
         beta   the result. Model dtype: SGLang; float32: transformers' torch path at float32 weights.
     """
     g = -torch.exp(A_log) * softplus(a + dt_bias)
-    beta = torch.sigmoid(b) if contract.exp_b is None else 1 / (1 + rounded(torch.exp(-b), contract.exp_b))
+    if contract.exp_b is None:
+        beta = torch.sigmoid(b)
+    else:
+        beta = 1 / rounded(1 + rounded(torch.exp(-b), contract.exp_b), contract.exp_b)
     return g, rounded(beta, contract.beta)

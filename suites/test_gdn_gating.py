@@ -24,7 +24,7 @@ def plain(A_log: Tensor, a: Tensor, b: Tensor, dt_bias: Tensor, *, step: str = "
     g = torch.exp(g) if step == "returns the decay" else g
     beta = torch.sigmoid((b[:1].expand(b.shape) if step == "reads the first token's b" else b).float())
     if step == "rounds exp(-b)":
-        beta = 1 / (1 + torch.exp(-b).float())
+        beta = 1 / (1 + torch.exp(-b)).float()
     if step == "drops the last heads":
         beta[:, beta.shape[1] // 16 * 16 :] = 0
     return g, beta.to(b.dtype)

@@ -65,9 +65,14 @@ def lengths(case: Case, bits: Bits) -> list[int]:
     return [1] * B if queries == "decode" else prompts
 
 
+def tokens(case: Case, bits: Bits) -> int:
+    """Rows of the batch, padding included."""
+    return sum(lengths(case, bits)) + case.number("pad")
+
+
 def rows(case: Case, bits: Bits, name: str, heads: int, width: int) -> Tensor:
     """``[T, heads, width]`` with more digits than a 16-bit format keeps, tokens ``gap`` elements apart."""
-    T, regime = sum(lengths(case, bits)) + case.number("pad"), case.word("regime")
+    T, regime = tokens(case, bits), case.word("regime")
     kind = "normal" if regime == "zero_rows" or name == "v" else regime
     x = regime_values(bits, name, (T, heads * width), kind) * (1 + bits.uniform(f"{name}/fine", (T, 1)) / 64)
     if regime == "zero_rows" and name != "v":
@@ -78,10 +83,20 @@ def rows(case: Case, bits: Bits, name: str, heads: int, width: int) -> Tensor:
 
 
 def inputs(case: Case, bits: Bits) -> dict[str, Any]:
-    B, Hk, Hv, Dk, Dv, gap = (case.number(name) for name in ("B", "Hk", "Hv", "Dk", "Dv", "gap"))
-    counts, first, slots = lengths(case, bits), case.number("pad") // 3, 2 * B + 1
-    gates = (sum(counts) + case.number("pad"), Hv)
+    heads, gates = recurrent(case, bits), (tokens(case, bits), case.number("Hv"))
     fastest = {"normal": 2.0, "none": 0.0, "fast": 120.0}[case.word("decay")]
+    return {
+        **{name: heads.pop(name) for name in ("q", "k", "v")},
+        "g": strided((-fastest * bits.uniform("g", gates)).to(torch.float32), case.number("gap")),
+        "beta": strided(bits.uniform("beta", gates).to(dtype_of(case, "beta")), case.number("gap")),
+        **heads,
+    }
+
+
+def recurrent(case: Case, bits: Bits) -> dict[str, Any]:
+    """All inputs but the gates."""
+    B, Hk, Hv, Dk, Dv = (case.number(name) for name in ("B", "Hk", "Hv", "Dk", "Dv"))
+    counts, first, slots = lengths(case, bits), case.number("pad") // 3, 2 * B + 1
     index = bits.shuffled("slots", slots)[:B]
     padded = 2 if case.word("index") == "some" else 1
     if case.word("index") != "all":
@@ -93,8 +108,6 @@ def inputs(case: Case, bits: Bits) -> dict[str, Any]:
         "q": rows(case, bits, "q", Hk, Dk),
         "k": rows(case, bits, "k", Hk, Dk),
         "v": rows(case, bits, "v", Hv, Dv),
-        "g": strided((-fastest * bits.uniform("g", gates)).to(torch.float32), gap),
-        "beta": strided(bits.uniform("beta", gates).to(dtype_of(case, "beta")), gap),
         "state": state.to(torch.float32),
         "state_index": index.to(ids),
         "query_start": torch.tensor([first, *(first + sum(counts[: b + 1]) for b in range(B))], dtype=ids),
@@ -118,11 +131,14 @@ def expect(
 
 
 def cost(case: Case) -> Cost:
-    bits = Bits(case)
+    return recurrence_cost(case, gate_bytes=4 + dtype_of(case, "beta").itemsize)
+
+
+def recurrence_cost(case: Case, gate_bytes: int) -> Cost:
+    """What states, heads and ``gate_bytes`` a token and value head cost."""
     B, Hk, Hv, Dk, Dv = (case.number(name) for name in ("B", "Hk", "Hv", "Dk", "Dv"))
-    T = sum(lengths(case, bits))
-    token = (2 * Hk * Dk + 2 * Hv * Dv) * dtype_of(case, "dtype").itemsize
-    token += Hv * (4 + dtype_of(case, "beta").itemsize)
+    T = sum(lengths(case, Bits(case)))
+    token = (2 * Hk * Dk + 2 * Hv * Dv) * dtype_of(case, "dtype").itemsize + Hv * gate_bytes
     return Cost(bytes=2 * B * Hv * Dk * Dv * 4 + T * token, flops=7 * T * Hv * Dk * Dv)
 
 

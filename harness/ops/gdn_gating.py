@@ -31,7 +31,12 @@ def named(fields: dict[str, Field]) -> dict[str, Field]:
 
 
 def inputs(case: Case, bits: Bits) -> dict[str, Any]:
-    T, Hv, regime = case.number("T"), case.number("Hv"), case.word("regime")
+    return projections(case, bits, case.number("T"), case.word("regime"))
+
+
+def projections(case: Case, bits: Bits, T: int, regime: str) -> dict[str, Any]:
+    """The gates' inputs for ``T`` tokens."""
+    Hv = case.number("Hv")
     # One strength in 16 saturates in heavy. Where all are nearly 1, or nearly a half, their rounding is no noise.
     drawn = {"a": regime, "b": "normal" if regime in ("tiny", "huge") else regime}
     # Fine digits: sums of values of few digits would be exact, and so would their rounding.

@@ -15,7 +15,8 @@ struct GdnGatingArgs {
   Dtype dt_bias_dtype;  // float32, or that of a
   float* g;             // [T, Hv]
   void* beta;           // [T, Hv]
-  Dtype dtype;          // of a, b and beta
+  Dtype dtype;          // of a and b
+  Dtype beta_dtype;     // that, or float32
   int64_t num_tokens;
   int64_t num_heads;
 };

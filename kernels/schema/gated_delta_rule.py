@@ -19,6 +19,16 @@ def check(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor, state_index: Tensor, query_start: Tensor
 ) -> None:
     """Raise what the host can know about the arguments of ``gated_delta_rule``."""
+    check_heads(q, k, v, state, state_index, query_start)
+    for name, x, dtypes in (("g", g, (torch.float32,)), ("beta", beta, tuple({torch.float32: 0, q.dtype: 0}))):
+        schema.expect_shape(name, x, tuple(v.shape[:2]), "[T, Hv]")
+        schema.expect_dtype(name, x, dtypes)
+        schema.expect_rows(name, x)
+        schema.expect_device(name, x, q.device)
+
+
+def check_heads(q: Tensor, k: Tensor, v: Tensor, state: Tensor, state_index: Tensor, query_start: Tensor) -> None:
+    """Raise what the host can know about a recurrence, wherever its gates come from."""
     schema.expect_shape("q", q, (None, None, None), "[T, Hk, Dk]")
     num_tokens, key_heads, key_dim = q.shape
     schema.expect_shape("k", k, tuple(q.shape), "[T, Hk, Dk]")
@@ -33,9 +43,6 @@ def check(
     schema.expect_dtype("q", q, schema.FLOATS)
     for name, x in (("k", k), ("v", v)):
         schema.expect_dtype(name, x, (q.dtype,))
-    for name, x, dtypes in (("g", g, (torch.float32,)), ("beta", beta, tuple({torch.float32: 0, q.dtype: 0}))):
-        schema.expect_shape(name, x, (num_tokens, heads), "[T, Hv]")
-        schema.expect_dtype(name, x, dtypes)
     schema.expect_shape("state", state, (None, heads, key_dim, value_dim), "[slots, Hv, Dk, Dv]")
     schema.expect_dtype("state", state, (torch.float32,))
     if state.numel() > 0 and not state[0, 0].is_contiguous():
@@ -45,8 +52,7 @@ def check(
     for name, x in (("state_index", state_index), ("query_start", query_start)):
         schema.expect_dtype(name, x, schema.INDICES)
         schema.expect_contiguous(name, x)
-    for name, x in (("q", q), ("k", k), ("v", v), ("g", g), ("beta", beta)):
+    for name, x in (("q", q), ("k", k), ("v", v)):
         schema.expect_rows(name, x)
-    for name, x in (("k", k), ("v", v), ("g", g), ("beta", beta), ("state", state), ("state_index", state_index)):
+    for name, x in (("k", k), ("v", v), ("state", state), ("state_index", state_index), ("query_start", query_start)):
         schema.expect_device(name, x, q.device)
-    schema.expect_device("query_start", query_start, q.device)

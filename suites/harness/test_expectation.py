@@ -16,7 +16,7 @@ from minimax_m2.reference.contract import EXACT
 
 # Caches hold what was stored; attention's masked rows and the delta rule's heads multiply in another order. These agree
 # once they are rounded.
-ROUNDED_INSIDE = ("attention", "gated_delta_rule", "kv_cache", "qk_norm_rope_cache")
+ROUNDED_INSIDE = ("attention", "gated_delta_rule", "gdn_update", "kv_cache", "qk_norm_rope_cache")
 
 
 def wide(op: Op, value: Any) -> Any:
