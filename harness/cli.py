@@ -281,8 +281,10 @@ def matrix(
         )  # fmt: skip
     if as_json:
         for f in found:
-            row = {"path": f.feature, "device": f.device, "standing": f.standing.value, "reason": f.reason}
-            typer.echo(json.dumps(row))
+            typer.echo(json.dumps({
+                "path": f.feature, "device": f.device, "tp": f.tp, "dp": f.dp, "ep": f.ep,
+                "standing": f.standing.value, "reason": f.reason,
+            }))  # fmt: skip
     else:
         console.print(feature_table(found))
     failing = [f for f in found if f.standing is Standing.FAILING]

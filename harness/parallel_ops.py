@@ -10,18 +10,20 @@ import functools
 import math
 import operator
 from collections.abc import Callable, Iterable
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from minimax_m2.harness.case import Case
 from minimax_m2.harness.op import find_op
-from minimax_m2.harness.providers.plain import function_of
+from minimax_m2.harness.provider import Provider
+from minimax_m2.harness.providers.plain import plain
 from minimax_m2.harness.sampling import sampled
 from minimax_m2.harness.trial import try_on
 from minimax_m2.harness.verdict import Verdict
-from minimax_m2.reference.experts import PackedExperts
+from minimax_m2.reference.experts import PackedExperts, pack_experts
 from minimax_m2.reference.routing import unpack_routing
 from minimax_m2.reference.sharding import Cut, Heads, Span, cut, head_cut, heads, joined, span, span_cut
 from minimax_m2.reference.sharding_blocks import cut_quantized, reblocked
@@ -31,33 +33,64 @@ Deal = Callable[..., Heads]
 """Who holds which heads, as ``sharding.heads``."""
 
 
+class Ranks(NamedTuple):
+    """Simulated ranks in the order of their sums, who of them holds which heads, and whose kernels they run."""
+
+    order: list[int]
+    deal: Deal
+    of: Callable[[str], Callable[..., Any]]
+
+
 def split_cases(op: str, count: int, *, start: int = 0) -> list[Case]:
     """Sampled cases of an op that ranks can share: query heads stand in whole groups over key/value heads."""
-    drawn = sampled(find_op(op), count, start=start)
-    return [case for case in drawn if "Hq" not in case or case.number("Hq") % case.number("Hk") == 0]
+    return [case for case in sampled(find_op(op), count, start=start) if is_shared(case)]
+
+
+def is_shared(case: Case) -> bool:
+    """Whether query heads stand in whole groups over key/value heads, where a case has heads."""
+    return "Hq" not in case or case.number("Hq") % case.number("Hk") == 0
 
 
 def try_split(
     op: str, *, tp: int, cases: Iterable[Case], deal: Deal = heads, ep: int = 1, turn: int = 0
 ) -> list[Verdict]:
-    """Judge ``op`` split over ``tp`` ranks on ``cases`` until one fails.
+    """Judge plain torch's ``op`` over ``tp`` ranks on ``cases`` until one fails; the rest as in ``split_over``."""
+    split = split_over(plain(), tp=tp, ep=ep, deal=deal, turn=turn)
+    return try_on(op, _found(split, op), cases=cases, **_PACKS.get(op, {}))
 
-    ep    groups of experts, of ``tp`` ranks in all
+
+def split_over(
+    provider: Provider, *, tp: int, dp: int = 1, ep: int = 1, deal: Deal = heads, turn: int = 0
+) -> Provider:  # fmt: skip
+    """A provider of the same kernels, each call of which ``tp * dp`` simulated ranks share.
+
+    dp    attention groups; experts meet the rows of all, the last of which brings none
+    ep    groups of experts, of all ranks
     turn  by how many places the ranks are turned in the order of the sums
     """
-    ranks = [(rank + turn) % tp for rank in range(tp)]
-    function = functools.partial(_SPLITS[op], ranks, deal, **({"ep": ep} if ep > 1 else {}))
+    world = tp * dp
+    of = functools.partial(_found, provider)
 
-    def split(*given: Any, **keywords: Any) -> Any:
-        return function(*given, **keywords)
+    def functions(name: str) -> Callable[..., Any] | None:
+        packs = next((packs for packs in _PACKS.values() if name in packs), {})
+        if name not in _SPLITS or not provider.offers(name):
+            # Weights are laid out by each rank, for its share.
+            return packs.get(name)
+        size, groups = (world, {"dp": dp, "ep": ep}) if name == "experts" else (tp, {})
+        ranks = Ranks([(rank + turn) % size for rank in range(size)], deal, of)
 
-    return try_on(op, split, cases=cases, **_PACKS.get(op, {}))
+        def split(*given: Any, **keywords: Any) -> Any:
+            return _SPLITS[name](ranks, *given, **groups, **keywords)
+
+        return split
+
+    return replace(provider, functions=functions)
 
 
-def _plain(op: str) -> Callable[..., Any]:
-    function = function_of(op)
+def _found(provider: Provider, name: str) -> Callable[..., Any]:
+    function = provider.functions(name)
     if function is None:
-        raise ValueError(f"{op} is no op")
+        raise ValueError(f"{provider.name} offers no {name}; its ranks cannot share it")
     return function
 
 
@@ -65,45 +98,41 @@ def _sum(parts: Iterable[Tensor], dtype: torch.dtype) -> Tensor:
     return functools.reduce(operator.add, parts).to(dtype)
 
 
-def _embedding(ranks: list[int], deal: Deal, ids: Tensor, weight: Tensor, *, vocab_start: int = 0) -> Tensor:
-    shards = [span(len(weight), parts=len(ranks), index=rank, multiple=4) for rank in ranks]
+def _embedding(on: Ranks, ids: Tensor, weight: Tensor, *, vocab_start: int = 0) -> Tensor:
+    shards = [span(len(weight), parts=len(on.order), index=rank, multiple=4) for rank in on.order]
     rows = [
-        _plain("embedding")(ids, cut(weight, span_cut(own), dim=0), vocab_start=vocab_start + own.start)
+        on.of("embedding")(ids, cut(weight, span_cut(own), dim=0), vocab_start=vocab_start + own.start)
         for own in shards
     ]
     return _sum(rows, weight.dtype)
 
 
-def _lm_head(
-    ranks: list[int], deal: Deal, x: Tensor, weight: Tensor, *, rows: Tensor | None = None, vocab_size: int
-) -> Tensor:
-    own = [span_cut(span(vocab_size, parts=len(ranks), index=rank, multiple=4)) for rank in sorted(ranks)]
-    logits = [_plain("lm_head")(x, cut(weight, c, dim=0), rows=rows, vocab_size=c.size) for c in own]
+def _lm_head(on: Ranks, x: Tensor, weight: Tensor, *, rows: Tensor | None = None, vocab_size: int) -> Tensor:
+    own = [span_cut(span(vocab_size, parts=len(on.order), index=rank, multiple=4)) for rank in sorted(on.order)]
+    logits = [on.of("lm_head")(x, cut(weight, c, dim=0), rows=rows, vocab_size=c.size) for c in own]
     return torch.cat(logits, -1)[:, :vocab_size].clone()
 
 
-def _linear(
-    ranks: list[int], deal: Deal, x: Tensor, weight: Tensor, *, out_dtype: torch.dtype | None = None
-) -> Tensor:  # fmt: skip
+def _linear(on: Ranks, x: Tensor, weight: Tensor, *, out_dtype: torch.dtype | None = None) -> Tensor:
     """Cut along the channels that are summed, as o_proj is."""
-    own = [span_cut(span(x.shape[1], parts=len(ranks), index=rank)) for rank in ranks]
+    own = [span_cut(span(x.shape[1], parts=len(on.order), index=rank)) for rank in on.order]
     shares = [(cut(x, c, dim=1), cut(weight, c, dim=1)) for c in own]
-    return _sum((_plain("linear")(a, b, out_dtype=torch.float32) for a, b in shares), out_dtype or x.dtype)
+    return _sum((on.of("linear")(a, b, out_dtype=torch.float32) for a, b in shares), out_dtype or x.dtype)
 
 
 def _fp8_linear(
-    ranks: list[int], deal: Deal, x: Tensor, packed: BlockQuantized, *,
+    on: Ranks, x: Tensor, packed: BlockQuantized, *,
     x_scale: Tensor | None = None, out_dtype: torch.dtype | None = None,
 ) -> Tensor:  # fmt: skip
     """Cut along the outputs, as the projection of q, k and v is."""
     rows = packed.weight.shape[0]
     parts = []
-    for rank in sorted(ranks):
-        own = span(rows, parts=len(ranks), index=rank, multiple=2)
+    for rank in sorted(on.order):
+        own = span(rows, parts=len(on.order), index=rank, multiple=2)
         side = math.gcd(packed.block[0], own.size)
         q = cut_quantized(packed, span_cut(own), dim=-2, block=side)
-        pack = _plain("pack_fp8_linear")(q.weight, q.scale, block=q.block)
-        parts.append(_plain("fp8_linear")(x, pack, x_scale=x_scale, out_dtype=out_dtype))
+        pack = on.of("pack_fp8_linear")(q.weight, q.scale, block=q.block)
+        parts.append(on.of("fp8_linear")(x, pack, x_scale=x_scale, out_dtype=out_dtype))
     return torch.cat(parts, -1)[:, :rows].clone()
 
 
@@ -116,14 +145,14 @@ def _qkv_share(qkv: Tensor, own: Heads, num_heads: int, num_kv_heads: int, head_
 
 
 def _qk_sum_squares(
-    ranks: list[int], deal: Deal, qkv: Tensor, *, num_heads: int, num_kv_heads: int, head_dim: int,
+    on: Ranks, qkv: Tensor, *, num_heads: int, num_kv_heads: int, head_dim: int,
     counted_kv_heads: int | None = None,
 ) -> Tensor:  # fmt: skip
     counted = num_kv_heads if counted_kv_heads is None else counted_kv_heads
     parts = []
-    for rank in ranks:
-        own = deal(num_heads, num_kv_heads, tp=len(ranks), rank=rank)
-        sums = functools.partial(_plain("qk_sum_squares"), num_heads=len(own.query), num_kv_heads=len(own.kv))
+    for rank in on.order:
+        own = on.deal(num_heads, num_kv_heads, tp=len(on.order), rank=rank)
+        sums = functools.partial(on.of("qk_sum_squares"), num_heads=len(own.query), num_kv_heads=len(own.kv))
         local = sum(head < counted for head in own.kv[: own.counted_kv_heads])
         share = _qkv_share(qkv, own, num_heads, num_kv_heads, head_dim)
         parts.append(sums(share, head_dim=head_dim, counted_kv_heads=local))
@@ -131,36 +160,34 @@ def _qk_sum_squares(
 
 
 def _qk_norm_rope(
-    ranks: list[int], deal: Deal, qkv: Tensor, stats: Tensor | None, q_weight: Tensor, k_weight: Tensor,
+    on: Ranks, qkv: Tensor, stats: Tensor | None, q_weight: Tensor, k_weight: Tensor,
     cos_sin: Tensor, positions: Tensor, *, num_heads: int, num_kv_heads: int, head_dim: int, **sizes: Any,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     counts = {"num_heads": num_heads, "num_kv_heads": num_kv_heads, "head_dim": head_dim}
     if stats is None:
-        stats = _qk_sum_squares(ranks, deal, qkv, **counts)
+        stats = _qk_sum_squares(on, qkv, **counts)
     whole = [qkv.new_full((len(qkv), n, head_dim), torch.nan) for n in (num_heads, num_kv_heads, num_kv_heads)]
-    for rank in ranks:
-        own = deal(num_heads, num_kv_heads, tp=len(ranks), rank=rank)
+    for rank in on.order:
+        own = on.deal(num_heads, num_kv_heads, tp=len(on.order), rank=rank)
         local = {"num_heads": len(own.query), "num_kv_heads": len(own.kv), "head_dim": head_dim}
         weights = (
             cut(weight, head_cut(which, head_dim=head_dim), dim=0)
             for weight, which in ((q_weight, own.query), (k_weight, own.kv))
         )
         share = _qkv_share(qkv, own, num_heads, num_kv_heads, head_dim)
-        parts = _plain("qk_norm_rope")(share, stats, *weights, cos_sin, positions, **local, **sizes)
+        parts = on.of("qk_norm_rope")(share, stats, *weights, cos_sin, positions, **local, **sizes)
         for into, part, which in zip(whole, parts, (own.query, own.kv, own.kv), strict=True):
             _place(into, part, which)
     return tuple(whole)
 
 
-def _attention(
-    ranks: list[int], deal: Deal, q: Tensor, k_cache: Tensor, v_cache: Tensor, *given: Any, **keywords: Any
-) -> Tensor:
+def _attention(on: Ranks, q: Tensor, k_cache: Tensor, v_cache: Tensor, *given: Any, **keywords: Any) -> Tensor:
     whole = torch.full_like(q, torch.nan)
-    for rank in ranks:
-        own = deal(q.shape[1], k_cache.shape[2], tp=len(ranks), rank=rank)
+    for rank in on.order:
+        own = on.deal(q.shape[1], k_cache.shape[2], tp=len(on.order), rank=rank)
         query, kv = (head_cut(which, head_dim=1) for which in (own.query, own.kv))
         caches = (cut(cache, kv, dim=2) for cache in (k_cache, v_cache))
-        _place(whole, _plain("attention")(cut(q, query, dim=1), *caches, *given, **keywords), own.query)
+        _place(whole, on.of("attention")(cut(q, query, dim=1), *caches, *given, **keywords), own.query)
     return whole
 
 
@@ -170,30 +197,42 @@ def _place(whole: Tensor, part: Tensor, which: tuple[int, ...]) -> None:
 
 
 def _experts(
-    ranks: list[int], deal: Deal, x: Tensor, packed: PackedExperts, weights: Tensor | None, ids: Tensor, *,
+    on: Ranks, x: Tensor, packed: PackedExperts, weights: Tensor | None, ids: Tensor, *,
     expert_map: Tensor | None = None, x_scale: Tensor | None = None, out_dtype: torch.dtype | None = None,
-    ep: int = 1,
+    dp: int = 1, ep: int = 1,
 ) -> Tensor:  # fmt: skip
-    """Cut the width over groups of ranks, and experts over ``ep`` groups."""
+    """Cut the width over groups of ranks, experts over ``ep`` groups, and rows over ``dp`` that gather them."""
     if weights is None:
         weights, ids = unpack_routing(ids)
+    rows, dtype = _gathered_rows(x.shape[0], dp), out_dtype or (torch.float32 if x_scale is not None else x.dtype)
+    x, weights, ids = (cut(value, rows, dim=0) for value in (x, weights, ids))
+    x_scale = None if x_scale is None else cut(x_scale, rows, dim=0)
+    is_row = (rows.sources >= 0).to(ids.device)
+    ids = ids.masked_fill(~is_row[:, None], -1)
     local = ids.long() if expert_map is None else expert_map[ids.long().clamp(min=0)].long().masked_fill(ids < 0, -1)
     held, inner = packed.w2.shape[0], packed.w2.shape[2]
-    sharing = len(ranks) // ep
+    sharing = len(on.order) // ep
     parts = []
-    for rank in ranks:
+    for rank in on.order:
         experts = span(held, parts=ep, index=rank // sharing)
         width = span(inner, parts=sharing, index=rank % sharing, multiple=8)
-        own, scales = _expert_share(packed, experts, width, inner, x_scale)
+        own, scales = _expert_share(on, packed, experts, width, inner, x_scale)
         is_own = (local >= experts.start) & (local < experts.stop)
         here = torch.where(is_own, local - experts.start, -1).to(torch.int32)
-        parts.append(_plain("experts")(x, own, weights, here, x_scale=scales, out_dtype=torch.float32))
-    wide = torch.float32 if x_scale is not None else x.dtype
-    return _sum(parts, out_dtype or wide)
+        parts.append(on.of("experts")(x, own, weights, here, x_scale=scales, out_dtype=torch.float32))
+    return _sum(parts, dtype)[is_row]
+
+
+def _gathered_rows(count: int, dp: int) -> Cut:
+    """Rows as all ranks see them: those of each attention group padded to the longest; the last has padding only."""
+    if dp == 1:
+        return Cut(((0, count),))
+    busy = [span(count, parts=dp - 1, index=group) for group in range(dp - 1)]
+    return joined(*(span_cut(own) for own in busy), Cut(((-1, busy[0].size),)))
 
 
 def _expert_share(
-    packed: PackedExperts, experts: Span, width: Span, inner: int, x_scale: Tensor | None
+    on: Ranks, packed: PackedExperts, experts: Span, width: Span, inner: int, x_scale: Tensor | None
 ) -> tuple[PackedExperts, Tensor | None]:
     gate_up = joined(span_cut(width), span_cut(width, offset=inner))
     side = int(packed.block[0])
@@ -202,11 +241,11 @@ def _expert_share(
     w13 = _weight_share(packed.w13, packed.w13_scale, span_cut(experts), gate_up, -2, (side, block))
     w2 = _weight_share(packed.w2, packed.w2_scale, span_cut(experts), span_cut(width), -1, (side, block))
     if isinstance(w13, Tensor) or isinstance(w2, Tensor):
-        return _plain("pack_experts")(w13, w2, block=(side, side)), x_scale
+        return on.of("pack_experts")(w13, w2, block=(side, side)), x_scale
     if x_scale is not None:
         # Finer blocks are finer groups of activations, too: their scales repeat as the weights' do.
         x_scale = x_scale.repeat_interleave(side // block, -1)[:, : -(-packed.w2.shape[1] // block)]
-    share = _plain("pack_experts")(w13.weight, w2.weight, w13_scale=w13.scale, w2_scale=w2.scale, block=w13.block)
+    share = on.of("pack_experts")(w13.weight, w2.weight, w13_scale=w13.scale, w2_scale=w2.scale, block=w13.block)
     return share, x_scale
 
 
@@ -239,5 +278,5 @@ SPLIT_OPS = tuple(_SPLITS)
 
 _PACKS: dict[str, dict[str, Any]] = {
     "fp8_linear": {"pack_fp8_linear": _block_quantized},
-    "experts": {"pack_experts": _plain("pack_experts")},
+    "experts": {"pack_experts": pack_experts},
 }

@@ -17,13 +17,10 @@ def blocks(weight: Tensor, order: Tensor) -> Tensor:
     returns  [E, len(order)/64, ceil(M/2), 64, 2] for bfloat16 and e4m3, two inputs of a column side by side as the dot
              product instruction wants them; [E, len(order)/64, M, 64] for float32 and float16
     """
-    if weight.dtype == torch.float8_e4m3fn:
-        # Of each 32 columns four of the first half, then four of the second: so widening crosses no 128-bit lane.
-        order = order.view(-1, 2, 4, 4).transpose(1, 2).flatten()
     # torch indexes and permutes few operations on float8: move bits, not numbers.
-    raw = weight.view({1: torch.uint8, 2: torch.int16, 4: torch.int32}[weight.element_size()])[:, order]
+    raw = _bits(weight)[:, _laid_order(weight.dtype, order)]
     num_experts, columns, inputs = raw.shape
-    if weight.dtype in (torch.float32, torch.float16):
+    if not _pairs(weight.dtype):
         laid = raw.view(num_experts, columns // COLUMNS, COLUMNS, inputs).permute(0, 1, 3, 2)
     else:
         even = torch.nn.functional.pad(raw, (0, inputs % 2))
@@ -31,10 +28,44 @@ def blocks(weight: Tensor, order: Tensor) -> Tensor:
     return in_huge_pages(laid).view(weight.dtype)
 
 
+def rows_of(laid: Tensor, order: Tensor, *, inputs: int) -> Tensor:
+    """Turn what ``blocks`` laid out back into ``[E, N, M]`` of ``inputs`` M: the same bits."""
+    raw = _bits(laid)
+    columns = raw.movedim(3, 2).flatten(3)[..., :inputs].flatten(1, 2)
+    rows = columns.new_empty(len(columns), int(order.max()) + 1, inputs)
+    # Rows that fill the last block are copies of the last one.
+    rows[:, _laid_order(laid.dtype, order)] = columns
+    return rows.view(laid.dtype)
+
+
+def _bits(x: Tensor) -> Tensor:
+    return x.view({1: torch.uint8, 2: torch.int16, 4: torch.int32}[x.element_size()])
+
+
+def _pairs(dtype: torch.dtype) -> bool:
+    """Whether two inputs of a column stand side by side."""
+    return dtype not in (torch.float32, torch.float16)
+
+
+def _laid_order(dtype: torch.dtype, order: Tensor) -> Tensor:
+    if dtype != torch.float8_e4m3fn:
+        return order
+    # Of each 32 columns four of the first half, then four of the second: so widening crosses no 128-bit lane.
+    return order.view(-1, 2, 4, 4).transpose(1, 2).flatten()
+
+
 def scale_blocks(scale: Tensor, row: Tensor) -> Tensor:
     """Repeat a block's scale for each of its columns: ``[E, blocks, groups, 64]``."""
     each = scale[:, row]
     return each.view(len(each), -1, COLUMNS, each.shape[-1]).permute(0, 1, 3, 2).contiguous()
+
+
+def scale_of(laid: Tensor, row: Tensor) -> Tensor:
+    """Turn what ``scale_blocks`` laid out back into ``[E, rows of blocks, groups]``."""
+    each = laid.movedim(3, 2).flatten(1, 2)
+    scale = each.new_empty(len(each), int(row.max()) + 1, each.shape[-1])
+    scale[:, row] = each
+    return scale
 
 
 def every_row(count: int) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from minimax_m2.kernels.cpu import extension
-from minimax_m2.kernels.cpu.column_packing import COLUMNS, blocks, every_row, scale_blocks
+from minimax_m2.kernels.cpu.column_packing import COLUMNS, blocks, every_row, rows_of, scale_blocks, scale_of
 from minimax_m2.kernels.schema import experts as experts_schema
 
 extension.load("experts")
@@ -51,10 +51,7 @@ def pack_experts(
     experts_schema.check_pack(w13, w2, w13_scale=w13_scale, w2_scale=w2_scale, block=(rows, columns))
 
     hidden, width = w2.shape[1:]
-    column = torch.arange(-(-width // 32) * COLUMNS)
-    gate = (column // COLUMNS * 32 + column % 32).clamp(max=width - 1)
-    order13 = torch.where(column % COLUMNS < 32, gate, gate + width)
-    order2 = every_row(hidden)
+    order13, order2 = _gate_beside_up(width), every_row(hidden)
     none = torch.empty(0)
     return PackedExperts(
         blocks(w13, order13),
@@ -63,6 +60,27 @@ def pack_experts(
         none if w2_scale is None else scale_blocks(w2_scale, order2 // rows),
         torch.empty(0, hidden, width, columns),
     )
+
+
+def unpack_experts(packed: PackedExperts, *, block: tuple[int, int] | None = None) -> tuple[Tensor, ...]:
+    """Give ``pack_experts``' arguments back, bit for bit: w13, w2, and both scales where there are any.
+
+    block  as it was packed with; only its rows matter
+    """
+    _, hidden, width, _ = packed.extent.shape
+    order13, order2 = _gate_beside_up(width), every_row(hidden)
+    weights = rows_of(packed.w13, order13, inputs=hidden), rows_of(packed.w2, order2, inputs=width)
+    if not packed.w13_scale.numel():
+        return weights
+    rows, _ = block or (128, 128)
+    return *weights, scale_of(packed.w13_scale, order13 // rows), scale_of(packed.w2_scale, order2 // rows)
+
+
+def _gate_beside_up(width: int) -> Tensor:
+    """Rows of w13 in blocks of 64 columns: 32 of gate, then the same 32 of up; the last of each fills its half."""
+    column = torch.arange(-(-width // 32) * COLUMNS)
+    gate = (column // COLUMNS * 32 + column % 32).clamp(max=width - 1)
+    return torch.where(column % COLUMNS < 32, gate, gate + width)
 
 
 def experts(

@@ -13,7 +13,7 @@ from minimax_m2.harness.op import find_op
 from minimax_m2.harness.ops.experts import WIDE_CASES
 from minimax_m2.harness.providers.ours import ours
 from minimax_m2.kernels.cpu import isa
-from minimax_m2.kernels.cpu.experts import PackedExperts, experts, experts_out, pack_experts
+from minimax_m2.kernels.cpu.experts import PackedExperts, experts, experts_out, pack_experts, unpack_experts
 
 T, E, K, H, I = 5, 3, 2, 70, 40
 
@@ -54,6 +54,29 @@ def packed_of(quant: str, num_experts: int, H: int, I: int) -> PackedExperts:
         return pack_experts(w13.to(getattr(torch, quant)), w2.to(getattr(torch, quant)))
     s13, s2 = (dyadic(num_experts, -(-w.shape[1] // 128), -(-w.shape[2] // 128)).abs() + 0.5 for w in (w13, w2))
     return pack_experts(*(w.to(torch.float8_e4m3fn) for w in (w13, w2)), w13_scale=s13, w2_scale=s2)
+
+
+@pytest.mark.parametrize("H, I", [(70, 40), (256, 192), (129, 33)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float8_e4m3fn], ids=str)
+def test_packing_loses_no_bit(dtype: torch.dtype, H: int, I: int) -> None:
+    block = (32, 64)
+    w13, w2 = dyadic(E, 2 * I, H).to(dtype), dyadic(E, H, I).to(dtype)
+    scales = [dyadic(E, -(-w.shape[1] // 32), -(-w.shape[2] // 64)).abs() + 0.5 for w in (w13, w2)]
+    scaled = dict(zip(("w13_scale", "w2_scale"), scales, strict=True)) if dtype.itemsize == 1 else {}
+    found = unpack_experts(pack_experts(w13, w2, **scaled, block=block), block=block)
+    expected = [w13, w2, *scaled.values()]
+    assert [torch.equal(raw(a), raw(b)) for a, b in zip(found, expected, strict=True)] == [True] * len(expected)
+
+
+def test_a_row_laid_elsewhere_is_another_weight() -> None:
+    packed = pack_experts(WEIGHTS["w13"], WEIGHTS["w2"])
+    swapped = packed._replace(w2=packed.w2.flip(-1))
+    assert not torch.equal(unpack_experts(swapped)[1], WEIGHTS["w2"])
+
+
+def raw(x: Tensor) -> Tensor:
+    """Bits, which torch compares for every dtype."""
+    return x.view(torch.uint8) if x.dtype.itemsize == 1 else x
 
 
 @pytest.mark.parametrize("name", isa.available())
