@@ -1,6 +1,7 @@
-"""Level G0: our GPU kernels in Triton's interpreter, on CPU tensors, in a process of their own.
+"""Levels G0 and N0: our GPU and NPU kernels in Triton's interpreter, on CPU tensors, in a process of their own.
 
-``TRITON_INTERPRET=1 python -m minimax_m2.harness.interpreter routing --cases 12`` prints one JSON object.
+``TRITON_INTERPRET=1 python -m minimax_m2.harness.interpreter routing --cases 12`` prints one JSON object. What the
+interpreter gets wrong of bfloat16 is mended for NPU kernels, which widen all they load; GPU kernels need not.
 Triton decides what ``@triton.jit`` makes when a kernel's file is imported, so the variable must be set before.
 """
 
@@ -18,6 +19,7 @@ import numpy
 
 from minimax_m2.harness.case import Case
 from minimax_m2.harness.judge import judge
+from minimax_m2.harness.npu import interpreted_bfloat16
 from minimax_m2.harness.op import Op, find_op
 from minimax_m2.harness.provider import Provider, from_file
 from minimax_m2.harness.providers.ours import Contracts, function_of
@@ -26,6 +28,7 @@ from minimax_m2.harness.verdict import Outcome
 
 # A program takes milliseconds here: what a tile edge can show, a few dozen rows show.
 MOST_ROWS = 80
+LEVELS = {"gpu": "G0", "npu": "N0"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,25 +46,31 @@ class Interpreted:
     failures: tuple[str, ...]
 
 
-def interpreted(file: str = "") -> Provider:
-    """Our GPU kernels, or somebody's in a file, as a provider of CPU tensors.
+def interpreted(file: str = "", device: str = "gpu") -> Provider:
+    """Our kernels of a device, or somebody's in a file, as a provider of CPU tensors.
 
     Raises RuntimeError unless TRITON_INTERPRET=1 was set before anything imported Triton.
     """
     if os.environ.get("TRITON_INTERPRET") != "1":
         raise RuntimeError("TRITON_INTERPRET is not 1; start a process of its own with it, Triton reads it on import")
+    refusing = refuses_bfloat16 if device == "gpu" else refuses
     if file:
-        return replace(from_file(file), refuses=refuses)
+        return replace(from_file(file), refuses=refusing)
     return Provider(
-        name="ours", device="cpu", functions=lambda name: function_of("gpu", name), contract=Contracts("gpu"),
-        refuses=refuses,
+        name="ours", device="cpu", functions=lambda name: function_of(device, name), contract=Contracts(device),
+        refuses=refusing,
     )  # fmt: skip
+
+
+def refuses_bfloat16(op: Op, case: Any) -> str | None:
+    """Why a case cannot be shown where the interpreter is as it comes."""
+    if "bfloat16" in (case.get("dtype"), case.get("table"), case.get("out")):
+        return "Triton's interpreter computes bfloat16 on raw bits and rounds to it by cutting off"
+    return refuses(op, case)
 
 
 def refuses(op: Op, case: Any) -> str | None:
     """Why a case cannot be shown here."""
-    if "bfloat16" in (case.get("dtype"), case.get("table"), case.get("out")):
-        return "Triton's interpreter computes bfloat16 on raw bits and rounds to it by cutting off"
     if int(case.get("T", 0)) > MOST_ROWS:
         return f"the interpreter takes milliseconds a row; more than {MOST_ROWS} rows show no new edge of a tile"
     if op.name == "attention" and case["queries"] != "one" and int(case["S"]) > MOST_ROWS // 2:
@@ -71,10 +80,12 @@ def refuses(op: Op, case: Any) -> str | None:
     return None
 
 
-def judged(name: str, count: int, file: str = "") -> Interpreted:
+def judged(name: str, count: int, file: str = "", device: str = "gpu") -> Interpreted:
     """Judge the first ``count`` sampled cases of an op that are not refused."""
-    provider, op = interpreted(file), find_op(name)
+    provider, op = interpreted(file, device), find_op(name)
     let_loops_end_at_scalars()
+    if device == "npu":
+        interpreted_bfloat16.install()
     launches = _counted_launches()
     passed, refused, idle, failures = 0, 0, 0, []
     for case in sampled(op, 8 * count):
@@ -84,7 +95,7 @@ def judged(name: str, count: int, file: str = "") -> Interpreted:
         if verdict.passed:
             passed += 1
         elif verdict.outcome is not Outcome.UNSUPPORTED:
-            failures.append(verdict.explain(f"G0 {name}"))
+            failures.append(verdict.explain(f"{LEVELS[device]} {name}"))
         if passed + len(failures) == count:
             break
     return Interpreted(name, passed + len(failures), refused, idle, len(launches), tuple(failures))
@@ -120,13 +131,14 @@ def let_loops_end_at_scalars() -> None:
     interpreter._patch_lang_tensor = patched
 
 
-def in_own_process(name: str, count: int, file: str = "") -> Interpreted:
+def in_own_process(name: str, count: int, file: str = "", device: str = "gpu") -> Interpreted:
     """Judge in a new process; RuntimeError with its output where it dies."""
-    command = [sys.executable, "-m", "minimax_m2.harness.interpreter", name, "--cases", str(count), "--file", file]
+    given = ["--cases", str(count), "--file", file, "--device", device]
+    command = [sys.executable, "-m", "minimax_m2.harness.interpreter", name, *given]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode != 0:
-        raise RuntimeError(f"G0 {name} ended with {done.returncode}:\n{done.stderr[-4000:]}")
+        raise RuntimeError(f"{LEVELS[device]} {name} ended with {done.returncode}:\n{done.stderr[-4000:]}")
     found = json.loads(done.stdout.splitlines()[-1])
     return Interpreted(**{**found, "failures": tuple(found["failures"])})
 
@@ -136,8 +148,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("op")
     parser.add_argument("--cases", type=int, default=12)
     parser.add_argument("--file", default="", help="a provider file of Triton kernels; ours without it")
+    parser.add_argument("--device", default="gpu", choices=LEVELS)
     given = parser.parse_args(arguments)
-    sys.stdout.write(json.dumps(asdict(judged(given.op, given.cases, given.file))) + "\n")
+    sys.stdout.write(json.dumps(asdict(judged(given.op, given.cases, given.file, given.device))) + "\n")
     return 0
 
 

@@ -59,20 +59,25 @@ def expected_dir() -> Path | None:
 
 
 def machine_kind(device: str) -> str:
-    """What decides which cells a machine must run: the best instruction set of a CPU, a GPU's architecture."""
+    """What decides which cells a machine must run: the best instruction set of a CPU, a GPU's architecture.
+
+    Ascend's cards, as far as our kernels go, differ in their number of cores alone.
+    """
     if device == "gpu":
         major, minor = torch.cuda.get_device_capability()
         return f"sm_{next(known for known in ARCHITECTURES if known <= 10 * major + minor)}"
+    if device == "npu":
+        return "ascend"
     if device != "cpu":
-        raise ValueError(f"device={device!r} has no machine kinds yet; use 'cpu' or 'gpu'")
+        raise ValueError(f"device={device!r} is unknown; use one of {', '.join(DEVICES)}")
     from minimax_m2.harness.providers.ours import ours
 
     return ours("cpu").variants[-1]
 
 
 def due(folder: Path, executed: set[Cell]) -> set[Cell]:
-    """The cells that this machine must run: its CPU's, and its GPU's where the run reached it."""
-    devices = {"cpu"} | ({cell.device for cell in executed} & {"gpu"})
+    """The cells that this machine must run: its CPU's, and those of a GPU or NPU that the run reached."""
+    devices = {"cpu"} | ({cell.device for cell in executed} & set(DEVICES))
     return {cell for device in devices for cell in must_execute(folder, device, machine_kind(device))}
 
 
@@ -90,13 +95,19 @@ def must_execute(folder: Path, device: str, kind: str) -> set[Cell]:
         kinds = declared.get(device, {})
         wanted = kinds.get(kind, kinds.get(BELOW.get(kind, "")))
         if wanted is None:
-            if device in declared.get("absent", {}):
+            if device in declared.get("absent", {}) or (device == "npu" and path.stem not in _built(device)):
                 continue
             raise ValueError(f"{path.name} has no table [{device}.{kind}]; add it, or [absent] {device} = 'reason'")
         names = [op.name for op in ops.values() if (op.stem or op.name) == path.stem]
         for provider, variants in wanted.items():
             found |= {Cell(name, provider, device, variant) for name in names for variant in variants}
     return found
+
+
+def _built(device: str) -> frozenset[str]:
+    from minimax_m2.harness.providers.ours import stems
+
+    return stems(device)
 
 
 def lost(expected: set[Cell], executed: set[Cell]) -> list[Cell]:

@@ -57,6 +57,40 @@ def check(
     check_rotation(cos_sin, positions, rotary_dim=rotary_dim, head_dim=head_dim, num_tokens=num_tokens, device=device)
 
 
+def check_split(
+    input: Tensor, cos: Tensor, sin: Tensor, q_weight: Tensor | None, k_weight: Tensor | None, *,
+    q_hidden_size: int, kv_hidden_size: int, num_heads: int, num_kv_heads: int, head_dim: int, rotary_dim: int,
+    eps: float, tp_world: int, use_qk_norm: bool,
+) -> None:  # fmt: skip
+    """Raise what the host can know about the arguments of ``split_qkv_tp_rmsnorm_rope``."""
+    for name, size in (("q_hidden_size", q_hidden_size), ("kv_hidden_size", kv_hidden_size)):
+        if size % head_dim:
+            raise ValueError(f"{name}={size} is no multiple of head_dim={head_dim}; pass the rank's heads * head_dim")
+    check_qkv(input, num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim)
+    schema.expect_range("tp_world", tp_world, 1, 2**16, "it is the number of ranks that share the heads")
+    schema.expect_range("eps", eps, 0.0, math.inf, "MiniMax-M2 uses 1e-6")
+    schema.expect_range("rotary_dim", rotary_dim, 0, head_dim, "MiniMax-M2 rotates 64 of 128")
+    if rotary_dim % 2:
+        raise ValueError(f"rotary_dim={rotary_dim} is odd, expected pairs; MiniMax-M2 rotates 64 of 128")
+    for name, table in (("cos", cos), ("sin", sin)):
+        if table.dim() != 2 or len(table) != len(input) or table.shape[1] * 2 < rotary_dim:
+            raise ValueError(
+                f"{name} has shape {list(table.shape)}, expected [T, at least rotary_dim/2] = "
+                f"[{len(input)}, {rotary_dim // 2}]; gather the rows of the positions first"
+            )
+        schema.expect_rows(name, table)
+        schema.expect_device(name, table, input.device)
+    for name, weight, width in (("q_weight", q_weight, q_hidden_size), ("k_weight", k_weight, kv_hidden_size)):
+        if (weight is not None) != use_qk_norm:
+            given = "None" if weight is None else "a tensor"
+            raise ValueError(f"{name} is {given} with use_qk_norm={use_qk_norm}; weights come with the norm")
+        if weight is not None:
+            schema.expect_shape(name, weight, (width,), "[heads * D]")
+            schema.expect_dtype(name, weight, (torch.float32, input.dtype))
+            schema.expect_contiguous(name, weight)
+            schema.expect_device(name, weight, input.device)
+
+
 def check_stats(stats: Tensor, *, num_tokens: int, device: torch.device) -> None:
     """Raise what the host can know about sums of squares."""
     schema.expect_shape("stats", stats, (num_tokens, 2), "[T, 2]")

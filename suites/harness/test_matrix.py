@@ -108,3 +108,13 @@ def test_a_run_that_reached_the_gpu_must_run_every_cell_of_it(monkeypatch: pytes
 
     assert gone == {name for name in all_ops() if stem_of(name) in stems("gpu")} - {"linear"}
     assert not {cell for cell in due(folder, set()) if cell.device == "gpu"}
+
+
+def test_a_run_that_reached_an_npu_must_run_what_is_built_for_it() -> None:
+    folder = expected_dir()
+    assert folder is not None
+    one = {Cell("qk_sum_squares", "ours", "npu")}
+
+    gone = {cell.op for cell in lost(due(folder, one), one) if cell.device == "npu"}
+
+    assert gone == {name for name in all_ops() if stem_of(name) in stems("npu")} - {"qk_sum_squares"}

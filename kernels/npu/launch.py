@@ -1,0 +1,55 @@
+"""Launchers: registered at torch's dispatcher, as many programs as the card has vector cores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Of an Ascend 910B3, the smaller of the cards whose compiler is open; where no card is, the grid has this many.
+VECTOR_CORES = 40
+
+# Where torch_npu registers its kernels: torch's name for a device that came later.
+_library = torch.library.Library("minimax_m2", "IMPL")
+
+
+def registered(name: str, launch: Callable[..., None]) -> Callable[..., None]:
+    """Register ``launch`` as the NPU's kernel of ``torch.ops.minimax_m2.<name>``; return what wrappers call.
+
+    Eager code skips the dispatcher, which costs more than the launch; compiled code goes through it.
+    """
+    _library.impl(name, launch, "PrivateUse1")
+    op = getattr(torch.ops.minimax_m2, name)
+
+    def call(*args: Any) -> None:
+        if torch.compiler.is_compiling():
+            op(*args)
+        else:
+            launch(*args)
+
+    return call
+
+
+def programs(rows: int, x: Tensor) -> tuple[int]:
+    """The grid of a kernel that walks rows: a program a vector core, and none without a row.
+
+    More programs than cores run in turns, each with its own start; more than 65535 do not start at all.
+    """
+    return (min(rows, vector_cores(x)),)
+
+
+def vector_cores(x: Tensor) -> int:
+    """Vector cores of the card that holds ``x``."""
+    if x.device.type != "npu":
+        return VECTOR_CORES
+    from triton.runtime import driver
+
+    found: int = driver.active.utils.get_device_properties(x.device.index)["num_vectorcore"]
+    return found
+
+
+def power_of_two(n: int) -> int:
+    """The smallest power of two that is at least ``n``, and at least 1: what a Triton tile may be wide."""
+    return 1 << max(n - 1, 0).bit_length()
