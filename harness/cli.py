@@ -21,6 +21,7 @@ from minimax_m2.harness import commands_corpus, peers
 from minimax_m2.harness.case import Case
 from minimax_m2.harness.commands_bench import bench, compare
 from minimax_m2.harness.commands_corpus import write_smallest
+from minimax_m2.harness.commands_drift import drift
 from minimax_m2.harness.commands_known import doctor, generate
 from minimax_m2.harness.commands_score import score
 from minimax_m2.harness.corpus import validated
@@ -265,6 +266,7 @@ app.command()(generate)
 app.command()(score)
 app.command()(bench)
 app.command()(compare)
+app.command()(drift)
 app.add_typer(commands_corpus.app, name="corpus")
 
 

@@ -45,3 +45,26 @@ def bernstein(sigma: Tensor, jump: Tensor | None, tau: float, alpha: float) -> T
         return tau * sigma
     reach = jump * math.log(2 / alpha) / 3
     return reach + (reach.square() + (tau * sigma).square()).sqrt()
+
+
+@lru_cache(maxsize=64)
+def student(dof: int, alpha: float) -> float:
+    """``t`` with ``P(T > t) = alpha`` for Student's T of ``dof`` degrees of freedom, by bisection.
+
+    The tail from t is ``int_0^(atan(sqrt(dof) / t)) sin(u)^(dof - 1) du`` over that integral from 0 to pi/2, halved.
+    """
+
+    def tail(t: float) -> float:
+        def area(end: float) -> float:
+            u = torch.linspace(0, end, 4001, dtype=torch.float64)
+            return float(torch.trapezoid(u.sin() ** (dof - 1), u))
+
+        return area(math.atan(math.sqrt(dof) / t)) / area(math.pi / 2) / 2
+
+    low, high = 1e-6, 1.0
+    while tail(high) > alpha:
+        high *= 2
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if tail(middle) > alpha else (low, middle)
+    return high

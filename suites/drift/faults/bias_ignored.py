@@ -12,5 +12,4 @@ STEP = "router"
 
 
 def router(x: Tensor, weight: Tensor, bias: Tensor | None, **choice: Any) -> tuple[Tensor, Tensor]:
-
     return right("router")(x, weight, None, **choice)

@@ -12,7 +12,6 @@ STEP = "qkv"
 
 
 def linear(x: Tensor, weight: Tensor, **out: Any) -> Tensor:
-
     y = right("linear")(x, weight, **out)
     y[:, 37] = 0
     return y

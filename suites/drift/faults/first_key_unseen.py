@@ -12,7 +12,6 @@ STEP = "attention"
 
 
 def attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, *batch: Tensor, scale: float, **sizes: Any) -> Tensor:
-
     table = batch[0]
     page = int(table[0, 0])
     k_cache, v_cache = k_cache.clone(), v_cache.clone()

@@ -12,5 +12,4 @@ STEP = "o_proj"
 
 
 def linear(x: Tensor, weight: Tensor, **out: Any) -> Tensor:
-
     return (right("linear")(x.double(), weight.double(), **out) * 1.02).to(x.dtype)

@@ -15,7 +15,6 @@ def qk_norm_rope_cache(
     qkv: Tensor, stats: Tensor | None, q_weight: Tensor, k_weight: Tensor, cos_sin: Tensor, positions: Tensor,
     k_cache: Tensor, v_cache: Tensor, slots: Tensor, **sizes: Any,
 ) -> Tensor:  # fmt: skip
-
     kept = slots.clone()
     kept[-1] = -1
     return right("qk_norm_rope_cache")(

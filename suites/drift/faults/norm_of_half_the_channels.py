@@ -10,7 +10,6 @@ STEP = "post_attention_norm"
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, *, eps: float) -> tuple[Tensor, Tensor]:
-
     y, total = right("add_rms_norm")(x.double(), residual.double(), weight.double(), eps=eps)
     half = total[:, : x.shape[1] // 2].square().mean(-1, keepdim=True) + eps
     return (y * ((total.square().mean(-1, keepdim=True) + eps) / half).sqrt()).to(x.dtype), total.to(x.dtype)

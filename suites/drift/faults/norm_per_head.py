@@ -15,7 +15,6 @@ def qk_norm_rope_cache(
     qkv: Tensor, stats: Tensor | None, q_weight: Tensor, k_weight: Tensor, cos_sin: Tensor, positions: Tensor,
     *written: Tensor, **sizes: Any,
 ) -> Tensor:  # fmt: skip
-
     q = right("qk_norm_rope_cache")(qkv, stats, q_weight, k_weight, cos_sin, positions, *written, **sizes)
     width = sizes["num_heads"] * sizes["head_dim"]
     raw = qkv[:, :width].float().view(q.shape).square()

@@ -10,5 +10,4 @@ STEP = "post_attention_norm"
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, *, eps: float) -> tuple[Tensor, Tensor]:
-
     return right("add_rms_norm")(x, residual, 1 + weight.float(), eps=eps)

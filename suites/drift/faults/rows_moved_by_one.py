@@ -12,5 +12,4 @@ STEP = "o_proj"
 
 
 def linear(x: Tensor, weight: Tensor, **out: Any) -> Tensor:
-
     return right("linear")(x, weight, **out).roll(1, 0) if len(x) > 1 else -right("linear")(x, weight, **out)

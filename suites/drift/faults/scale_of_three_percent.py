@@ -12,5 +12,4 @@ STEP = "attention"
 
 
 def attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, *batch: Tensor, scale: float, **sizes: Any) -> Tensor:
-
     return right("attention")(q, k_cache, v_cache, *batch, scale=1.03 * scale, **sizes)

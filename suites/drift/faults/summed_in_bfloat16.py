@@ -11,7 +11,6 @@ STEP = "qkv"
 
 
 def linear(x: Tensor, weight: Tensor, **out: Any) -> Tensor:
-
     total = torch.zeros(len(x), len(weight))
     for start in range(0, x.shape[1], 32):
         part = x[:, start : start + 32].float() @ weight[:, start : start + 32].float().mT

@@ -16,5 +16,4 @@ def pack_experts(w13: Tensor, w2: Tensor, **scales: Any) -> Any:
 
 
 def experts(x: Tensor, packed: Any, weights: Tensor, ids: Tensor, **choice: Any) -> Tensor:
-
     return right("experts")(x, packed, weights.bfloat16().float(), ids, **choice)

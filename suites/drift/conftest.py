@@ -1,0 +1,47 @@
+"""A lane of its own, which CI runs beside `make test`: collected where its folder is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from minimax_m2.harness.drift.candidate import Candidate
+from minimax_m2.harness.drift.faults import Fault, read_faults
+from minimax_m2.harness.drift.running import Beside
+from minimax_m2.harness.drift.subjects import checkpoint_subject
+from minimax_m2.harness.drift.trajectory import Subject, Trajectory
+from minimax_m2.harness.providers.plain import plain
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave these suites out of a run over all of them: `pytest suites/drift` asks for them."""
+    return None if any("drift" in str(argument) for argument in config.args) else True
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Subject:
+    """tiny-m2 on four pages of its text."""
+    return checkpoint_subject(None, None, length=64)
+
+
+@pytest.fixture(scope="session")
+def clean() -> Candidate:
+    """A right candidate: plain torch in float32, every step rounded once."""
+    return Candidate(provider=plain())
+
+
+@pytest.fixture(scope="session")
+def trajectory(tiny: Subject, clean: Candidate) -> Trajectory:
+    return Trajectory(tiny, offered=clean.offered())
+
+
+@pytest.fixture(scope="session")
+def beside(tiny: Subject) -> Beside:
+    return Beside(tiny)
+
+
+@pytest.fixture(scope="session")
+def faults() -> dict[str, Fault]:
+    """Every kind of fault, by name."""
+    return {fault.name: fault for fault in read_faults(Path(__file__).with_name("faults"))}
