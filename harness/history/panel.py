@@ -1,0 +1,187 @@
+"""The nights of one lane as arrays: rows are series, columns nights, NaN where nothing was measured."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minimax_m2.harness.history.series import Series
+
+Floats = NDArray[np.float64]
+# A case at a roof is bound by what takes longer there: at fewer flops a byte than this, by memory.
+BALANCE = 8.0
+# An error of less than a thousandth of its budget is no error that anybody watches.
+LEAST_SHARE = 1e-3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Night:
+    """One column: a commit measured on one day. ``context`` is what machine, software and method were."""
+
+    run: str
+    commit: str
+    height: int
+    context: dict[str, str]
+    copy_gbps: float
+    gemm_gflops: float
+
+    @property
+    def date(self) -> str:
+        return f"{self.run[:4]}-{self.run[4:6]}-{self.run[6:8]}"
+
+
+@dataclass(slots=True)
+class Panel:
+    """What was measured on a lane.
+
+    us, roof_us, log_ratio, share  [S, N] time, roof, log of the time over the accepted build's, share of the budget
+    kernels  [S, N] hash of the kernel's sources, "" where unknown
+    again    logs of the times of re-runs by (series, night)
+    wrong    evidence of outcomes that are no pass, by (series, night)
+    """
+
+    lane: str
+    series: list[Series]
+    nights: list[Night]
+    us: Floats
+    roof_us: Floats
+    log_ratio: Floats
+    share: Floats
+    kernels: NDArray[np.object_]
+    intensity: Floats
+    again: dict[tuple[int, int], list[float]] = field(default_factory=dict)
+    wrong: dict[tuple[int, int], str] = field(default_factory=dict)
+
+    @property
+    def own(self) -> Floats:
+        """Log of the time."""
+        return np.log(self.us)
+
+    @property
+    def canary(self) -> Floats:
+        """Log of the machine's speed ``[S, N]``, as each series feels it, over its median; 0 where nobody measured it."""
+        speeds = np.log([[n.copy_gbps for n in self.nights], [n.gemm_gflops for n in self.nights]])
+        with np.errstate(all="ignore"):
+            middle = np.array([np.nanmedian(row) if np.isfinite(row).any() else 0.0 for row in speeds])
+        relative = np.nan_to_num(speeds - middle[:, None])
+        return relative[np.where(self.intensity < BALANCE, 0, 1)]
+
+    @property
+    def corrected(self) -> Floats:
+        """Log of the time that the machine would have taken at its usual speed."""
+        return self.own + self.canary
+
+    @property
+    def error(self) -> Floats:
+        """Log of the share of the error budget."""
+        return np.log(np.maximum(self.share, LEAST_SHARE))
+
+    @property
+    def fraction(self) -> Floats:
+        """Share of the roof."""
+        return self.roof_us / self.us
+
+    def watched(self) -> Floats:
+        """What steps are looked for in: the ratio to the accepted build where most nights have it, else corrected time.
+
+        A pair is measured within milliseconds: what the machine does in a night is in both and cancels.
+        """
+        measured = np.isfinite(self.us)
+        paired = np.isfinite(self.log_ratio).sum(1) * 2 > measured.sum(1)
+        return np.where(paired[:, None], self.log_ratio, self.corrected)
+
+
+def lanes(index: sqlite3.Connection) -> list[str]:
+    """The lanes of a store that have times."""
+    rows = index.execute("SELECT DISTINCT device, chip, threads FROM series WHERE clock != '' ORDER BY device, chip")
+    return list(dict.fromkeys(_lane(row) for row in rows))
+
+
+def _lane(row: sqlite3.Row) -> str:
+    return f"{row['chip']}, {row['threads']} threads" if row["device"] == "cpu" else str(row["chip"])
+
+
+def panels(index: sqlite3.Connection, *, since: str = "") -> Iterator[Panel]:
+    """The panel of each lane, of nights from ``since`` (``20260131``) on."""
+    known: dict[str, list[sqlite3.Row]] = defaultdict(list)
+    for row in index.execute("SELECT * FROM series WHERE clock != '' ORDER BY op, provider, variant, shape, key"):
+        known[_lane(row)].append(row)
+    contexts = {row["id"]: json.loads(row["text"]) for row in index.execute("SELECT * FROM contexts")}
+    for lane, rows in known.items():
+        panel = _panel(index, lane, rows, contexts, since)
+        if panel.nights:
+            yield panel
+
+
+def _panel(
+    index: sqlite3.Connection, lane: str, rows: list[sqlite3.Row], contexts: dict[int, dict[str, object]], since: str
+) -> Panel:
+    names = Series.__slots__
+    series = [Series(**{name: row[name] for name in names}) for row in rows]
+    points = [
+        (at, point)
+        for at, row in enumerate(rows)
+        for point in index.execute(
+            "SELECT * FROM points WHERE series = ? AND run >= ? ORDER BY run", (row["id"], since)
+        )
+    ]
+    columns: dict[tuple[str, str], list[sqlite3.Row]] = defaultdict(list)
+    for _, point in points:
+        columns[_column(point, contexts)].append(point)
+    order = sorted(columns, key=lambda column: min(point["run"] for point in columns[column]))
+    nights = [_night(columns[column], contexts) for column in order]
+    place = {column: n for n, column in enumerate(order)}
+    shape = (len(series), len(nights))
+    found = Panel(
+        lane, series, nights, *(np.full(shape, np.nan) for _ in range(4)), np.full(shape, "", dtype=object),
+        np.array([(row["flops"] or 0) / max(1, row["bytes"] or 1) for row in rows]),
+    )  # fmt: skip
+    taken: dict[tuple[int, int], list[sqlite3.Row]] = defaultdict(list)
+    for at, point in points:
+        where = at, place[_column(point, contexts)]
+        if point["purpose"] == "rerun":
+            found.again.setdefault(where, []).append(_watched(point))
+        else:
+            taken[where].append(point)
+        if point["outcome"] not in ("pass", "unsupported"):
+            found.wrong[where] = point["evidence"] or point["outcome"]
+    for where, same in taken.items():
+        found.us[where] = _median(same, "us")
+        found.roof_us[where] = _median(same, "roof_us")
+        found.log_ratio[where] = _median(same, "log_ratio")
+        found.share[where] = max((p["utilisation"] for p in same if p["utilisation"] is not None), default=np.nan)
+        found.kernels[where] = same[-1]["kernel"]
+    return found
+
+
+def _column(point: sqlite3.Row, contexts: dict[int, dict[str, object]]) -> tuple[str, str]:
+    """The same commit twice on a day is one night, another commit of that day another."""
+    return point["run"][:8], str(contexts[point["context"]].get("commit", ""))
+
+
+def _night(points: list[sqlite3.Row], contexts: dict[int, dict[str, object]]) -> Night:
+    context = contexts[points[-1]["context"]]
+    height = context.get("height", 0)
+    return Night(
+        run=min(point["run"] for point in points),
+        commit=str(context.get("commit", "")),
+        height=height if isinstance(height, int) else 0,
+        context={key: str(value) for key, value in context.items() if key not in ("commit", "committed", "height")},
+        copy_gbps=_median(points, "copy_gbps"),
+        gemm_gflops=_median(points, "gemm_gflops"),
+    )
+
+
+def _watched(point: sqlite3.Row) -> float:
+    return float(point["log_ratio"] if point["log_ratio"] is not None else np.log(point["us"]))
+
+
+def _median(points: list[sqlite3.Row], name: str) -> float:
+    found = [point[name] for point in points if point[name] is not None]
+    return float(np.median(found)) if found else float("nan")
