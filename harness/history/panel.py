@@ -36,13 +36,21 @@ class Night:
         return f"{self.run[:4]}-{self.run[4:6]}-{self.run[6:8]}"
 
 
+@dataclass(frozen=True, slots=True)
+class Again:
+    """One re-run: log of the corrected time, and of the ratio to the accepted build or NaN."""
+
+    time: float
+    ratio: float
+
+
 @dataclass(slots=True)
 class Panel:
     """What was measured on a lane.
 
     us, roof_us, log_ratio, share  [S, N] time, roof, log of the time over the accepted build's, share of the budget
     kernels  [S, N] hash of the kernel's sources, "" where unknown
-    again    logs of the times of re-runs by (series, night)
+    again    what re-runs found, by (series, night)
     wrong    evidence of outcomes that are no pass, by (series, night)
     """
 
@@ -55,7 +63,7 @@ class Panel:
     share: Floats
     kernels: NDArray[np.object_]
     intensity: Floats
-    again: dict[tuple[int, int], list[float]] = field(default_factory=dict)
+    again: dict[tuple[int, int], list[Again]] = field(default_factory=dict)
     wrong: dict[tuple[int, int], str] = field(default_factory=dict)
 
     @property
@@ -65,7 +73,7 @@ class Panel:
 
     @property
     def canary(self) -> Floats:
-        """Log of the machine's speed ``[S, N]``, as each series feels it, over its median; 0 where nobody measured it."""
+        """Log of the machine's speed ``[S, N]`` over its median, as each series feels it; 0 where nobody asked."""
         speeds = np.log([[n.copy_gbps for n in self.nights], [n.gemm_gflops for n in self.nights]])
         with np.errstate(all="ignore"):
             middle = np.array([np.nanmedian(row) if np.isfinite(row).any() else 0.0 for row in speeds])
@@ -86,15 +94,6 @@ class Panel:
     def fraction(self) -> Floats:
         """Share of the roof."""
         return self.roof_us / self.us
-
-    def watched(self) -> Floats:
-        """What steps are looked for in: the ratio to the accepted build where most nights have it, else corrected time.
-
-        A pair is measured within milliseconds: what the machine does in a night is in both and cancels.
-        """
-        measured = np.isfinite(self.us)
-        paired = np.isfinite(self.log_ratio).sum(1) * 2 > measured.sum(1)
-        return np.where(paired[:, None], self.log_ratio, self.corrected)
 
 
 def lanes(index: sqlite3.Connection) -> list[str]:
@@ -138,15 +137,16 @@ def _panel(
     nights = [_night(columns[column], contexts) for column in order]
     place = {column: n for n, column in enumerate(order)}
     shape = (len(series), len(nights))
-    found = Panel(
-        lane, series, nights, *(np.full(shape, np.nan) for _ in range(4)), np.full(shape, "", dtype=object),
-        np.array([(row["flops"] or 0) / max(1, row["bytes"] or 1) for row in rows]),
-    )  # fmt: skip
+    intensity = np.array([(row["flops"] or 0) / max(1, row["bytes"] or 1) for row in rows])
+    us, roof_us, log_ratio, share = (np.full(shape, np.nan) for _ in range(4))
+    kernels = np.full(shape, "", dtype=object)
+    found = Panel(lane, series, nights, us, roof_us, log_ratio, share, kernels, intensity)
     taken: dict[tuple[int, int], list[sqlite3.Row]] = defaultdict(list)
+    again: list[tuple[tuple[int, int], sqlite3.Row]] = []
     for at, point in points:
         where = at, place[_column(point, contexts)]
         if point["purpose"] == "rerun":
-            found.again.setdefault(where, []).append(_watched(point))
+            again.append((where, point))
         else:
             taken[where].append(point)
         if point["outcome"] not in ("pass", "unsupported"):
@@ -157,6 +157,11 @@ def _panel(
         found.log_ratio[where] = _median(same, "log_ratio")
         found.share[where] = max((p["utilisation"] for p in same if p["utilisation"] is not None), default=np.nan)
         found.kernels[where] = same[-1]["kernel"]
+    canary = found.canary
+    for where, point in again:
+        if point["us"] is not None:
+            ratio = np.nan if point["log_ratio"] is None else point["log_ratio"]
+            found.again.setdefault(where, []).append(Again(float(np.log(point["us"]) + canary[where]), float(ratio)))
     return found
 
 
@@ -176,10 +181,6 @@ def _night(points: list[sqlite3.Row], contexts: dict[int, dict[str, object]]) ->
         copy_gbps=_median(points, "copy_gbps"),
         gemm_gflops=_median(points, "gemm_gflops"),
     )
-
-
-def _watched(point: sqlite3.Row) -> float:
-    return float(point["log_ratio"] if point["log_ratio"] is not None else np.log(point["us"]))
 
 
 def _median(points: list[sqlite3.Row], name: str) -> float:

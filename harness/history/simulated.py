@@ -2,21 +2,23 @@
 
 A world is a lane of ops, providers and shapes whose times are
 
-    us = base * exp(changes + noise) / speed        log ratio = changes since the accepted build + noise of its own
+    us = base * exp(changes + noise) / speed        log ratio = changes of our sources + noise of its own
 
-``speed`` is the machine's in a night, which the canary sees and a pair cancels; ``noise`` is a series' own, with spikes. What a change does to times, hashes and versions stands in ``Change``.
+``speed`` is the machine's in a night, which the canary sees; ``noise`` is a series' own, with spikes. The build
+that was accepted meets the same machine and software, so a pair shows changes of sources only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import date, timedelta
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from minimax_m2.harness.history.panel import Floats, Night, Panel
+from minimax_m2.harness.history.panel import Again, Floats, Night, Panel
 from minimax_m2.harness.history.series import Series
 
 OPS = ("experts", "attention", "linear", "routing", "rms_norm", "qk_norm_rope", "lm_head", "swiglu")
@@ -81,15 +83,14 @@ def simulated(world: World) -> Panel:
     ]  # fmt: skip
     S, N = len(series), world.nights
     intensity = np.array([INTENSITY.get(one.op.split(".")[0], 1.0) for one in series])
-    # Series differ in their noise: with `spread`, tenfold between the quietest and the loudest.
-    sigma = world.noise * (np.exp(rng.uniform(np.log(0.4), np.log(2.5), S)) if world.spread else np.ones(S))
-    moved, kernels, speeds = _changes(world, series)
+    sigma = _sigma(world, S)
+    moved, rebuilt, kernels, speeds = _changes(world, series)
     true = speeds - _persistent(rng, N, world.night)
     seen = true + rng.normal(0, 0.002, (2, N))
     base = rng.uniform(1.0, 7.0, S)
     at_roof = np.where(intensity < 8.0, 0, 1)
     own = base[:, None] + moved + _noise(rng, sigma, (S, N)) - true[at_roof]
-    ratio = moved + _noise(rng, sigma, (S, N))
+    ratio = rebuilt + _noise(rng, sigma, (S, N))
     paired = np.array([one.provider in world.paired for one in series])
     return Panel(
         "simulated", series, _nights(world, seen), np.exp(own), np.exp(base - 1.0)[:, None] * np.exp(-seen[at_roof]),
@@ -97,24 +98,27 @@ def simulated(world: World) -> Panel:
     )  # fmt: skip
 
 
-def measured_again(world: World, panel: Panel) -> Any:
-    """What a re-run of a series finds in a night: the same changes and night, noise of its own."""
+def measured_again(world: World, panel: Panel) -> Callable[[int, int], list[Again]]:
+    """What a re-run of a series finds in a night: the same changes, noise of its own."""
     rng = np.random.default_rng([world.seed, 1])
-    moved, _, _ = _changes(world, panel.series)
-    clean = panel.watched()
+    moved, rebuilt, _, _ = _changes(world, panel.series)
+    base, sigma = np.nanmedian(panel.corrected - moved, axis=1), _sigma(world, len(panel.series))
 
-    def again(row: int, night: int) -> list[float]:
-        known = np.isfinite(panel.log_ratio[row, night])
-        level = moved[row, night] if known else float(np.median(clean[row, max(0, night - 1) : night + 1]))
-        return [level + float(_noise(rng, np.array([world.noise]), (1, 1))[0, 0]) for _ in range(RERUNS)]
+    def again(row: int, night: int) -> list[Again]:
+        noise = _noise(rng, np.full(2, sigma[row]), (2, RERUNS))
+        paired = np.isfinite(panel.log_ratio[row, night])
+        ratios = rebuilt[row, night] + noise[1] if paired else np.full(RERUNS, np.nan)
+        return [
+            Again(float(t), float(r)) for t, r in zip(base[row] + moved[row, night] + noise[0], ratios, strict=True)
+        ]
 
     return again
 
 
-def _changes(world: World, series: Sequence[Series]) -> tuple[Floats, Any, Floats]:
-    """Logs of times [S, N], hashes [S, N] and logs of canaries [2, N] that the changes leave."""
+def _changes(world: World, series: Sequence[Series]) -> tuple[Floats, Floats, NDArray[np.object_], Floats]:
+    """Logs of times [S, N], those by sources alone, hashes [S, N], and logs of canaries [2, N] that changes leave."""
     S, N = len(series), world.nights
-    moved, speeds = np.zeros((S, N)), np.zeros((2, N))
+    moved, rebuilt, speeds = np.zeros((S, N)), np.zeros((S, N)), np.zeros((2, N))
     kernels = np.array([[f"{one.op}-{one.provider}"] * N for one in series], dtype=object)
     for number, change in enumerate(world.changes):
         there = slice(change.night, min(N, change.night + change.nights))
@@ -124,8 +128,9 @@ def _changes(world: World, series: Sequence[Series]) -> tuple[Floats, Any, Float
             if _touches(change, one):
                 moved[row, there] += change.effect
                 if change.hashes:
+                    rebuilt[row, there] += change.effect
                     kernels[row, there] = f"{one.op}-{one.provider}-{number}"
-    return moved, kernels, speeds
+    return moved, rebuilt, kernels, speeds
 
 
 def _touches(change: Change, one: Series) -> bool:
@@ -143,11 +148,18 @@ def _nights(world: World, speeds: Floats) -> list[Night]:
         day = date(2026, 1, 1) + timedelta(days=n)
         found.append(
             Night(
-                run=f"{day:%Y%m%d}T020000.000000Z", commit=f"{0xA000000 + 7919 * n:012x}", height=100 + n, context=context,
-                copy_gbps=20.0 * float(np.exp(speeds[0, n])), gemm_gflops=150.0 * float(np.exp(speeds[1, n])),
+                run=f"{day:%Y%m%d}T020000.000000Z", commit=f"{0xA000000 + 7919 * n:012x}", height=100 + n,
+                context=context, copy_gbps=20.0 * float(np.exp(speeds[0, n])),
+                gemm_gflops=150.0 * float(np.exp(speeds[1, n])),
             )
         )  # fmt: skip
     return found
+
+
+def _sigma(world: World, count: int) -> Floats:
+    """Each series' noise; with ``spread`` sixfold between the quietest and the loudest."""
+    rng = np.random.default_rng([world.seed, 2])
+    return world.noise * (np.exp(rng.uniform(math.log(0.4), math.log(2.5), count)) if world.spread else np.ones(count))
 
 
 def _noise(rng: np.random.Generator, sigma: Floats, shape: tuple[int, int]) -> Floats:
