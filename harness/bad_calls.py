@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,19 +23,42 @@ from minimax_m2.harness.provider import Provider
 from minimax_m2.harness.relation import outputs_of, placed
 from minimax_m2.reference.contract import EXACT
 
-# Arguments of which an index outside what it names is an error that the CPU tells; elsewhere it must be memory-safe.
-INDEXING = {
-    "attention": ("block_table",),
-    "experts": ("ids",),
-    "kv_cache": ("slots",),
-    "lm_head": ("rows",),
-    "moe_align": ("ids",),
-    "qk_norm_rope": ("positions",),
-    "qk_norm_rope_cache": ("positions", "slots"),
-    "rope": ("positions",),
-    "gated_delta_rule": ("state_index",),
-    "gdn_update": ("state_index",),
+
+def _experts(given: dict[str, Any]) -> int:
+    """One too many for ids; packed ids are the upper halves of words."""
+    known = given["expert_map"]
+    count = len(given["packed"].arguments["w13"]) if known is None else len(known)
+    return count << 16 if given["weights"] is None else count
+
+
+def _aligned(given: dict[str, Any]) -> int:
+    return int(given["num_experts"]) if given["expert_map"] is None else len(given["expert_map"])
+
+
+def _slots(given: dict[str, Any]) -> int:
+    return given["k_cache"].shape[0] * given["k_cache"].shape[1]
+
+
+def _positions(given: dict[str, Any]) -> int:
+    return len(given["cos_sin"])
+
+
+# Arguments of which an index outside what it names is an error that the CPU tells, with the first such index; elsewhere
+# it must be memory-safe.
+INDEXING: dict[str, dict[str, Callable[[dict[str, Any]], int]]] = {
+    "attention": {"block_table": lambda given: len(given["k_cache"])},
+    "experts": {"ids": _experts},
+    "kv_cache": {"slots": _slots},
+    "lm_head": {"rows": lambda given: len(given["x"])},
+    "moe_align": {"ids": _aligned},
+    "qk_norm_rope": {"positions": _positions},
+    "qk_norm_rope_cache": {"positions": _positions, "slots": _slots},
+    "rope": {"positions": _positions},
+    "gated_delta_rule": {"state_index": lambda given: len(given["state"])},
+    "gdn_update": {"state_index": lambda given: len(given["state"])},
 }
+# What is behind a sequence's pages is no index, so the last entry of a block table may be any number.
+ALL_IN_USE = ("positions", "slots", "rows", "ids", "state_index")
 # What torch and the reference raise where sizes disagree. Anything else is a fault of ours and comes out.
 REFUSALS = (RuntimeError, ValueError, IndexError, TypeError)
 FAR = 2**28
@@ -62,7 +86,8 @@ def bad_calls(op: Op, case: Case) -> Iterator[BadCall]:
         if value.numel() and _reference_refuses(op, case, name, _narrower):
             yield BadCall(name, "a column too few", _changed(op, case, name, _narrower))
         if name in INDEXING.get(op.name, ()) and value.numel():
-            yield BadCall(name, "an index far out", _changed(op, case, name, _far))
+            for defect, place, index in _outside(op, case, name):
+                yield BadCall(name, defect, _changed(op, case, name, partial(_placed_at, place=place, index=index)))
 
 
 def answered(bad: BadCall, op: Op, provider: Provider, variant: str = "") -> str:
@@ -108,10 +133,21 @@ def _narrower(x: Tensor) -> Tensor:
     return x[..., :-1].clone(memory_format=torch.contiguous_format)
 
 
-def _far(x: Tensor) -> Tensor:
-    flat = x.reshape(-1).clone()
+def _outside(op: Op, case: Case, name: str) -> Iterator[tuple[str, int, int]]:
+    """What is wrong with an index, where it stands, and the index."""
+    first = INDEXING[op.name][name](op.inputs(case, Bits(case)))
     # The first index is in use in every call that uses any.
-    flat[0] = FAR
+    yield "an index far out", 0, FAR
+    yield "an index one too far", 0, first
+    if name in ALL_IN_USE:
+        yield "a last index one too far", -1, first
+    if name == "positions":
+        yield "an index below 0", 0, -1
+
+
+def _placed_at(x: Tensor, *, place: int, index: int) -> Tensor:
+    flat = x.reshape(-1).clone()
+    flat[place] = index
     return flat.view(x.shape)
 
 

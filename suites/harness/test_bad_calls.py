@@ -55,6 +55,30 @@ def test_what_answers_a_bad_call_is_told(function: Callable[..., Any], told: str
     assert told in answered(first, op, from_object(SimpleNamespace(rms_norm=function), name="control"))
 
 
+def bound_1_further(q: Tensor, k: Tensor, table: Tensor, positions: Tensor, **sizes: Any) -> Any:
+    """Checks positions, but takes the number of rows for the last of them."""
+    if int(positions.min()) < 0 or int(positions.max()) > len(table):
+        raise ValueError("positions name no row of cos_sin")
+    return right("rope")(q, k, table, positions.clamp(max=len(table) - 1), **sizes)
+
+
+def last_goes_unchecked(q: Tensor, k: Tensor, table: Tensor, positions: Tensor, **sizes: Any) -> Any:
+    """Checks every position but the last."""
+    if not bool(((positions[:-1] >= 0) & (positions[:-1] < len(table))).all()):
+        raise ValueError("positions name no row of cos_sin")
+    return right("rope")(q, k, table, positions.clamp(max=len(table) - 1), **sizes)
+
+
+@pytest.mark.parametrize(
+    "function, defect",
+    [(bound_1_further, "an index one too far"), (last_goes_unchecked, "a last index one too far")],
+)
+def test_an_index_just_outside_is_bad_wherever_it_stands(function: Callable[..., Any], defect: str) -> None:
+    op = find_op("rope")
+    (bad,) = (b for b in bad_calls(op, op.case(T=3)) if b.defect == defect)
+    assert "gave numbers" in answered(bad, op, from_object(SimpleNamespace(rope=function), name="control"))
+
+
 def test_a_refusal_that_wrote_is_told() -> None:
     def kv_cache(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor, **scales: Any) -> None:
         k_cache.zero_()
