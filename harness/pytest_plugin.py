@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from functools import cache
@@ -10,10 +11,10 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
-from hypothesis.database import DirectoryBasedExampleDatabase
 
 from minimax_m2.harness.bench import Timed, benchmarked, timed_by
 from minimax_m2.harness.devices import DEVICES, absence
+from minimax_m2.harness.examples import SETTING, example_database
 from minimax_m2.harness.matrix import Cell, cells, due, expected_dir, lost
 from minimax_m2.harness.op import all_ops
 from minimax_m2.harness.provider import Provider, from_file
@@ -42,13 +43,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def register_profiles() -> None:
-    """Hypothesis' own `ci` profile forgets failures; these keep their examples."""
+    """Hypothesis' own `ci` profile forgets failures; these keep their examples, for others too where so set."""
+    try:
+        database = example_database(os.environ.get(SETTING, ""))
+    except ValueError as error:
+        raise pytest.UsageError(str(error)) from error
     for name, examples in PROFILES.items():
         settings.register_profile(
             name,
             max_examples=examples,
             deadline=None,
-            database=DirectoryBasedExampleDatabase(".hypothesis/examples"),
+            database=database,
             print_blob=True,
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
         )
