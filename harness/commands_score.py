@@ -18,7 +18,8 @@ from minimax_m2.harness.museum import exhibits, museum_dir
 from minimax_m2.harness.mutation import mutants
 from minimax_m2.harness.op import all_ops, find_op
 from minimax_m2.harness.sampling import sampled
-from minimax_m2.harness.score import GENERIC, HELD_OUT, MUSEUM, Kill, rate, score_museum, score_mutants
+from minimax_m2.harness.score import GENERIC, HELD_OUT, KERNELS, MUSEUM, Kill, rate, score_museum, score_mutants
+from minimax_m2.harness.score_sources import planted, score_sources
 from minimax_m2.harness.wrong_use import asked
 
 CASES, SHORT_CASES = 60, 40
@@ -27,6 +28,9 @@ RIGHT, SHORT_RIGHT = 400, 40
 SHORT_SHARE = 2
 """The short form judges every exhibit, but of the generic mutants only every so many-th."""
 GOAL = 0.97
+GROUPS = (MUSEUM, HELD_OUT, GENERIC, KERNELS)
+PLANTED = (GENERIC, KERNELS)
+"""Groups of defects that operators made, of which some may survive."""
 SHOWN = 2
 """Pairs that never met, an op."""
 
@@ -37,6 +41,9 @@ def score(
     right: Annotated[
         int | None, typer.Option("--right", min=0, help="cases an op for what is right; costly ops take fewer")
     ] = None,
+    kernels: Annotated[
+        int, typer.Option(min=0, help="lines rewritten an operator and C++ source of ours; 0: a few of all, one a kind")
+    ] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON instead of tables")] = False,
 ) -> None:
     """Judge the museum's bugs, generic mutants and what is right: kills by op and check, survivors, false alarms."""
@@ -48,6 +55,7 @@ def score(
     folder, start = museum_dir(), time.perf_counter()
     hung = [] if folder is None else [e for e in exhibits(folder) if not op or e.subject in op]
     generic = [mutant for o in chosen for mutant in mutants(o)][:: SHORT_SHARE if short else 1]
+    rewritten = planted(kernels, {o.stem or o.name for o in chosen})
     cases = SHORT_CASES if short else CASES
     held = right if right is not None else SHORT_RIGHT if short else RIGHT
     with working() as bar:
@@ -59,6 +67,7 @@ def score(
         kills = [
             *score_museum(hung, cases=cases, progress=tell),
             *score_mutants(generic, cases=cases, progress=tell),
+            *score_sources(rewritten, cases=cases, progress=tell),
         ]
         tallied = list(tallies([o.name for o in chosen], held, progress=tell)) if held else []
         covered = [coverage(o, sampled(o, cases)) for o in chosen]
@@ -89,17 +98,19 @@ def score(
                 console.print(f"false alarm: {alarm}", markup=False)
     if not kills:
         finish(NOTHING_MEASURED, "nothing was measured", "no exhibit and no mutant of these ops", "m2check list")
-    real = [kill for kill in kills if kill.group != GENERIC]
-    planted = [kill for kill in kills if kill.group == GENERIC]
+    real = [kill for kill in kills if kill.group not in PLANTED]
     lost = [kill for kill in real if kill.survived]
-    told = f"{sum(not k.survived for k in real)} of {len(real)} bugs and {rate(planted):.1%} of mutants are caught"
+    rates = {group: rate(kill for kill in kills if kill.group == group) for group in PLANTED}
+    told = f"{len(real) - len(lost)} of {len(real)} bugs, {rates[GENERIC]:.1%} of mutants and {rates[KERNELS]:.1%} of "
+    told += "rewritten lines are caught"
     if lost:
         finish(
             WRONG, told, f"{lost[0].name} survives {lost[0].examples} examples", f"m2check score --op {lost[0].subject}"
         )
-    if rate(planted) < GOAL:
-        first = next(kill for kill in planted if kill.survived)
-        finish(WRONG, told, f"{first.name} survives; the goal is {GOAL:.0%}", f"m2check score --op {first.subject}")
+    for group in PLANTED:
+        if rates[group] < GOAL:
+            first = next(kill for kill in kills if kill.group == group and kill.survived)
+            finish(WRONG, told, f"{first.name} survives; the goal is {GOAL:.0%}", f"m2check score --op {first.subject}")
     for found in tallied:
         if found.wrong:
             alarmed = f"{found.op}: {found.wrong} of {found.cases} cases call a right implementation wrong"
@@ -121,11 +132,11 @@ def by_group(kills: Iterable[Kill]) -> Table:
         "seconds",
     ):
         table.add_column(name, justify="left" if name == "group" else "right")
-    for group in (MUSEUM, HELD_OUT, GENERIC):
+    for group in GROUPS:
         own = [kill for kill in kills if kill.group == group]
         caught = [kill for kill in own if not kill.survived]
         counts = sorted(kill.examples for kill in caught) or [0]
-        as_expected = "" if group == GENERIC else str(sum(kill.as_expected for kill in caught))
+        as_expected = "" if group in PLANTED else str(sum(kill.as_expected for kill in caught))
         row = (str(len(caught)), str(len(own)), f"{rate(own):.1%}", as_expected, str(counts[len(counts) // 2]))
         table.add_row(group, *row, str(counts[-1]), f"{sum(kill.seconds for kill in own):.0f}")
     return table
@@ -135,12 +146,12 @@ def by_op(kills: Iterable[Kill]) -> Table:
     """Caught of all, by what is broken."""
     table = Table(title="by op", title_justify="left")
     table.add_column("op")
-    for group in (MUSEUM, HELD_OUT, GENERIC):
+    for group in GROUPS:
         table.add_column(group, justify="right")
     found = list(kills)
     for subject in dict.fromkeys(kill.subject for kill in sorted(found, key=lambda kill: kill.subject)):
         cells = []
-        for group in (MUSEUM, HELD_OUT, GENERIC):
+        for group in GROUPS:
             own = [kill for kill in found if kill.subject == subject and kill.group == group]
             cells.append(f"{sum(not kill.survived for kill in own)}/{len(own)}" if own else "")
         table.add_row(subject, *cells)

@@ -22,7 +22,7 @@ from minimax_m2.harness.relation import Standing, outputs_of, placed, relate, re
 from minimax_m2.harness.sampling import sampled, small_first
 from minimax_m2.harness.verdict import Outcome, Verdict
 
-MUSEUM, HELD_OUT, GENERIC = "museum", "held out", "generic"
+MUSEUM, HELD_OUT, GENERIC, KERNELS = "museum", "held out", "generic", "kernels"
 RELATED = 4
 """Cases a relation is tried on, where it applies."""
 COMPARED = 8

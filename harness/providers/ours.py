@@ -41,10 +41,14 @@ def ours(device: str = "cpu") -> Provider:
     )
 
 
+def cpu_extension() -> ModuleType:
+    """What builds the CPU kernels' libraries."""
+    return importlib.import_module("minimax_m2.kernels.cpu.extension")
+
+
 def tiled_ops() -> tuple[str, ...]:
     """Our CPU ops with a tile unit: the only ones that have the variant ``amx``."""
-    extension = importlib.import_module("minimax_m2.kernels.cpu.extension")
-    return tuple(op for op in all_ops() if extension.has_tiles(stem_of(op)))
+    return tuple(op for op in all_ops() if cpu_extension().has_tiles(stem_of(op)))
 
 
 def instruction_set_table() -> dict[str, str]:
@@ -57,7 +61,7 @@ def instruction_set_table() -> dict[str, str]:
 
 def dispatch_predicates() -> dict[str, str]:
     """The choices between code paths that a CPU launch makes, as ``kernels/cpu/dispatch.h`` writes them."""
-    source = importlib.import_module("minimax_m2.kernels.cpu.extension").SOURCE_DIR / "dispatch.h"
+    source = cpu_extension().SOURCE_DIR / "dispatch.h"
     found = re.findall(r"^constexpr bool (\w+\(.*?\)) \{ return (.*); \}$", source.read_text(), re.MULTILINE)
     return dict(found)
 

@@ -16,7 +16,7 @@ from minimax_m2.harness.mutation import EQUIVALENT, Mutant, mutants
 from minimax_m2.harness.op import all_ops, find_op
 from minimax_m2.harness.providers.plain import function_of
 from minimax_m2.harness.sampling import sampled
-from minimax_m2.harness.score import first_kill, rate, score_museum, score_mutants
+from minimax_m2.harness.score import KERNELS, Kill, first_kill, rate, score_museum, score_mutants
 
 HARMLESS = """
 from minimax_m2.harness.museum import right
@@ -43,6 +43,12 @@ def hung(name: str) -> Exhibit:
     return read_exhibit(next(folder.rglob(f"{name}.py")))
 
 
+@pytest.fixture(autouse=True)
+def _no_line_is_rewritten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines of C++ have tests of their own, since to rewrite one is to compile."""
+    monkeypatch.setattr(commands_score, "planted", lambda each, stems: [])
+
+
 def exit_code(**options: object) -> int:
     with pytest.raises(typer.Exit) as left:
         commands_score.score(**options)  # type: ignore[arg-type]
@@ -53,6 +59,12 @@ def test_a_bug_that_survives_ends_in_one(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "harmless.py").write_text(HARMLESS)
     monkeypatch.setattr(commands_score, "museum_dir", lambda: tmp_path)
     assert exit_code(op=["swiglu"], short=True, right=0) == 1
+
+
+def test_a_rewritten_line_that_survives_ends_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    survivor = Kill(name="a line", subject="unpack_routing", group=KERNELS, checks=(), examples=9, seconds=1.0)
+    monkeypatch.setattr(commands_score, "score_sources", lambda chosen, cases, progress: iter([survivor]))
+    assert exit_code(op=["unpack_routing"], short=True, right=0) == 1
 
 
 def test_bugs_that_are_caught_end_in_zero() -> None:

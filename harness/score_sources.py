@@ -1,0 +1,106 @@
+"""The score on our CPU kernels' own sources: lines rewritten one at a time, compiled, and judged as a provider is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+
+from minimax_m2.harness.bad_calls import answered, bad_calls
+from minimax_m2.harness.op import Op, all_ops
+from minimax_m2.harness.provider import Provider
+from minimax_m2.harness.rebuilding import DoesNotCompile, all_rewrites, provider_of, rebuilt
+from minimax_m2.harness.rewriting import Rewrite
+from minimax_m2.harness.sampling import sampled
+from minimax_m2.harness.score import KERNELS, Kill, first_kill
+from minimax_m2.harness.worker import Ended
+
+A_BAD_CALL = "a bad call"
+# Cases that bad calls are made of, as many as the conformance suite takes.
+CALLED_BADLY = 2
+
+Planted = tuple[str, Rewrite]
+Progress = Callable[[str, float], None]
+
+# A source and an operator whose first rewrite is judged in every score: seconds to compile, and one of each kind.
+FEW = (
+    ("rotate_head.h", "halves exchanged"),
+    ("rotate_head.h", "bound 1 further"),
+    ("row_vectors.h", "a tail taken for whole"),
+    ("moe_align.cpp", "a step too few"),
+    ("kv_cache.cpp", "row of another"),
+    ("group_quant.h", "unscaled"),
+    ("expert_choice.h", "branches exchanged"),
+    ("moe_align.cpp", "or equal"),
+)
+
+
+def planted(each: int, stems: Iterable[str]) -> list[Planted]:
+    """Rewrites to judge: up to ``each`` of an operator in a source, spread over its lines; 0: the few of every score.
+
+    Those that compute the same are left out.
+    """
+    wanted = set(stems)
+    found: dict[tuple[str, str], list[Planted]] = {}
+    for stem, rewrite in all_rewrites():
+        if stem in wanted and reason(rewrite) is None:
+            found.setdefault((rewrite.file, rewrite.defect), []).append((stem, rewrite))
+    if each == 0:
+        return [found[place][0] for place in FEW if place in found]
+    return [one for places in found.values() for one in places[:: -(-len(places) // each)]]
+
+
+def score_sources(
+    chosen: Iterable[Planted], *, cases: int, progress: Progress = lambda text, share: None
+) -> Iterator[Kill]:
+    """Compile and judge each rewrite; what the compiler refuses is not counted."""
+    made = list(chosen)
+    for position, (stem, rewrite) in enumerate(made):
+        progress(f"kernels: {rewrite.name}", position / len(made))
+        start = time.perf_counter()
+        try:
+            folder = rebuilt(stem, rewrite)
+        except DoesNotCompile:
+            continue
+        checks, examples = judged(stem, partial(provider_of, folder, "ours rewritten"), cases)
+        yield Kill(
+            name=rewrite.name, subject=stem, group=KERNELS, checks=checks, examples=examples,
+            seconds=time.perf_counter() - start,
+        )  # fmt: skip
+
+
+def judged(stem: str, make: Callable[[], Provider], cases: int) -> tuple[tuple[str, ...], int]:
+    """The checks that the first wrong example of any op of a stem fails, and how many examples that took."""
+    examples = 0
+    for op in (op for op in all_ops().values() if (op.stem or op.name) == stem):
+        for examine in (partial(first_kill, op, make, cases), partial(refusals, op, make)):
+            try:
+                checks, more = examine()
+            except Ended as error:
+                checks, more = (error.outcome.value,), 1
+            examples += more
+            if checks:
+                return checks, examples
+    return (), examples
+
+
+def refusals(op: Op, make: Callable[[], Provider]) -> tuple[tuple[str, ...], int]:
+    """Whether some bad call is answered, and how many were made until then."""
+    provider = make()
+    bad = [found for case in sampled(op, CALLED_BADLY) for found in bad_calls(op, case)]
+    for made, found in enumerate(bad, 1):
+        if answered(found, op, provider):
+            return (A_BAD_CALL,), made
+    return (), len(bad)
+
+
+# Rewrites that compute the same, by source, operator and a part of the line they make: why nobody can tell.
+EQUIVALENT: tuple[tuple[str, str, str, str], ...] = ()
+
+
+def reason(rewrite: Rewrite) -> str | None:
+    """Why nobody can tell a rewrite from what is right; None where somebody can."""
+    for file, defect, part, why in EQUIVALENT:
+        if (rewrite.file, rewrite.defect) == (file, defect) and part in rewrite.after:
+            return why
+    return None
