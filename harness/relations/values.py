@@ -58,6 +58,7 @@ LINEAR: dict[str, tuple[Callable[[Arguments], Arguments], tuple[int, ...]]] = {
     "experts": (twice_the_weight("w2", "w2_scale"), (0,)),
     "fp8_linear": (twice_the_weight("weight", "scale"), (0,)),
     "gated_delta_rule": (twice("v", "state"), (0, 1)),
+    "gdn_update": (twice("v", "state"), (0, 1)),
     "linear": (twice("weight"), (0,)),
     "lm_head": (twice("weight"), (0,)),
     "rms_norm": (twice("weight"), (0,)),
