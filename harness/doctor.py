@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from minimax_m2.harness.devices import DEVICES, absence
+from minimax_m2.harness.npu import toolchain
 from minimax_m2.harness.op import all_ops
 from minimax_m2.harness.providers.ours import dispatch_predicates, instruction_set_table, stems, tiled_ops
 
@@ -39,6 +40,9 @@ def examine() -> Iterator[Symptom]:
         yield Symptom(f"device {device}", "here" if reason is None else f"not here: {reason}")
         built, known = stems(device), {op.stem or op.name for op in all_ops().values()}
         yield Symptom(f"kernels {device}", f"{len(known & built)} of {len(known)} op files built")
+    for level in toolchain.STAGES:
+        reason = toolchain.absence(level)
+        yield Symptom(f"npu level {level}", f"not here: {reason}" if reason else "here, without a device")
     yield from instruction_sets()
 
 

@@ -82,20 +82,26 @@ def refuses(op: Op, case: Any) -> str | None:
 
 def judged(name: str, count: int, file: str = "", device: str = "gpu") -> Interpreted:
     """Judge the first ``count`` sampled cases of an op that are not refused."""
-    provider, op = interpreted(file, device), find_op(name)
+    provider = interpreted(file, device)
     let_loops_end_at_scalars()
     if device == "npu":
         interpreted_bfloat16.install()
-    launches = _counted_launches()
-    passed, refused, idle, failures = 0, 0, 0, []
-    for case in sampled(op, 8 * count):
+    return judged_by(provider, name, count, _counted_launches(), level=LEVELS[device])
+
+
+def judged_by(
+    provider: Provider, name: str, count: int, launches: list[str], *, level: str, shapes: bool = False
+) -> Interpreted:
+    """Judge a provider whose launches are noted in a list; with ``shapes`` on those of M2's widths first."""
+    op, passed, refused, idle, failures = find_op(name), 0, 0, 0, []
+    for case in [*(op.shape(shape) for shape in op.shapes if shapes), *sampled(op, 8 * count)]:
         verdict = judge(Case(case), provider)
         refused += verdict.outcome is Outcome.UNSUPPORTED
         idle += verdict.outcome is not Outcome.UNSUPPORTED and case.get("T") == 0
         if verdict.passed:
             passed += 1
         elif verdict.outcome is not Outcome.UNSUPPORTED:
-            failures.append(verdict.explain(f"{LEVELS[device]} {name}"))
+            failures.append(verdict.explain(f"{level} {name}"))
         if passed + len(failures) == count:
             break
     return Interpreted(name, passed + len(failures), refused, idle, len(launches), tuple(failures))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -39,7 +41,7 @@ def split(communicator: Communicator, widths: str = "true") -> int:
         for which, first in ((own.query, 0), (own.kv, HEADS), (own.kv, HEADS + KV_HEADS))
     ]
     query, kv = parts[0], head_cut(own.kv, head_dim=D)
-    true = {"q_width": HEADS * D, "k_width": KV_HEADS * D, "counted_kv_heads": own.counted_kv_heads}
+    true: dict[str, Any] = {"q_width": HEADS * D, "k_width": KV_HEADS * D, "counted_kv_heads": own.counted_kv_heads}
     found = split_qkv_tp_rmsnorm_rope(
         cut(qkv, joined(*parts), dim=1), table[:, : R // 2], table[:, R // 2 :], cut(q_weight, query, dim=0),
         cut(k_weight, kv, dim=0), q_hidden_size=query.size, kv_hidden_size=kv.size, head_dim=D, rotary_dim=R, eps=EPS,

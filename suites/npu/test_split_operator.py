@@ -16,7 +16,7 @@ pytest.importorskip("triton", reason="Triton is not installed; the level N0 is n
 from minimax_m2.kernels.npu import qk_norm_rope
 
 ENTRIES = str(Path(__file__).with_name("entries.py"))
-SIZES = {"q_hidden_size": 32, "kv_hidden_size": 16, "head_dim": 16, "rotary_dim": 8, "eps": 1e-6}
+SIZES: dict[str, Any] = {"q_hidden_size": 32, "kv_hidden_size": 16, "head_dim": 16, "rotary_dim": 8, "eps": 1e-6}
 
 
 def over_ranks(ranks: int, widths: str) -> int:

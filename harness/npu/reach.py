@@ -1,0 +1,60 @@
+"""What our NPU kernels launch on cases, and the table of their plans: ``python -m minimax_m2.harness.npu.reach``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+
+from minimax_m2.harness.case import Case
+from minimax_m2.harness.judge import build, call
+from minimax_m2.harness.npu.executed import provider
+from minimax_m2.harness.npu.launches import Launch, launches_of
+from minimax_m2.harness.npu.planned import plan_of
+from minimax_m2.harness.npu.toolchain import CARDS, Compiler, compiler
+from minimax_m2.harness.op import all_ops, find_op
+from minimax_m2.harness.providers.ours import function_of
+
+
+def built() -> list[str]:
+    """Ops that have an NPU kernel."""
+    return [name for name in all_ops() if function_of("npu", name) is not None]
+
+
+def launches_on(name: str, cases: Iterable[Case]) -> list[Launch]:
+    """The different launches of our kernel on these cases, none of which runs."""
+    op, ours, function = find_op(name), provider(), function_of("npu", name)
+    if function is None:
+        raise ValueError(f"{name} has no NPU kernel; use one of {', '.join(built())}")
+    found: list[Launch] = []
+    for case in cases:
+        arguments = build(op, case, ours)
+        found += launches_of(lambda arguments=arguments: call(op, function, arguments))  # type: ignore[misc]
+    return list({launch.request("lower"): launch for launch in found}.values())
+
+
+def rows(by: Compiler, card: str) -> Iterator[str]:
+    """A row of the table a kernel and shape of M2's widths."""
+    for name in built():
+        op = find_op(name)
+        for launch in launches_on(name, [op.shape(shape) for shape in op.shapes]):
+            answer = by.ask(launch.request("plan", card))
+            if answer.error:
+                raise RuntimeError(f"{launch.name}: {answer.error}")
+            plan = plan_of(answer)
+            yield (
+                f"| {name} | {launch.name} | {card} | {plan.buffer_share:.0%} | {plan.scalar_loops} "
+                f"| {plan.vector_calls} |"
+            )
+
+
+def main() -> None:
+    sys.stdout.write(
+        "| op | kernel | card | of the buffer | scalar loops | vector calls |\n|---|---|---|---|---|---|\n"
+    )
+    with compiler() as by:
+        for card in CARDS:
+            sys.stdout.writelines(f"{row}\n" for row in dict.fromkeys(rows(by, card)))
+
+
+if __name__ == "__main__":
+    main()
