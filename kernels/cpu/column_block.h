@@ -5,7 +5,7 @@
 // columns, four of the first sixteen, then four of the others, and so on (column_packing.py).
 //
 // A block is used a slab of inputs at a time, about 512, which stays in cache while all rows use it and the next one is
-// fetched. The sums of each group of inputs that share a scale, or of a slab, meet their scale and are added to those
+// fetched: of the block, or of the one that the thread takes afterwards. The sums of each group of inputs that share a scale, or of a slab, meet their scale and are added to those
 // of the groups before. A row's sums run over the inputs in one order, whatever rows share its strip: batching changes no
 // bit.
 #pragma once
@@ -25,6 +25,8 @@ constexpr int PASS = VECTORS * Float::N;    // columns a strip covers at once
 constexpr int ROWS = Float::N == 16 ? 6 : 2;  // 24 of 32 registers hold sums, or 8 of 16
 constexpr int CHUNK = 96;                   // rows whose sums, 24 KB, stay beside a slab in cache
 constexpr int64_t SLAB = 512;               // inputs; 64 KB of bf16
+// Inputs of a slab that one strip of e4m3 uses once: what lies 8 KB ahead arrives in time, what lies further pays nothing.
+constexpr int64_t STREAMED_SLAB = 128;
 // From so many rows on, computing takes long enough to fetch the next slab meanwhile. A line of e4m3 takes as long as two
 // of bf16, so the processor's own prefetcher falls behind at once.
 template <class Stored>
@@ -62,7 +64,8 @@ inline void fetch(const Float8* b, Pairs (&to)[VECTORS]) {
 
 // What scales a slab's sums, a group of inputs at a time: factors of columns and of rows, either may be null.
 struct SlabScale {
-  const float* column;      // [groups, 64]
+  const float* column;      // [groups, width]
+  int64_t width;            // 64, a factor a column, or 2, one a half of the block
   const float* const* row;  // [R][groups]
   int64_t steps;            // of a group
 };
@@ -76,7 +79,7 @@ template <int R, int LINES, class Operand, class Values>
   // Copies, which no store below can change.
   const Operand* row[R];
   for (int r = 0; r < R; ++r) row[r] = rows[r];
-  const auto [column_scale, row_scale, group_steps] = scale;
+  const auto [column_scale, scale_width, row_scale, group_steps] = scale;
   for (int c = 0; c < COLUMNS; c += PASS) {
     const Values* b = values + c * step;
     for (int64_t s = 0, group = 0; s < steps; ++group) {
@@ -109,8 +112,11 @@ template <int R, int LINES, class Operand, class Values>
         continue;
       }
       Float factor[VECTORS];
-      for (int j = 0; j < VECTORS; ++j)
-        factor[j] = column_scale ? load(column_scale + group * COLUMNS + c + j * Float::N) : set1(1.0f);
+      for (int j = 0, at = c; j < VECTORS; ++j, at += Float::N) {
+        const float* own = column_scale + group * scale_width;
+        if (column_scale == nullptr) factor[j] = set1(1.0f);
+        else factor[j] = scale_width == COLUMNS ? load(own + at) : set1(own[2 * at / COLUMNS]);
+      }
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
         const Float own = set1(row_scale ? row_scale[r][group] : 1.0f);
@@ -134,13 +140,19 @@ inline void multiply_rows(int rows, const Operand* const* operands, const Args&.
 template <class Stored>
 struct Block {
   const Stored* values;
-  const float* scale;  // [groups, 64] or null
+  const float* scale;  // [groups, scale_width] or null
+  int64_t scale_width;
   int64_t inputs;
-  int64_t group;  // inputs that share a scale; SLAB where nothing is scaled
+  int64_t group;       // inputs that share a scale; SLAB where nothing is scaled
+  const Stored* next;  // the block that this thread takes afterwards, as far as it knows
 };
 
-// Inputs of a slab: whole groups.
-constexpr int64_t slab_of(int64_t group) { return std::max<int64_t>(1, SLAB / group) * group; }
+// Inputs of a slab: whole groups, about `wanted`.
+constexpr int64_t slab_of(int64_t group, int64_t wanted = SLAB) { return std::max<int64_t>(1, wanted / group) * group; }
+
+// Blocks that a thread takes in a row, so that what it fetches past the end of one is the next: few enough for threads to
+// come back eight times.
+inline int64_t run_of(int64_t blocks, int64_t threads) { return std::clamp<int64_t>(blocks / (8 * threads), 1, 4); }
 
 // A slab as strips read it in a scratch: e4m3 widened.
 inline void widen_slab(const Float8* p, int64_t inputs, BFloat16* to) {
@@ -174,15 +186,20 @@ inline void multiply(const Block<Stored>& block, int64_t count, Row row, RowScal
                      float* total, Emit emit) {
   constexpr int step = STEP<Operand>, lines_a_step = COLUMNS * step * static_cast<int>(sizeof(Stored)) / 64;
   const bool scaled_rows = row_scale(0) != nullptr;
-  const int64_t slab = slab_of(block.group), group_steps = divided_up(block.group, step);
+  const int64_t group_steps = divided_up(block.group, step);
   for (int64_t start = 0; start < count; start += CHUNK) {
     const int n = static_cast<int>(std::min<int64_t>(CHUNK, count - start));
     const int strips = (n + ROWS - 1) / ROWS;
+    // Where nothing is scaled the slab is what is summed at once, so it hangs on nothing.
+    const bool streamed = std::is_same_v<Stored, Float8> && strips == 1 && block.scale != nullptr;
+    const int64_t slab = slab_of(block.group, streamed ? STREAMED_SLAB : SLAB);
     std::fill_n(total, n * COLUMNS, 0.0f);
     for (int64_t k = 0; k < block.inputs; k += slab) {
       const int64_t g = k / block.group, inputs = std::min(slab, block.inputs - k), steps = divided_up(inputs, step);
       const Stored* values = block.values + k * COLUMNS;
-      const char* ahead = reinterpret_cast<const char*>(values + steps * step * COLUMNS);
+      const Stored* after = values + steps * step * COLUMNS;
+      if (k + slab >= block.inputs) after = start + CHUNK < count ? block.values : block.next;
+      const char* ahead = reinterpret_cast<const char*>(after);
       const auto multiply_strips = [&](const auto* columns) {
         // Strips as even as possible: 7 rows are 4 and 3, not 6 and 1.
         for (int s = 0, i = 0; s < strips; ++s) {
@@ -193,8 +210,8 @@ inline void multiply(const Block<Stored>& block, int64_t count, Row row, RowScal
             rows[r] = row(start + i + r) + k;
             if (scaled_rows) factors[r] = row_scale(start + i + r) + g;
           }
-          const SlabScale scale{block.scale ? block.scale + g * COLUMNS : nullptr, scaled_rows ? factors : nullptr,
-                                group_steps};
+          const float* own = block.scale ? block.scale + g * block.scale_width : nullptr;
+          const SlabScale scale{own, block.scale_width, scaled_rows ? factors : nullptr, group_steps};
           float* sums = total + i * COLUMNS;
           // The strips share the lines of the next slab as evenly as whole lines a step allow; two at most, as one strip
           // of bf16 has too few rows.

@@ -4,6 +4,8 @@
 // meet bf16 rows in dot(), others float32 rows in fma.
 #include "experts.h"
 
+#include <omp.h>
+
 #include <type_traits>
 #include <vector>
 
@@ -97,10 +99,8 @@ class Mixture {
       const Buffer<float> total = buffer<float>(CHUNK * COLUMNS), sums = buffer<float>(args_.num_tokens * COLUMNS);
 #pragma omp for schedule(static)
       for (int64_t t = 0; t < x_.num_copies(); ++t) x_.copy(t);
-#pragma omp for schedule(dynamic)
-      for (int64_t u = 0; u < units; ++u) {
-        gate_and_up(plan_.active[u / blocks13_], u % blocks13_, scratch.get(), total.get());
-      }
+#pragma omp for schedule(dynamic, run_of(units, omp_get_num_threads()))
+      for (int64_t u = 0; u < units; ++u) gate_and_up(u, scratch.get(), total.get());
 #pragma omp for schedule(dynamic)
       for (int64_t b = 0; b < blocks2_; ++b) down_and_sum(b, scratch.get(), total.get(), sums.get());
     }
@@ -111,16 +111,25 @@ class Mixture {
     return even(std::min(slab_of(args_.columns), std::max(args_.hidden, args_.width)));
   }
 
-  Block<Stored> block(const void* values, const float* scale, int64_t index, int64_t inputs, bool scaled) const {
+  // Block `index`, after which the thread likely takes block `next`.
+  Block<Stored> block(const void* values, const float* scale, int64_t scale_width, int64_t index, int64_t next,
+                      int64_t inputs, bool scaled) const {
     const int64_t padded = std::is_same_v<Stored, BFloat16> || std::is_same_v<Stored, Float8> ? even(inputs) : inputs;
     const int64_t groups = divided_up(inputs, args_.columns);
-    return {.values = static_cast<const Stored*>(values) + index * padded * COLUMNS,
-            .scale = scale ? scale + index * groups * COLUMNS : nullptr,
+    const Stored* first = static_cast<const Stored*>(values);
+    return {.values = first + index * padded * COLUMNS,
+            .scale = scale ? scale + index * groups * scale_width : nullptr,
+            .scale_width = scale_width,
             .inputs = inputs,
-            .group = scaled ? args_.columns : SLAB};
+            .group = scaled ? args_.columns : SLAB,
+            .next = first + next * padded * COLUMNS};
   }
 
-  void gate_and_up(int64_t expert, int64_t b, Operand* scratch, float* total) {
+  // Units are blocks of active experts, b of one expert, then of the next.
+  void gate_and_up(int64_t unit, Operand* scratch, float* total) {
+    const int64_t expert = plan_.active[unit / blocks13_], b = unit % blocks13_, index = expert * blocks13_ + b;
+    const int64_t last = static_cast<int64_t>(plan_.active.size()) - 1;
+    const int64_t next = b + 1 < blocks13_ ? index + 1 : plan_.active[std::min(last, unit / blocks13_ + 1)] * blocks13_;
     const int64_t first = plan_.first[expert], groups = divided_up(args_.hidden, args_.columns);
     const int32_t* token = plan_.token.data() + first;
     const auto row = [&](int64_t i) { return x_.row(token[i]); };
@@ -138,13 +147,18 @@ class Mixture {
       }
     };
     const bool scaled = args_.w13_scale || args_.x_scale;
-    multiply(block(args_.w13, args_.w13_scale, expert * blocks13_ + b, args_.hidden, scaled),
+    multiply(block(args_.w13, args_.w13_scale, args_.w13_scale_width, index, next, args_.hidden, scaled),
              plan_.first[expert + 1] - first, row, row_scale, scratch, total, emit);
   }
 
   void down_and_sum(int64_t b, Operand* scratch, float* total, float* sums) {
     std::fill_n(sums, args_.num_tokens * COLUMNS, 0.0f);
-    for (const int64_t expert : plan_.active) {
+    for (size_t i = 0; i < plan_.active.size(); ++i) {
+      const int64_t expert = plan_.active[i], index = expert * blocks2_ + b;
+      // After the last expert's block the thread takes another column's, of the first.
+      const bool more = i + 1 < plan_.active.size();
+      const int64_t next = more ? plan_.active[i + 1] * blocks2_ + b
+                                : plan_.active[0] * blocks2_ + std::min(blocks2_ - 1, b + omp_get_num_threads());
       const int64_t first = plan_.first[expert];
       const auto row = [&](int64_t i) { return act_.get() + (first + i) * act_stride_; };
       const auto row_scale = [](int64_t) -> const float* { return nullptr; };
@@ -155,7 +169,7 @@ class Mixture {
           for (int c = 0; c < COLUMNS; c += Float::N) store(sum + c, fma(weight, load(product + c), load(sum + c)));
         }
       };
-      multiply(block(args_.w2, args_.w2_scale, expert * blocks2_ + b, args_.width, args_.w2_scale != nullptr),
+      multiply(block(args_.w2, args_.w2_scale, args_.w2_scale_width, index, next, args_.width, args_.w2_scale != nullptr),
                plan_.first[expert + 1] - first, row, row_scale, scratch, total, emit);
     }
     with_float(args_.out_dtype, [&](auto* tag) {

@@ -14,6 +14,8 @@ struct ExpertsArgs {
   Dtype weight_dtype;
   const float* w13_scale;  // packed, or null
   const float* w2_scale;
+  int64_t w13_scale_width;  // values of a block and group: 64, or 2
+  int64_t w2_scale_width;
   const float* weights;  // [T, K], or null where ids are words of pack_routing
   const void* ids;       // [T, K]
   Dtype ids_dtype;

@@ -25,8 +25,8 @@ class PackedExperts(NamedTuple):
 
     w13: Tensor  # [E, ceil(I/32), ceil(H/2), 64, 2] or, float32 and float16, [E, ceil(I/32), H, 64]; gate 32, up 32
     w2: Tensor  # [E, ceil(H/64), ceil(I/2), 64, 2] or [E, ceil(H/64), I, 64]
-    w13_scale: Tensor  # [E, ceil(I/32), ceil(H/columns), 64] float32, a scale a column, or [0]
-    w2_scale: Tensor  # [E, ceil(H/64), ceil(I/columns), 64] float32, or [0]
+    w13_scale: Tensor  # [E, ceil(I/32), ceil(H/columns), 64 or 2] float32, a scale a column or a half, or [0]
+    w2_scale: Tensor  # [E, ceil(H/64), ceil(I/columns), 64 or 2] float32, or [0]
     extent: Tensor  # [0, H, I, columns]: holds nothing, its shape keeps the sizes that padding hides
 
 

@@ -27,6 +27,8 @@ void experts(const Tensor& x, std::vector<Tensor> packed, std::optional<Tensor> 
                          .weight_dtype = dtype_of(w13),
                          .w13_scale = scales_or_null(packed[2]),
                          .w2_scale = scales_or_null(packed[3]),
+                         .w13_scale_width = packed[2].size(-1),
+                         .w2_scale_width = packed[3].size(-1),
                          .weights = data_or_null<float>(weights),
                          .ids = ids.const_data_ptr(),
                          .ids_dtype = dtype_of(ids),

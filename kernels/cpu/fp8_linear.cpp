@@ -3,6 +3,8 @@
 // the others through fma.
 #include "fp8_linear.h"
 
+#include <omp.h>
+
 #include "operand_rows.h"
 
 namespace minimax_m2::MINIMAX_M2_ISA {
@@ -24,14 +26,18 @@ inline void multiply_all(const Fp8LinearArgs& args, Out* out) {
     const Buffer<float> total = buffer<float>(CHUNK * COLUMNS);
 #pragma omp for schedule(static)
     for (int64_t t = 0; t < x.num_copies(); ++t) x.copy(t);
-#pragma omp for schedule(dynamic) collapse(2)
+#pragma omp for schedule(dynamic, run_of(blocks * units, omp_get_num_threads())) collapse(2)
     for (int64_t b = 0; b < blocks; ++b) {
       for (int64_t unit = 0; unit < units; ++unit) {
         const int64_t begin = unit * UNIT_ROWS, count = std::min(UNIT_ROWS, args.num_tokens - begin);
-        const Block<Float8> block{.values = static_cast<const Float8*>(args.weight) + b * even(args.depth) * COLUMNS,
-                                  .scale = args.scale + b * groups * COLUMNS,
+        const Float8* weight = static_cast<const Float8*>(args.weight);
+        const int64_t next = unit + 1 < units ? b : std::min(blocks - 1, b + 1);
+        const Block<Float8> block{.values = weight + b * even(args.depth) * COLUMNS,
+                                  .scale = args.scale + b * groups * args.scale_width,
+                                  .scale_width = args.scale_width,
                                   .inputs = args.depth,
-                                  .group = args.columns};
+                                  .group = args.columns,
+                                  .next = weight + next * even(args.depth) * COLUMNS};
         const auto row = [&](int64_t i) { return x.row(begin + i); };
         const auto row_scale = [&](int64_t i) {
           return args.x_scale ? args.x_scale + (begin + i) * args.x_scale_stride : nullptr;

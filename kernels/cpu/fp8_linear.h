@@ -11,7 +11,8 @@ struct Fp8LinearArgs {
   const float* x_scale;  // [T, ceil(K/columns)], or null unless x is e4m3
   int64_t x_scale_stride;
   const void* weight;  // [ceil(N/64), ceil(K/2), 64, 2] e4m3, packed by fp8_linear.py
-  const float* scale;  // [ceil(N/64), ceil(K/columns), 64]
+  const float* scale;  // [ceil(N/64), ceil(K/columns), scale_width]
+  int64_t scale_width;  // 64, or 2
   int64_t columns;     // inputs that share a scale
   void* out;           // [T, N]
   Dtype out_dtype;

@@ -19,7 +19,7 @@ class PackedFp8Linear(NamedTuple):
     """A weight in blocks of 64 outputs, the input dimension outermost, two inputs of an output side by side."""
 
     weight: Tensor  # [ceil(N/64), ceil(H/2), 64, 2] e4m3
-    scale: Tensor  # [ceil(N/64), ceil(H/columns), 64] float32, a scale an output
+    scale: Tensor  # [ceil(N/64), ceil(H/columns), 64 or 2] float32, a scale an output or a half of the block
     extent: Tensor  # [0, N, H, columns]: holds nothing, its shape keeps the sizes that padding hides
 
 

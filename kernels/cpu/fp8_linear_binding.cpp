@@ -15,6 +15,7 @@ void fp8_linear(const Tensor& x, const Tensor& weight, const Tensor& scale, cons
                                          .x_scale_stride = x_scale.has_value() ? x_scale->stride(0) : 0,
                                          .weight = weight.const_data_ptr(),
                                          .scale = static_cast<const float*>(scale.const_data_ptr()),
+                                         .scale_width = scale.size(2),
                                          .columns = extent.size(3),
                                          .out = out.mutable_data_ptr(),
                                          .out_dtype = dtype_of(out),

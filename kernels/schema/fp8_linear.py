@@ -35,7 +35,8 @@ def check_blocks(
     blocks, groups = -(-outputs // 64), -(-hidden // columns)
     schema.expect_shape("packed.weight", weight, (blocks, -(-hidden // 2), 64, 2), "[ceil(N/64), ceil(H/2), 64, 2]")
     schema.expect_dtype("packed.weight", weight, (torch.float8_e4m3fn,))
-    schema.expect_shape("packed.scale", scale, (blocks, groups, 64), "[ceil(N/64), ceil(H/columns), 64]")
+    width = 2 if scale.shape[-1] == 2 else 64
+    schema.expect_shape("packed.scale", scale, (blocks, groups, width), "[ceil(N/64), ceil(H/columns), 64 or 2]")
     schema.expect_dtype("packed.scale", scale, (torch.float32,))
     schema.expect_shape("x", x, (None, hidden), "[T, H]")
     for name, part in (("packed.weight", weight), ("packed.scale", scale)):

@@ -122,6 +122,16 @@ def test_the_number_of_threads_changes_no_bit(op: str) -> None:
     assert torch.equal(alone, shared)
 
 
+@pytest.mark.parametrize("name", isa.available())
+def test_scales_of_halves_and_of_columns_give_the_same_bits(name: str) -> None:
+    weight, scale, x = values("codes", 200, 300).to(E4M3), values("scale", 2, 3), values("x", 9, 300).bfloat16()
+    halves = pack_fp8_linear(weight, scale)
+    columns = pack_fp8_linear(weight, scale.repeat_interleave(128, 0)[:200], block=(1, 128))
+    assert (halves.scale.shape[-1], columns.scale.shape[-1]) == (2, 64)
+    with isa.forced(name):
+        assert torch.equal(fp8_linear(x, halves), fp8_linear(x, columns))
+
+
 def test_router_has_the_bits_of_its_parts() -> None:
     x, weight, bias = values("x", 9, 96, dtype=torch.bfloat16), values("w", 40, 96), values("b", 40)
     expected = routing(router_gemm(x, weight), bias, top_k=5)
@@ -145,7 +155,7 @@ def test_router_has_the_bits_of_its_parts() -> None:
         (lambda x, w: pack_fp8_linear(w.to(E4M3), torch.ones(1, 2), block=(128, 17)), ValueError, "has odd columns"),
         (
             lambda x, w: fp8_linear(x, packed(8, 32)._replace(scale=torch.ones(1, 2, 64))),
-            ValueError, r"packed.scale has shape \[1, 2, 64\], expected \[ceil\(N/64\), ceil\(H/columns\), 64\]",
+            ValueError, r"packed.scale has shape \[1, 2, 64\], expected \[ceil\(N/64\), ceil\(H/columns\), 64 or 2\]",
         ),
         (
             lambda x, w: fp8_linear(x.to(E4M3), packed(8, 32), x_scale=torch.ones(3, 2)),

@@ -137,6 +137,20 @@ def test_weights_packed_under_one_instruction_set_serve_all(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", isa.available())
+def test_scales_of_halves_and_of_columns_give_the_same_bits(name: str) -> None:
+    H, I = 256, 160  # up begins within a row of scales, at one of its halves
+    w13, w2 = (dyadic(2, *shape).to(torch.float8_e4m3fn) for shape in ((2 * I, H), (H, I)))
+    s13, s2 = dyadic(2, 3, 2).abs() + 0.5, dyadic(2, 2, 2).abs() + 0.5
+    halves = pack_experts(w13, w2, w13_scale=s13, w2_scale=s2)
+    each13, each2 = s13.repeat_interleave(128, 1)[:, : 2 * I], s2.repeat_interleave(128, 1)
+    columns = pack_experts(w13, w2, w13_scale=each13, w2_scale=each2, block=(1, 128))
+    assert [(p.w13_scale.shape[-1], p.w2_scale.shape[-1]) for p in (halves, columns)] == [(2, 2), (64, 64)]
+    x, weights, ids = dyadic(9, H).bfloat16(), dyadic(9, 2).abs(), torch.arange(18).reshape(9, 2) % 2
+    with isa.forced(name):
+        assert torch.equal(experts(x, halves, weights, ids), experts(x, columns, weights, ids))
+
+
+@pytest.mark.parametrize("name", isa.available())
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)  # operands: pairs, float32
 def test_every_code_of_e4m3_is_read_exactly(name: str, dtype: torch.dtype) -> None:
     codes = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn)
