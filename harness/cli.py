@@ -17,15 +17,16 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from minimax_m2.harness import commands_corpus, peers
+from minimax_m2.harness import commands_bisect, commands_corpus, peers
 from minimax_m2.harness.case import Case
 from minimax_m2.harness.commands_bench import bench, compare
 from minimax_m2.harness.commands_corpus import write_smallest
-from minimax_m2.harness.commands_drift import drift
+from minimax_m2.harness.commands_drift import drift, write_step
 from minimax_m2.harness.commands_known import doctor, generate
 from minimax_m2.harness.commands_score import score
 from minimax_m2.harness.corpus import validated
 from minimax_m2.harness.devices import DEVICES, absence
+from minimax_m2.harness.drift import record as drift_record
 from minimax_m2.harness.features import Standing, survey
 from minimax_m2.harness.first_failures import known_failures, made_small
 from minimax_m2.harness.isolation import Isolation, chosen_apart
@@ -268,6 +269,7 @@ app.command()(bench)
 app.command()(compare)
 app.command()(drift)
 app.add_typer(commands_corpus.app, name="corpus")
+app.add_typer(commands_bisect.app, name="bisect")
 
 
 @app.command()
@@ -299,15 +301,19 @@ def matrix(
 
 @app.command()
 def repro(
-    case: Annotated[str, typer.Argument(help="a case's JSON, or the id of a recorded one")],
+    case: Annotated[str, typer.Argument(help="a case's JSON, the id of a recorded one, or a drift run's record")],
     provider: FileOption = None,
     with_: NameOption = None,
     variant: VariantOption = None,
     write: Annotated[Path | None, typer.Option(help="shrink a failure, and write its script into this folder")] = None,
+    layer: Annotated[int | None, typer.Option(help="of a drift run: this layer")] = None,
+    op: Annotated[str, typer.Option(help="of a drift run: this step")] = "",
     pdb: PdbOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Judge one case again and explain the verdict."""
+    """Judge one case again and explain the verdict; of a drift run, write one step as a folder of its own."""
+    if case.endswith(drift_record.SUFFIX):
+        write_step(Path(case), layer, op, write)
     found, providers = case_of(case), chosen(provider, with_)
     for p in [p for p in providers if write is not None and p.offers(found.op)]:
         told(write_smallest(found, p, (variant or p.variants_of(found.op))[-1], write or Path())[0])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from minimax_m2.harness.drift.calls import Call, described, only_active
-from minimax_m2.harness.drift.candidate import Candidate
+from minimax_m2.harness.drift.candidate import Candidate, Place
 from minimax_m2.harness.op import Op, Pack
 from minimax_m2.harness.provider import Provider
 
@@ -62,8 +62,10 @@ def _doubled(op: Op, value: Any) -> Any:
     return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
-def answers_of(candidate: Candidate) -> Answer:
-    """The candidate's own steps; what it does not offer or refuses is the reference's, rounded once."""
+def answers_of(
+    candidate: Candidate, *, rest: Answer = exact_answers, where: Callable[[Place], bool] = lambda place: True
+) -> Answer:
+    """The candidate's own steps ``where`` it is asked for; ``rest`` answers elsewhere and what it does not offer."""
     packed: dict[tuple[int, str, str], Any] = {}
 
     def laid_out(call: Call, pack: Pack, provider: Provider) -> Any:
@@ -77,8 +79,8 @@ def answers_of(candidate: Candidate) -> Answer:
 
     def answers(call: Call) -> Any:
         provider, function = candidate.at(call.place), candidate.function(call.op.name, call.place)
-        if function is None or provider.refuses(call.op, described(call)) is not None:
-            return exact_answers(call)
+        if function is None or not where(call.place) or provider.refuses(call.op, described(call)) is not None:
+            return rest(call)
         arguments = {
             name: laid_out(call, value, provider) if isinstance(value, Pack) else value
             for name, value in call.arguments.items()

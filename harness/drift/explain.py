@@ -71,7 +71,7 @@ def _scaled(actual: Tensor, expected: Budgeted) -> str:
     guess: Budgeted = RULES["mul"](expected, gain)
     # What scales a result may round it once more, to a spacing that is up to twice as wide.
     guess = replace(guess, var=9 * guess.var, bound=3 * guess.bound)
-    return f"equals the reference times {gain:.5g}" if gain and compare("", actual, guess).passed else ""
+    return f"equals the reference times {gain:.4g}" if gain and compare("", actual, guess).passed else ""
 
 
 def _matched(got: Tensor, value: Tensor) -> Tensor | None:

@@ -5,7 +5,8 @@ A file ``<run>.drift.json`` holds one object:
     schema, kind            1, "drift"
     run, machine            as in every record
     model, layers, tokens   what was run: its name, how many layers, how many tokens, and ``tokens_id``, a hash of them
-    dtype, candidate, reference, option   ``option`` is what a command line says to get the candidate again
+    dtype, candidate, reference           names
+    asked                                 the command's arguments, see ``Asked``: what gets the candidate again
     columns                 the names of steps, in the order of a pass: the columns of the heatmap
     cells                   one object a place and phase, see ``lockstep.Cell``: layer (-1 is before the first,
                             ``layers`` behind the last), step, op, phase, outcome, used (null: no finite share),
@@ -22,18 +23,45 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+import shlex
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from minimax_m2.harness.drift.calls import columns
+from minimax_m2.harness.drift.candidate import Candidate
 from minimax_m2.harness.drift.lockstep import ABSENT, Cell, ranked
 from minimax_m2.harness.drift.running import Flip, Found, Odd
+from minimax_m2.harness.drift.subjects import tokens_id
+from minimax_m2.harness.drift.trajectory import Subject
 from minimax_m2.harness.record import machine
+from minimax_m2.harness.run import run_name
 
 SCHEMA = 1
 SUFFIX = ".drift.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What a command was asked to look at; paths are as they were written."""
+
+    candidate: str
+    reference: str = "fp64"
+    model: str = ""
+    tokens: str = ""
+    length: int = 128
+    quantized: bool = False
+    plant: tuple[str, ...] = ()
+
+    @property
+    def option(self) -> str:
+        """The options of a command line that asks the same."""
+        words = ["--candidate", self.candidate]
+        words += [] if self.reference == "fp64" else ["--reference", self.reference]
+        words += ["--model", self.model] if self.model else []
+        words += ["--tokens", self.tokens] if self.tokens else []
+        words += ["--length", str(self.length), *(["--quantized"] if self.quantized else [])]
+        return shlex.join([*words, *(word for p in self.plant for word in ("--plant", p))])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,12 +76,32 @@ class Drift:
     dtype: str
     candidate: str
     reference: str
-    option: str
+    asked: Asked
     cells: tuple[Cell, ...] = ()
     runs: tuple[Found, ...] = ()
     machine: dict[str, str | int] = field(default_factory=machine)
     kind: str = "drift"
     schema: int = SCHEMA
+
+    @classmethod
+    def of(
+        cls, subject: Subject, candidate: Candidate, asked: Asked, *, cells: tuple[Cell, ...] = (),
+        runs: tuple[Found, ...] = (),
+    ) -> Drift:  # fmt: skip
+        """Record what was found of a candidate in a model."""
+        return cls(
+            run=run_name(),
+            model=subject.name,
+            layers=subject.config.num_hidden_layers,
+            tokens=len(subject.ids),
+            tokens_id=tokens_id(subject.ids),
+            dtype=str(subject.dtype).removeprefix("torch."),
+            candidate=candidate.name,
+            reference=asked.reference,
+            asked=asked,
+            cells=cells,
+            runs=runs,
+        )
 
     @property
     def columns(self) -> list[str]:
@@ -92,8 +140,9 @@ class Drift:
         if set(found) != {f.name for f in fields(cls)}:
             raise ValueError(f"a drift run lacks or adds fields: {sorted(set(found) ^ {f.name for f in fields(cls)})}")
         cells = (c | {"used": math.inf if c["used"] is None else c["used"]} for c in found.pop("cells"))
-        runs = found.pop("runs")
+        runs, asked = found.pop("runs"), found.pop("asked")
         return cls(
+            asked=Asked(**asked | {"plant": tuple(asked["plant"])}),
             cells=tuple(Cell(**c | {"evidence": tuple(c["evidence"])}) for c in cells),
             runs=tuple(_found(r) for r in runs),
             **found,
@@ -107,13 +156,16 @@ def _found(raw: dict[str, Any]) -> Found:
     return Found(flips=flips, odd=odd, **lists, **raw)
 
 
+def kept(found: Drift, folder: Path = Path("runs")) -> Path:
+    """Write a run's record into the folder of all runs."""
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{found.run}{SUFFIX}"
+    path.write_text(found.json)
+    return path
+
+
 def read_drift(path: Path) -> Drift:
     """A drift run's file. Raises FileNotFoundError, or ValueError where it is none."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not there; `m2check drift` writes runs/<run>{SUFFIX}")
     return Drift.from_json(path.read_text())
-
-
-def worst(cells: Iterable[Cell]) -> float:
-    """The largest share of a budget."""
-    return max((cell.used for cell in cells), default=0.0)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -87,6 +87,11 @@ class Found:
     divergence: float
     flips: tuple[Flip, ...] = ()
     odd: tuple[Odd, ...] = ()
+
+    @property
+    def has_drifted(self) -> bool:
+        """Whether it strays further than right models: in its stream, or in an expert that no tie explains."""
+        return self.leaves is not None or any(not flip.is_tie for flip in self.flips)
 
 
 @dataclass(slots=True)
@@ -164,12 +169,17 @@ def _wider(weight: Any) -> Any:
 class Beside:
     """A float64 run and right runs beside it: what candidates' whole runs are held against."""
 
-    def __init__(self, subject: Subject, *, runs: int = RIGHT_RUNS, tell: Tell = lambda text, share: None) -> None:
+    def __init__(
+        self, subject: Subject, *, runs: int = RIGHT_RUNS, modes: Collection[str] = (FREE, PINNED),
+        tell: Tell = lambda text, share: None,
+    ) -> None:  # fmt: skip
         self.subject = subject
         tell("float64", 0.0)
         self.truth = observed(in_float64(subject), exact_answers, offered=(), pin=None)
         self.right: dict[str, list[Run]] = {}
-        for mode, pin in ((FREE, None), (PINNED, self.truth.ids)):
+        # What room a flip has is told by right models that compute with the same experts, in either mode.
+        for mode in dict.fromkeys((*modes, PINNED)):
+            pin = self.truth.ids if mode == PINNED else None
             self.right[mode] = []
             for seed in range(runs):
                 tell(f"right model {seed + 1} of {runs}, {mode}", seed / runs)
@@ -177,9 +187,12 @@ class Beside:
 
     def held(self, candidate: Candidate, mode: str) -> Found:
         """A candidate's run in one mode, beside the reference's."""
+        return self.beside(answers_of(candidate), mode, offered=list(candidate.offered()))
+
+    def beside(self, answers: Answer, mode: str, *, offered: Sequence[str]) -> Found:
+        """The run of whoever answers."""
         pin = self.truth.ids if mode == PINNED else None
-        offered = list(candidate.offered())
-        run = observed(self.subject, answers_of(candidate), offered=offered, pin=pin)
+        run = observed(self.subject, answers, offered=offered, pin=pin)
         curve, bands = self.curve(run), [self.curve(right) for right in self.right[mode]]
         limit = interval if mode == PINNED else reached
         low, high = zip(*(limit([band[i] for band in bands]) for i in range(len(curve))), strict=True)

@@ -15,7 +15,7 @@ from minimax_m2.harness.drift.faults import Fault, planted
 from minimax_m2.harness.drift.lockstep import ABSENT, BROKEN, Cell, ranked
 from minimax_m2.harness.drift.subjects import checkpoint_subject
 from minimax_m2.harness.drift.trajectory import Subject, Trajectory
-from minimax_m2.harness.peers import peer
+from minimax_m2.harness.peers import apart
 from minimax_m2.harness.provider import Provider, from_object
 from minimax_m2.harness.providers.ours import ours
 from minimax_m2.harness.providers.plain import plain
@@ -140,7 +140,7 @@ def test_no_right_run_is_flagged(window: int, index: int, quantized: bool) -> No
 
 @pytest.mark.nightly
 def test_vllm_s_kernels_are_wrong_nowhere(tiny: Subject) -> None:
-    with peer("vllm-cpu") as provider:
+    with apart("vllm-cpu") as (_, provider):
         candidate = Candidate(provider=provider)
         cells = list(Trajectory(tiny, offered=candidate.offered()).cells(candidate))
     assert [cell for cell in cells if cell.is_wrong] == []
