@@ -150,6 +150,7 @@ def _matmul(a: Any, b: Any) -> Budgeted:
             shared.append(_expand_last(part, part.coef @ y.value))
         else:
             var = var + _incoherent(part.coef, part.label, y.value)
+            carried = carried + part.coef.square()
     for part in y.shared:
         if _one_per_row(part.label.mT):
             label = part.label[..., :1, :].expand(value.shape)

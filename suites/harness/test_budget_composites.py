@@ -138,3 +138,13 @@ def test_weights_of_sums_that_lose_their_smallest_terms_lean_together(gain: floa
     scores = torch.softmax(drawn(11, 20 * ROWS, 8) * 20, -1).sort(-1, descending=True).values
     budget: Any = renormalise(Budgeted.exact(scores))  # type: ignore[arg-type]
     assert compare("weights", added_up(scores) * gain, budget).passed == passes
+
+
+def test_a_row_behind_few_errors_hangs_together_where_their_numbers_repeat() -> None:
+    weights, values = torch.tensor([[0.6, 0.01, 0.6, 0.02], [0.3, 0.03, 0.7, 0.3]]).double(), drawn(9, 4, 40).double()
+    error = torch.rand_like(weights)
+    apart = replace(Budgeted.exact(weights), var=error.square(), bound=error)
+    label = torch.tensor([[0, 1, 0, 2], [3, 4, 5, 3]])
+    repeating = replace(Budgeted.exact(weights), shared=(Shared(new_source(), error, label),), bound=error)
+    behind: list[Any] = [x @ values for x in (apart, repeating)]
+    assert torch.equal(behind[0].limited, behind[1].limited)
