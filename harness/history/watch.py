@@ -125,8 +125,10 @@ class Watch:
             values = values[np.isfinite(values)]
             return Confirmed(one, one.night, f"{len(values)} re-runs") if agrees(values, one.step) else None
         before = self.pending.get((one.metric, one.row))
-        same_way = before is not None and before.step.effect * one.step.effect > 0
-        return Confirmed(one, one.night, "two nights") if same_way else None
+        if before is None or before.step.effect * one.step.effect <= 0:
+            return None
+        since = replace(one.step, night=min(before.step.night, one.step.night))
+        return Confirmed(replace(one, step=since), one.night, "two nights")
 
 
 def agrees(values: Floats, step: Step) -> bool:
