@@ -127,7 +127,7 @@ class Watch:
         before = self.pending.get((one.metric, one.row))
         if before is None or before.step.effect * one.step.effect <= 0:
             return None
-        since = replace(one.step, night=min(before.step.night, one.step.night))
+        since = replace(one.step, night=before.step.night)
         return Confirmed(replace(one, step=since), one.night, "two nights")
 
 
