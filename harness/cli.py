@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from minimax_m2.harness import commands_bisect, commands_corpus, peers
+from minimax_m2.harness import commands_bisect, commands_corpus, commands_nightly, peers
 from minimax_m2.harness.case import Case
 from minimax_m2.harness.commands_bench import bench, compare
 from minimax_m2.harness.commands_corpus import write_smallest
@@ -270,6 +270,7 @@ app.command()(compare)
 app.command()(drift)
 app.add_typer(commands_corpus.app, name="corpus")
 app.add_typer(commands_bisect.app, name="bisect")
+commands_nightly.register(app)
 
 
 @app.command()

@@ -12,7 +12,7 @@ import numpy as np
 from minimax_m2.harness.history.causes import Cause, Evidence, Ruling, classified
 from minimax_m2.harness.history.panel import Panel
 from minimax_m2.harness.history.series import Series
-from minimax_m2.harness.history.steps import Step, clipped, newest, segmented
+from minimax_m2.harness.history.steps import Step, clipped, dated, newest, segmented
 from minimax_m2.harness.history.watch import FIRST, NEW, WINDOW, Confirmed, Rerun, Watch
 
 # Steps of one change are placed so many nights apart at most.
@@ -180,7 +180,8 @@ def _event(panel: Panel, moved: list[Moved], factor: str, night: int) -> Event:
 def _settle(panel: Panel, event: Event) -> None:
     """What is known once all its series are: nights, commits, effect, evidence, cause."""
     effects = np.array([one.step.effect for one in event.moved])
-    event.night = int(np.median([one.step.night for one in event.moved]))
+    values = {"ratio": panel.log_ratio, "time": panel.corrected, "error": panel.error}
+    event.night = int(np.median([dated(values[one.metric][one.row], one.step.night) for one in event.moved]))
     event.effect = float(np.median(effects))
     error = float(np.median([abs(one.step.effect) / max(one.step.errors, 1e-9) for one in event.moved]))
     half = 1.96 * error / math.sqrt(len(event.rows))

@@ -55,13 +55,9 @@ def read_file(path: Path) -> Content:
                 records += _records(found, line)
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise Unreadable(f"line {number}: {error}") from error
-    if not records:
-        raise Unreadable(f"it holds no record{_others(left_out)}")
+    if not records and not left_out:
+        raise Unreadable("it holds no record")
     return Content(records, dict(left_out))
-
-
-def _others(left_out: Counter[str]) -> str:
-    return f", but {sum(left_out.values())} lines of the kind {', '.join(left_out)}" if left_out else ""
 
 
 def _text(path: Path) -> str:

@@ -143,6 +143,22 @@ def newest(x: Floats, clip: Floats, sigma: float, nights: list[int], *, errors: 
     return step if step.errors >= errors else None
 
 
+def dated(x: Floats, night: int, *, around: int = 2, nights: int = 12) -> int:
+    """The night before which a series [N] steps, near ``night``: the split whose two medians leave least behind.
+
+    A fit's piece is three nights at least, so a newer step seems to be older than it is; a commit hangs on the night.
+    """
+    start, end = max(0, night - nights), min(len(x), night + nights)
+
+    def left(split: int) -> float:
+        parts = (x[start:split], x[split:end])
+        return float(sum(np.abs(part[np.isfinite(part)] - np.nanmedian(part)).sum() for part in parts))
+
+    splits = range(max(start + 1, night - around), min(end, night + around + 1))
+    known = [k for k in splits if np.isfinite(x[start:k]).any() and np.isfinite(x[k:end]).any()]
+    return min(known, key=left, default=night)
+
+
 def _noise(x: Floats, clip: Floats, pieces: list[slice], sigma: float) -> tuple[float, float]:
     """Deviation within pieces, and correlation of one night with the next."""
     rest = np.concatenate([clip[piece] - np.nanmedian(x[piece]) for piece in pieces])

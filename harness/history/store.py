@@ -72,6 +72,8 @@ class Store:
         except Unreadable as error:
             self._set_aside(path, str(error))
             return Added(path, fault=str(error))
+        if not content.records:
+            return Added(path, left_out=content.left_out)
         kept, new = self.keep(content)
         return Added(path, kept, len(content.records), new, content.left_out)
 

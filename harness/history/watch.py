@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from minimax_m2.harness.history.panel import Again, Floats, Panel
-from minimax_m2.harness.history.steps import LEAST, MAD, Step, clipped, newest, segmented
+from minimax_m2.harness.history.steps import LEAST, MAD, Step, clipped, dated, newest, segmented
 
 # Of what is called suspicious, so many may be false.
 FALSE_SHARE = 0.05
@@ -83,7 +83,7 @@ class Watch:
         asked = [found for metric in METRICS for found in self._asked(metric, night)]
         suspicious = self._chosen(asked)
         self.suspected += len(suspicious)
-        confirmed = [found for one in suspicious if (found := self._second_look(one)) is not None]
+        confirmed = [self._dated(found) for one in suspicious if (found := self._second_look(one)) is not None]
         self.pending = {(one.metric, one.row): one for one in suspicious}
         for found in confirmed:
             one = found.suspicion
@@ -118,6 +118,11 @@ class Watch:
         kept = [n for n, one in enumerate(ordered, 1) if one.p <= FALSE_SHARE * n / count]
         return ordered[: max(kept, default=0)]
 
+    def _dated(self, found: Confirmed) -> Confirmed:
+        one = found.suspicion
+        night = dated(self.values[one.metric][one.row, : one.night + 1], one.step.night)
+        return replace(found, suspicion=replace(one, step=replace(one.step, night=night)))
+
     def _second_look(self, one: Suspicion) -> Confirmed | None:
         again = self.panel.again.get((one.row, one.night)) or (self.rerun(one.row, one.night) if self.rerun else [])
         if one.metric != "error" and again:
@@ -127,8 +132,7 @@ class Watch:
         before = self.pending.get((one.metric, one.row))
         if before is None or before.step.effect * one.step.effect <= 0:
             return None
-        since = replace(one.step, night=before.step.night)
-        return Confirmed(replace(one, step=since), one.night, "two nights")
+        return Confirmed(one, one.night, "two nights")
 
 
 def agrees(values: Floats, step: Step) -> bool:

@@ -14,8 +14,11 @@ LAYERS = 62
 CALLS: Mapping[str, int] = {
     "embedding": 1, "rms_norm": 1, "lm_head": 1,
     **dict.fromkeys(
-        ("qk_norm_rope_cache", "qk_norm_rope", "qk_sum_squares", "rope", "kv_cache", "attention", "router", "router_gemm",
-         "routing", "moe_align", "experts", "swiglu", "swiglu_quant", "pack_routing", "unpack_routing"), LAYERS
+        (
+            "qk_norm_rope_cache", "qk_norm_rope", "qk_sum_squares", "rope", "kv_cache", "attention", "router",
+            "router_gemm", "routing", "moe_align", "experts", "swiglu", "swiglu_quant", "pack_routing",
+            "unpack_routing",
+        ), LAYERS
     ),
     **dict.fromkeys(("add_rms_norm", "add_rms_norm_quant", "linear", "fp8_linear", "block_quant"), 2 * LAYERS),
 }  # fmt: skip

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from minimax_m2.harness.history.panel import Floats
-from minimax_m2.harness.history.steps import Step, steps
+from minimax_m2.harness.history.steps import Step, dated, steps
 
 NIGHTS = 60
 
@@ -72,3 +72,10 @@ def test_two_steps_are_two() -> None:
 
 def test_a_series_that_was_never_measured_is_left_alone() -> None:
     assert found(np.full((1, NIGHTS), np.nan)) == []
+
+
+@pytest.mark.parametrize("nights", [1, 2, 3, 9])
+def test_a_step_is_dated_however_new_it_is(nights: int) -> None:
+    x = np.concatenate([quiet(sigma=0.01, seed=seed) for seed in range(50)])[:, : 40 + nights]
+    x[:, 40:] += 0.08
+    assert sum(dated(row, 39) == 40 for row in x) >= 48

@@ -38,9 +38,9 @@ function lines(about, one, place, reading) {
     place.append(box);
     const axis = { stroke: colour("--quiet"), grid: { stroke: colour("--line"), width: 1 }, ticks: { show: false }, font: "11px system-ui" };
     const plot = new uPlot({
-      width: Math.max(320, box.clientWidth - 26), height: 150, cursor: { sync: { key: "nights" }, points: { size: 7 } }, legend: { show: false },
+      width: Math.max(320, box.clientWidth - 26), height: 138, cursor: { sync: { key: "nights" }, points: { size: 7 } }, legend: { show: false },
       scales: { x: { time: false }, y: { range: (u, low, high) => { const pad = Math.max((high - low) * 0.15, Math.abs(high) * 0.01, 1e-9); return [low - pad, high + pad]; } } },
-      axes: [{ ...axis, values: (u, ticks) => ticks.map(n => Number.isInteger(n) && one.lane.nights[n] ? one.lane.nights[n][0].slice(2) : "") }, { ...axis, size: 62 }],
+      axes: [{ ...axis, size: 30, values: (u, ticks) => ticks.map(n => Number.isInteger(n) && one.lane.nights[n] ? one.lane.nights[n][0].slice(2) : "") }, { ...axis, size: 62 }],
       series: [{}, { stroke: colour("--accent"), width: 1.5, points: { show: N < 60, size: 4 }, spanGaps: false }],
       hooks: { draw: [u => annotated(u, one, marks, colour)], setCursor: [u => { if (u.cursor.idx !== null && u.cursor.idx !== undefined) reading.textContent = nightText(one, u.cursor.idx); }] },
     }, [index, y], box);

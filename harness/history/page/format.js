@@ -17,7 +17,7 @@ const percent = (log, digits = 1) => {
   return Number.isFinite(value) ? `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(digits)} %` : "";
 };
 const share = value => Number.isFinite(value) ? `${(100 * value).toFixed(value < 0.1 ? 1 : 0)} %` : "";
-const micros = value => !Number.isFinite(value) ? "" : value >= 1e4 ? `${(value / 1000).toFixed(1)} ms` : `${value.toPrecision(3)} µs`;
+const micros = value => !Number.isFinite(value) ? "" : value >= 1000 ? `${(value / 1000).toFixed(value < 1e4 ? 2 : 1)} ms` : `${value.toPrecision(3)} µs`;
 const plural = (count, one, many = `${one}s`) => `${count.toLocaleString("en")} ${count === 1 ? one : many}`;
 const CAUSES = {
   wrong: "✕ wrong", code: "■ code", environment: "◆ environment", hardware: "▲ hardware", reference: "● reference",

@@ -54,7 +54,7 @@ function route() {
   const one = id && ABOUT.lanes[Number(lane)];
   state.series = one ? one.series.find(found => found.id === id) || null : null;
   draw();
-  if (state.series) scrollTo(0, 0);
+  scrollTo({ top: 0, behavior: "instant" });
 }
 
 function keys(event) {

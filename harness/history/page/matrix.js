@@ -18,7 +18,7 @@ function matrix(about, series, lane) {
     const most = Math.max(...weights.values(), 1e-9), cells = new Map();
     here.forEach(one => cells.set(`${one.op}\u001f${[one.provider, one.variant].filter(Boolean).join(" ")}`, one));
     const head = make("tr", {}, make("th", { scope: "col" }, "op"), make("th", { scope: "col" }, "share of time"), columns.map(name => make("th", { scope: "col" }, name)));
-    const rows = ops.slice(0, state.all ? ops.length : 60).map(op => make("tr", {}, make("td", { class: "op" }, op),
+    const rows = ops.slice(0, state.all ? ops.length : 24).map(op => make("tr", {}, make("td", { class: "op" }, op),
       make("td", { class: "quiet" }, make("span", { class: "weight" }, make("i", { style: `width:${100 * weights.get(op) / most}%` })), share(weights.get(op))),
       columns.map(name => make("td", {}, cell(about, cells.get(`${op}\u001f${name}`))))));
     part.append(make("h2", {}, `${shape || "cases"}, op by provider`, make("small", {}, `${lane.name} · share of the measured roof on the newest night`)),

@@ -25,13 +25,11 @@ from minimax_m2.harness.provenance import commit
 
 FOLDER = Path(__file__).with_name("page")
 SCRIPTS = ("data", "format", "events", "matrix", "series", "charts", "drift", "trust", "main")
-# Points of a line in a table: as many as it has pixels.
-LARGEST_BYTES = 1_500_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Extras:
-    """What a page shows beside the nights: drift runs as their JSON, figures of trust, devices, the detector's own test."""
+    """What a page shows beside the nights: drift runs as their JSON, scores, devices, the detector's own test."""
 
     drift: Sequence[Mapping[str, Any]] = ()
     trust: Sequence[Mapping[str, Any]] = ()
@@ -80,8 +78,9 @@ def newest_date(lanes: Sequence[tuple[Panel, Sequence[Event]]]) -> str:
 def _lane(panel: Panel) -> dict[str, Any]:
     last = panel.nights[-1].context
     base = _base(panel)
-    with np.errstate(all="ignore"):
-        fraction = [_median(row) for row in np.log(panel.fraction) - panel.canary]
+    # A page subtracts the corrected time's excess over its base from this: the roof of a night is that of its canary.
+    fraction = [_median(row) for row in np.log(panel.roof_us) + panel.canary]
+    fraction = [roof - at for roof, at in zip(fraction, base, strict=True)]
     return {
         "name": panel.lane,
         "host": last.get("host", ""),
@@ -89,16 +88,11 @@ def _lane(panel: Panel) -> dict[str, Any]:
         "ticks": [[n, text] for n in range(1, len(panel.nights)) if (text := _tick(panel, n))],
         "series": [
             [one.id, one.op, one.provider, one.device, one.variant, one.shape, one.case_id, one.clock,
-             int(panel.intensity[row] >= BALANCE), round(base[row], 4), round(fraction[row] + _canary_base(panel, row), 4), round(weight, 5)]
+             int(panel.intensity[row] >= BALANCE), round(base[row], 4), round(fraction[row], 4), round(weight, 5)]
             for row, (one, weight) in enumerate(zip(panel.series, shares(panel), strict=True))
         ],
         "wrong": sorted({row for row, night in panel.wrong if night == len(panel.nights) - 1}),
     }  # fmt: skip
-
-
-def _canary_base(panel: Panel, row: int) -> float:
-    """The roof was measured in the same nights, so a fraction already knows the machine's speed."""
-    return _median(panel.canary[row])
 
 
 def _base(panel: Panel) -> list[float]:
