@@ -1,6 +1,7 @@
 // Top-k expert selection over a batch of logits. One token is one pass: score all experts, bound the k-th best choice from
 // below by the k-th best column maximum, keep the few experts above the bound, and rank those against each other by
-// counting. No step depends on the previous winner, so nothing serialises the way k rounds of arg-max would.
+// counting. No step depends on the previous winner, so nothing serialises the way k rounds of arg-max would; and where one
+// vector holds the columns, and one the experts above the bound, no branch hangs on the data.
 #pragma once
 #include <omp.h>
 #include <type_traits>
@@ -41,10 +42,33 @@ inline void rank_by_counting(const float* values, int n, int32_t* rank) {
   }
 }
 
-// Fills score with sigmoid or softmax and choice with score + bias; false if a choice is NaN.
+// The rank of each of N values among them, read at p: how many come before.
+inline Int rank_of_vector(const float* p) {
+  const Float mine = load(p);
+  Int rank = set1_int(0);
+#pragma GCC unroll 16
+  for (int j = 0; j < N; ++j) {
+    const Float other = set1(p[j]);
+    rank = blend(gt(other, mine) | (lt(set1_int(j), iota()) & eq(other, mine)), rank + set1_int(1), rank);
+  }
+  return rank;
+}
+
+// Fills score with sigmoid or softmax, choice with score + bias, and top with the maxima of N columns of choices; false if
+// a choice is NaN.
 template <class T>
-inline bool score_experts(const RoutingArgs& args, const T* logits, Scratch& s) {
+inline bool score_experts(const RoutingArgs& args, const T* logits, Scratch& s, Float& top_choice) {
   const int num_experts = args.num_experts;
+  Mask bad = first_lanes(0);
+  top_choice = set1(-INFINITE);
+  const auto choose = [&](int e, Float score, int lanes) {
+    const Float bias = args.bias ? load(args.bias + e, lanes) : zero();
+    const Float choice = blend(first_lanes(lanes), score + bias, set1(-INFINITE));
+    bad = bad | is_nan(choice);
+    top_choice = max(top_choice, choice);
+    store(s.score + e, score);
+    store(s.choice + e, choice);
+  };
   const auto lanes = [&](int e) { return num_experts - e < N ? num_experts - e : N; };
   if (args.softmax) {
     Float top = set1(-INFINITE);
@@ -63,20 +87,23 @@ inline bool score_experts(const RoutingArgs& args, const T* logits, Scratch& s) 
       store(s.score + e, term);
     }
     const Float total = set1(highest == -INFINITE ? 1.0f : reduce_add((sum[0] + sum[1]) + (sum[2] + sum[3])));
-    for (int e = 0; e < num_experts; e += N) store(s.score + e, load(s.score + e) / total);
+    for (int e = 0; e < num_experts; e += N) choose(e, load(s.score + e) / total, lanes(e));
   } else {
     int e = 0;
-    for (; e + N <= num_experts; e += N) store(s.score + e, sigmoid(load(logits + e)));
-    if (e < num_experts) store(s.score + e, sigmoid(load(logits + e, num_experts - e)));
-  }
-  Mask bad = first_lanes(0);
-  for (int e = 0; e < num_experts; e += N) {
-    const Float bias = args.bias ? load(args.bias + e, lanes(e)) : zero();
-    const Float choice = blend(first_lanes(lanes(e)), load(s.score + e) + bias, set1(-INFINITE));
-    bad = bad | is_nan(choice);
-    store(s.choice + e, choice);
+    for (; e + N <= num_experts; e += N) choose(e, sigmoid(load(logits + e)), N);
+    if (e < num_experts) choose(e, sigmoid(load(logits + e, num_experts - e)), num_experts - e);
   }
   return bits(bad) == 0;
+}
+
+// The k-th largest of N values: the largest that k of them reach.
+inline float kth_largest(Float values, int k) {
+  alignas(64) float each[N];
+  store(each, values);
+  Int reached = set1_int(0);
+#pragma GCC unroll 16
+  for (int j = 0; j < N; ++j) reached = blend(ge(set1(each[j]), values), reached + set1_int(1), reached);
+  return reduce_max(blend(lt(set1_int(k - 1), reached), values, set1(-INFINITE)));
 }
 
 // The k-th largest column maximum: k experts, one per column, reach it, so the k-th best choice does too.
@@ -102,9 +129,11 @@ inline float lower_bound(Scratch& s, int num_experts, int top_k) {
 template <class T, class Index>
 inline bool route_token(const RoutingArgs& args, int64_t token, Scratch& s) {
   const T* logits = static_cast<const T*>(args.logits) + token * args.logits_stride;
-  if (!score_experts(args, logits, s)) return false;
+  Float top;
+  if (!score_experts(args, logits, s, top)) return false;
 
-  const Float bound = set1(lower_bound(s, args.num_experts, args.top_k));
+  const bool one_vector = 2 * args.top_k <= N;
+  const Float bound = set1(one_vector ? kth_largest(top, args.top_k) : lower_bound(s, args.num_experts, args.top_k));
   int count = 0;
   for (int e = 0; e < args.num_experts; e += N) {
     const int lanes = args.num_experts - e < N ? args.num_experts - e : N;
@@ -113,10 +142,15 @@ inline bool route_token(const RoutingArgs& args, int64_t token, Scratch& s) {
     compress(s.candidate_id + count, keep, iota() + set1_int(e));
     count += compress(s.candidate + count, keep, choice);
   }
-  rank_by_counting(s.candidate, count, s.rank);
-
-  // Every candidate is placed, those below the top k too: which they are is a coin toss, and a missed branch costs more.
-  for (int i = 0; i < count; ++i) s.by_rank[s.rank[i]] = s.candidate_id[i];
+  if (count <= N) {
+    store(s.candidate + count, set1(-INFINITE));
+    const Int rank = rank_of_vector(s.candidate);
+    for (int k = 0; k < args.top_k; ++k) s.by_rank[k] = s.candidate_id[__builtin_ctz(bits(eq(rank, set1_int(k))))];
+  } else {
+    // Every candidate is placed, those below the top k too: which they are is a coin toss, and a missed branch costs more.
+    rank_by_counting(s.candidate, count, s.rank);
+    for (int i = 0; i < count; ++i) s.by_rank[s.rank[i]] = s.candidate_id[i];
+  }
   float chosen[MAX_TOP_K];
   Index* ids = static_cast<Index*>(args.ids) + token * args.top_k;
   for (int k = 0; k < args.top_k; ++k) {
