@@ -20,6 +20,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from minimax_m2.harness import commands_bisect, commands_corpus, commands_nightly, peers
 from minimax_m2.harness.case import Case
 from minimax_m2.harness.commands_bench import bench, compare
+from minimax_m2.harness.commands_commit import predicate
 from minimax_m2.harness.commands_corpus import write_smallest
 from minimax_m2.harness.commands_drift import drift, write_step
 from minimax_m2.harness.commands_known import doctor, generate
@@ -268,6 +269,7 @@ app.command()(score)
 app.command()(bench)
 app.command()(compare)
 app.command()(drift)
+app.command()(predicate)
 app.add_typer(commands_corpus.app, name="corpus")
 app.add_typer(commands_bisect.app, name="bisect")
 commands_nightly.register(app)

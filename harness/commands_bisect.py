@@ -1,4 +1,4 @@
-"""``m2check bisect model``: the places of a model that explain its drift."""
+"""``m2check bisect model``: the places of a model that explain its drift; ``commit`` stands in commands_commit."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from minimax_m2.harness.commands_commit import commit
 from minimax_m2.harness.commands_drift import (
     CandidateOption,
     LengthOption,
@@ -27,6 +28,9 @@ from minimax_m2.harness.drift.tables import number, place
 from minimax_m2.harness.wrong_use import WrongUse, asked
 
 app = typer.Typer(help="Find the step, or the commit, that a drift comes from.", no_args_is_help=True)
+
+
+app.command()(commit)
 
 
 @app.command()

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 
+from minimax_m2.harness import cli
 from minimax_m2.harness.drift.candidate import Candidate
 from minimax_m2.harness.drift.faults import Fault, read_faults
 from minimax_m2.harness.drift.running import Beside
@@ -45,3 +51,22 @@ def beside(tiny: Subject) -> Beside:
 def faults() -> dict[str, Fault]:
     """Every kind of fault, by name."""
     return {fault.name: fault for fault in read_faults(Path(__file__).with_name("faults"))}
+
+
+M2Check = Callable[..., CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def m2check() -> M2Check:
+    """The command line in a folder, in this process: a start takes longer than what is asked here."""
+
+    def run(folder: Path, *words: str) -> CompletedProcess[str]:
+        out, err = io.StringIO(), io.StringIO()
+        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            patch.chdir(folder)
+            patch.setattr(sys, "argv", ["m2check", *words])
+            with pytest.raises(SystemExit) as left:
+                cli.main()
+        return CompletedProcess(words, int(left.value.code or 0), out.getvalue(), err.getvalue())
+
+    return run

@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 
 from minimax_m2.harness.drift.record import Drift, read_drift
 
+M2Check = Callable[..., CompletedProcess[str]]
 FAULTS = Path(__file__).with_name("faults")
 
 
-def m2check(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "minimax_m2.harness.cli", *words]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=os.environ)
-
-
 @pytest.fixture(scope="module")
-def faulty(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+def faulty(tmp_path_factory: pytest.TempPathFactory, m2check: M2Check) -> tuple[Path, CompletedProcess[str]]:
     folder = tmp_path_factory.mktemp("drift")
     plant = f"2={FAULTS / 'experts_exchanged.py'}"
     return folder, m2check(folder, "drift", "--candidate", "plain", "--plant", plant, "--length", "40")
 
 
-def test_the_place_is_named_in_the_last_three_lines(faulty: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+def test_the_place_is_named_in_the_last_three_lines(faulty: tuple[Path, CompletedProcess[str]]) -> None:
     _, done = faulty
     verdict, evidence, command = done.stderr.strip().splitlines()[-3:]
     assert done.returncode == 1
@@ -37,7 +32,7 @@ def test_the_place_is_named_in_the_last_three_lines(faulty: tuple[Path, subproce
     assert command.endswith(".drift.json --layer 2 --op experts")
 
 
-def test_the_record_reads_back_to_the_bit(faulty: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+def test_the_record_reads_back_to_the_bit(faulty: tuple[Path, CompletedProcess[str]]) -> None:
     folder, _ = faulty
     (path,) = (folder / "runs").glob("*.drift.json")
     found = read_drift(path)
@@ -48,14 +43,14 @@ def test_the_record_reads_back_to_the_bit(faulty: tuple[Path, subprocess.Complet
     assert found.runs[1].leaves == 3
 
 
-def test_a_right_candidate_leaves_exit_code_0_and_json_where_asked(tmp_path: Path) -> None:
+def test_a_right_candidate_leaves_exit_code_0_and_json_where_asked(tmp_path: Path, m2check: M2Check) -> None:
     done = m2check(tmp_path, "drift", "--candidate", "plain", "--lockstep", "--length", "9", "--json")
     found = Drift.from_json(done.stdout)
     assert (done.returncode, found.wrong, found.runs) == (0, [], ())
     assert found.own == 35
 
 
-def test_two_providers_can_be_held_against_each_other(tmp_path: Path) -> None:
+def test_two_providers_can_be_held_against_each_other(tmp_path: Path, m2check: M2Check) -> None:
     words = ("--candidate", "transformers", "--reference", "ours", "--lockstep", "--length", "9")
     assert m2check(tmp_path, "drift", *words).returncode == 0
 
@@ -69,7 +64,9 @@ def test_two_providers_can_be_held_against_each_other(tmp_path: Path) -> None:
     (("--candidate", "plain", "--tokens", "text.json"), "text.json is no JSON list of token ids"),
     (("--candidate", "plain", "--model", "gone"), "gone"),
 ])  # fmt: skip
-def test_wrong_use_is_one_sentence_and_exit_code_2(tmp_path: Path, words: tuple[str, ...], told: str) -> None:
+def test_wrong_use_is_one_sentence_and_exit_code_2(
+    tmp_path: Path, words: tuple[str, ...], told: str, m2check: M2Check
+) -> None:
     (tmp_path / "ids.json").write_text("[1, 2048]")
     (tmp_path / "text.json").write_text("hello")
     done = m2check(tmp_path, "drift", *words)
