@@ -12,6 +12,7 @@ from torch import Tensor
 
 from minimax_m2.harness.budget import Budgeted, Shared, new_shared, rule, with_roundoff
 from minimax_m2.harness.budget_arithmetic import certain_zero, merged
+from minimax_m2.harness.budget_lean import lean
 from minimax_m2.harness.budget_movement import lift, where
 from minimax_m2.harness.budget_tensor_core import cut_by_tensor_core
 from minimax_m2.harness.formats import FORMATS, Format, half_ulp
@@ -94,9 +95,8 @@ def _row_sum(x: Budgeted) -> Budgeted:
         var = var + torch.where(alike, worst.square() / 3, accumulated(total, squares, terms, unit, lanes))
         bound = bound + worst
         if bool((x.is_exact & (x.value >= 0)).all()):
-            # Squares of whole numbers end in 000, 001 or 100, so their sums are rounded down more often than up: by
-            # 0.18 units of roundoff on average over 32 squares of float16 numbers, in one lane or sixteen.
-            shared.append(new_shared(total * unit / 4, torch.zeros_like(total, dtype=torch.int64), total))
+            leaning = total * lean(x.value, lanes, unit)
+            shared.append(new_shared(leaning, torch.zeros_like(total, dtype=torch.int64), total))
     jump = None if x.jump is None else x.jump.amax(-1)
     return Budgeted(total, var, bound, x.arithmetic, tuple(shared), None, jump)
 
@@ -268,9 +268,10 @@ def _rms_normalise(x: Budgeted, *, eps: float) -> Budgeted:
     longest = additions(width, lanes).longest
     relative = torch.where(alike, longest * unit / 3**0.5, random)
     out = _with_row_error(out, (0.25 * relative.square() + (4 * unit) ** 2 / 3).sqrt())
-    # Squares are rounded down more often than up, see _row_sum; half of that reaches rstd, of every row alike.
-    leaning = new_shared(out.value * (unit / 8), torch.zeros_like(out.value, dtype=torch.int64), out.value)
-    out = replace(out, shared=(*out.shared, leaning))
+    # Half of what sums of squares have in common reaches rstd, of every row alike.
+    leaning = out.value * (lean(same, lanes, unit) / 2)
+    common = new_shared(leaning, torch.zeros_like(out.value, dtype=torch.int64), out.value)
+    out = replace(out, shared=(*out.shared, common))
     worst_row = (0.5 * longest + 4) * unit
     return with_roundoff(replace(out, bound=out.bound + y.abs() * worst_row), exact=certain_zero(x))
 
