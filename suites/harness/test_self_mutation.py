@@ -1,0 +1,101 @@
+"""A change of the harness that no test notices is told; what is excused must be one that nobody notices."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from minimax_m2.harness import self_mutation
+from minimax_m2.harness.self_mutation import (
+    GOAL,
+    KILLED,
+    SURVIVED,
+    Change,
+    changes,
+    judged,
+    main,
+    outcome,
+    rate,
+    settings,
+)
+
+HERE = pytest.mark.skipif(find_spec("cosmic_ray") is None, reason="not here: cosmic-ray, the extra `mutation`")
+LIMIT = "def is_near(a, b):\n    return abs(a - b) < 2\n"
+TEST = "from toy.limit import is_near\n\n\ndef test_near():\n    assert is_near(1, 2)\n    assert not is_near(1, 4)\n"
+
+
+@pytest.fixture
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A package with one module, and the path of its test."""
+    (tmp_path / "toy").mkdir()
+    (tmp_path / "toy" / "__init__.py").touch()
+    (tmp_path / "toy" / "limit.py").write_text(LIMIT)
+    (tmp_path / "test_limit.py").write_text(TEST)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield str(tmp_path / "test_limit.py")
+    for name in ("toy", "toy.limit"):
+        sys.modules.pop(name, None)
+
+
+def changed(before: str, after: str) -> Change:
+    return Change("limit", 2, before, after, LIMIT.replace(before, after))
+
+
+def test_a_change_that_a_test_notices_is_killed_and_another_survives(toy: str) -> None:
+    assert outcome(changed("a - b", "a + b"), [toy], package="toy", seconds=60) == KILLED
+    assert outcome(changed("< 2", "< 3"), [toy], package="toy", seconds=60) == SURVIVED
+
+
+def test_a_change_that_never_ends_or_does_not_load_is_killed(toy: str) -> None:
+    endless = changed("return abs", "while True: pass\n    return abs")
+    assert outcome(endless, [toy], package="toy", seconds=3) == KILLED
+    assert outcome(changed("def ", "dfe "), [toy], package="toy", seconds=60) == KILLED
+
+
+@HERE
+def test_changes_are_named_by_their_lines_and_decorators_are_passed_over() -> None:
+    found = {change.name for change in changes("limit", "@cache(maxsize=2)\n" + LIMIT)}
+    assert "limit: return abs(a - b) < 2 -> return abs(a + b) < 2" in found
+    assert "limit: return abs(a - b) < 2 -> return abs(a - b) <= 2" in found
+    assert not any("maxsize" in name for name in found)
+
+
+@HERE
+def test_survivors_are_told_but_for_those_with_a_reason(toy: str, capsys: pytest.CaptureFixture[str]) -> None:
+    first = judged("limit", [toy], {}, every=1, package="toy")
+    assert first["survivors"]
+    excused = dict.fromkeys([*first["survivors"], "limit: return abs(a - b) < 2 -> return abs(a + b) < 2"], "a reason")
+    second = judged("limit", [toy], excused, every=1, package="toy")
+    assert second["survivors"] == []
+    assert second["excused"] == first["survived"]
+    # An excuse for what a test does notice is none.
+    assert second["caught though excused"] == ["limit: return abs(a - b) < 2 -> return abs(a + b) < 2"]
+
+
+def test_tests_that_fail_without_a_change_judge_nothing(toy: str) -> None:
+    Path(toy).write_text("def test_near():\n    assert False\n")
+    with pytest.raises(ValueError, match="fail without a change"):
+        judged("limit", [toy], {}, every=1, package="toy")
+
+
+@pytest.mark.parametrize(("killed", "code"), [(97, 0), (96, 1)])
+def test_more_survivors_than_the_goal_allows_end_in_one(
+    killed: int, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = {"killed": killed, "survived": 100 - killed, "excused": 0, "survivors": [], "caught though excused": []}
+    monkeypatch.setattr(self_mutation, "judged", lambda *arguments, **options: found)
+    assert main(["--module", "limits"]) == code
+    assert f"the goal is {GOAL:.0%}" in capsys.readouterr().out
+    assert rate({"limits": found}) == killed / 100
+
+
+def test_modules_and_tests_that_are_named_exist_and_every_excuse_has_a_reason() -> None:
+    tests, excused = settings()
+    root = self_mutation.ROOT
+    assert all((root / "harness" / f"{module}.py").is_file() for module in tests)
+    assert all((root / path).is_file() for paths in tests.values() for path in paths)
+    assert all(change.partition(":")[0] in tests and reason for change, reason in excused.items())
