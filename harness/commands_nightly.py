@@ -81,6 +81,49 @@ def add(
 
 
 @nightly.command()
+def run(
+    op: Annotated[list[str] | None, typer.Option("--op", help="only this op (repeatable)")] = None,
+    provider: Annotated[list[str] | None, typer.Option("--provider", help="ours, plain or a peer (repeatable)")] = None,
+    against: Annotated[str, typer.Option(help="the accepted build, a revision; else the last night's")] = "",
+    budget: Annotated[float, typer.Option(min=0.1, help="minutes for the plan; re-runs come on top")] = 40.0,
+    seconds: Annotated[float, typer.Option(min=0.05, help="seconds of interleaved blocks a cell")] = 1.5,
+    shard: Annotated[str, typer.Option(help="this part of the plan, as 2/8")] = "1/1",
+    store: StoreOption = STORE,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Measure a night beside the accepted build; a killed one goes on where it was."""
+    from dataclasses import asdict
+
+    from minimax_m2.harness.cli import finish, working
+    from minimax_m2.harness.history.measuring import sharded
+    from minimax_m2.harness.history.nightly import Asked, tonight
+    from minimax_m2.harness.history.store import Store
+    from minimax_m2.harness.op import find_op
+    from minimax_m2.harness.peers import NotHere
+
+    with asked():
+        wanted = Asked(
+            ops=tuple(find_op(name).name for name in op or ()), providers=tuple(provider or ("ours", "plain")),
+            against=against, budget=budget, seconds=seconds, shard=sharded(shard),
+        )  # fmt: skip
+        try:
+            with working() as bar:
+                task = bar.add_task("starting", total=1.0)
+                done = tonight(
+                    Store(store), wanted, lambda text, share: bar.update(task, description=text, completed=share)
+                )
+        except (RuntimeError, NotHere) as error:
+            finish(NOTHING_MEASURED, "nothing was measured", str(error), "m2check doctor")
+    if as_json:
+        typer.echo(json.dumps(asdict(done) | {"kept": str(done.kept)}))
+    got = done.outcome
+    told = f"{got.cells} of {got.planned} cells measured beside {done.against[:12]}"
+    told += ", a killed night resumed" if done.resumed else ""
+    evidence = f"{got.throttled} left out beside a slow machine, {done.suspicious} measured again; {done.kept}"
+    finish(0 if got.cells else NOTHING_MEASURED, told, evidence, "m2check events")
+
+
+@nightly.command()
 def rebuild(store: StoreOption = STORE) -> None:
     """Make the index again of all files."""
     from minimax_m2.harness.cli import finish

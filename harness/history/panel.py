@@ -157,12 +157,23 @@ def _panel(
         found.log_ratio[where] = _median(same, "log_ratio")
         found.share[where] = max((p["utilisation"] for p in same if p["utilisation"] is not None), default=np.nan)
         found.kernels[where] = same[-1]["kernel"]
+    _forget_other_builds(found, {where: same[-1]["against"] for where, same in taken.items()})
     canary = found.canary
     for where, point in again:
         if point["us"] is not None:
             ratio = np.nan if point["log_ratio"] is None else point["log_ratio"]
             found.again.setdefault(where, []).append(Again(float(np.log(point["us"]) + canary[where]), float(ratio)))
     return found
+
+
+def _forget_other_builds(panel: Panel, against: dict[tuple[int, int], str | None]) -> None:
+    """A ratio to a build that was accepted before the newest one says nothing beside those to that."""
+    newest: dict[int, str] = {}
+    for (row, _), build in sorted(against.items()):
+        newest[row] = build or newest.get(row, "")
+    for (row, night), build in against.items():
+        if build != newest[row]:
+            panel.log_ratio[row, night] = np.nan
 
 
 def _column(point: sqlite3.Row, contexts: dict[int, dict[str, object]]) -> tuple[str, str]:

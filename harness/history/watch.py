@@ -135,6 +135,14 @@ class Watch:
         return Confirmed(one, one.night, "two nights")
 
 
+def suspicious_tonight(panel: Panel) -> list[int]:
+    """The rows that look off on the newest night, to be measured again before it is over."""
+    watch = Watch(panel)
+    confirmed = list(watch.nights())[-1:]
+    rows = {(one.suspicion.metric, one.suspicion.row) for found in confirmed for one in found} | set(watch.pending)
+    return sorted({row for metric, row in rows if metric != "error"})
+
+
 def agrees(values: Floats, step: Step) -> bool:
     """Whether re-runs show the step again: their median, which one disturbed run in two of five cannot move."""
     if len(values) < 3:

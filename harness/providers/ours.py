@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import os
 import pkgutil
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -133,3 +136,20 @@ class Contracts(Mapping[str, Declared]):
 
 def _by_op(declared: Mapping[str, Any]) -> bool:
     return any(isinstance(value, Mapping) for value in declared.values())
+
+
+BUILD = "MINIMAX_M2_BUILD"
+
+
+def of_build() -> Provider:
+    """Our CPU kernels as another build has them: those below the folder ``MINIMAX_M2_BUILD``.
+
+    For a process of its own, before any of this build's kernels is imported.
+    """
+    name = "minimax_m2.kernels"
+    if name in sys.modules:
+        raise RuntimeError(f"{name} is imported already; another build's kernels need a process of their own")
+    package = ModuleType(name)
+    package.__path__ = [str(Path(os.environ[BUILD]) / "kernels")]
+    sys.modules[name] = package
+    return ours("cpu")

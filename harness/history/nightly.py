@@ -1,0 +1,114 @@
+"""One night from its plan to the store: measured, resumed where it was killed, looked at again where it is odd."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from minimax_m2.harness.commands_bench import side
+from minimax_m2.harness.history.builds import resolved, side_of, taken_out
+from minimax_m2.harness.history.files import Content
+from minimax_m2.harness.history.measuring import Night, Outcome, Planned, plan
+from minimax_m2.harness.history.panel import panels
+from minimax_m2.harness.history.store import Store
+from minimax_m2.harness.history.watch import suspicious_tonight
+from minimax_m2.harness.provenance import commit
+from minimax_m2.harness.record import Log, read
+from minimax_m2.harness.roofline import measure
+from minimax_m2.harness.run import run_name
+from minimax_m2.harness.worker import Ended
+
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What a night is asked for. ``against`` is a revision, empty for the build that the last night had."""
+
+    ops: tuple[str, ...] = ()
+    providers: tuple[str, ...] = ("ours", "plain")
+    against: str = ""
+    budget: float = 40.0
+    seconds: float = 1.5
+    shard: tuple[int, int] = (1, 1)
+
+    def name(self) -> str:
+        """What a killed night is found again by: the same build, cells and opposite."""
+        text = json.dumps([commit(), self.ops, self.providers, self.against, self.shard])
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A night that is in the store, and what is odd in it after a second look was taken."""
+
+    kept: Path
+    outcome: Outcome
+    suspicious: int
+    resumed: bool
+    against: str
+
+
+def accepted_commit(store: Store, revision: str) -> str:
+    """The commit to hold ours against: the one asked for, else the last night's, else the first parent."""
+    if revision:
+        return resolved(revision)
+    with store.connect() as index:
+        row = index.execute(
+            "SELECT against FROM points WHERE purpose = 'nightly' AND against LIKE 'ours@%' ORDER BY run DESC LIMIT 1"
+        ).fetchone()
+    return resolved(row["against"].removeprefix("ours@") if row else "HEAD^")
+
+
+def tonight(store: Store, asked: Asked, progress: Progress) -> Done:
+    """Measure a night into the store. Raises ValueError for wrong use, RuntimeError where nothing could be measured."""
+    until = time.monotonic() + 60 * asked.budget
+    against = accepted_commit(store, asked.against)
+    pending = store.root / "pending"
+    pending.mkdir(parents=True, exist_ok=True)
+    left = sorted(pending.glob(f"*-{asked.name()}.jsonl"))
+    label = left[-1].name.rpartition("-")[0] if left else run_name()
+    path = pending / f"{label}-{asked.name()}.jsonl"
+    with Log(path) as log, ExitStack() as stack:
+        progress("measuring the roof", 0.0)
+        roof = measure()
+        sides = {name: stack.enter_context(side(name, own_process=name == "ours")) for name in asked.providers}
+        try:
+            accepted = stack.enter_context(side_of(taken_out(against, store.root / "builds")))
+        except (Ended, RuntimeError) as error:
+            progress(f"the build {against[:12]} does not run here: {error}", 0.0)
+            accepted = None
+        night = Night(
+            label=label,
+            roof=roof,
+            sides=sides,
+            accepted=accepted,
+            against=f"ours@{against[:12]}",
+            seconds=asked.seconds,
+        )
+        cells = plan(asked.ops, asked.providers, roof, shard=asked.shard)
+        night.run(cells, log, until=lambda: time.monotonic() > until, progress=progress)
+        records = read(path)
+        path.unlink()
+        if not records:
+            raise RuntimeError(f"none of {len(cells)} cells could be measured within {asked.budget:g} minutes")
+        kept, _ = store.keep(Content(records, {}))
+        odd = odd_cells(store, label, cells)
+        if odd:
+            looked = [record for cell in odd for record in night.again(cell, progress)]
+            store.keep(Content(looked, {}))
+    return Done(kept, night.outcome, len(odd), bool(left), against)
+
+
+def odd_cells(store: Store, label: str, cells: Sequence[Planned]) -> list[Planned]:
+    """Which cells of the night that was just kept look off beside the nights before it."""
+    with store.connect() as index:
+        lanes = [panel for panel in panels(index) if panel.nights[-1].run <= label]
+        rows = [panel.series[row] for panel in lanes for row in suspicious_tonight(panel)]
+    odd = {(one.op, one.shape, one.provider) for one in rows}
+    return [cell for cell in cells if (cell.op.name, cell.shape, cell.provider) in odd]

@@ -1,0 +1,186 @@
+"""A night measures what matters first, beside the accepted build, and goes on where it was killed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from minimax_m2.harness.history.builds import resolved, taken_out
+from minimax_m2.harness.history.files import Content
+from minimax_m2.harness.history.measuring import RERUNS, Canaries, Night, Planned, plan, sharded
+from minimax_m2.harness.history.nightly import Asked, accepted_commit, odd_cells
+from minimax_m2.harness.history.panel import panels
+from minimax_m2.harness.history.store import Store
+from minimax_m2.harness.provenance import commit
+from minimax_m2.harness.record import Canary, Log, Pair, Record, read
+from minimax_m2.harness.roofline import SIZES, Roof
+
+ROOF = Roof(dict.fromkeys(SIZES, 1e10), {"float32": 1e11, "bfloat16": 1e11})
+USUAL = Canary(copy_gbps=20.0, gemm_gflops=100.0)
+SLOW = Canary(copy_gbps=20.0, gemm_gflops=60.0)
+
+
+def cells(*, shard: tuple[int, int] = (1, 1)) -> list[Planned]:
+    return plan(["routing", "swiglu", "experts"], ["ours", "plain"], ROOF, shard=shard)
+
+
+@dataclass(kw_only=True)
+class Pretended(Night):
+    """A night that times nothing: every cell has the same record."""
+
+    record: Record
+    took: list[str] = field(default_factory=list)
+
+    def measured(self, cell: Planned, *, purpose: str = "nightly") -> list[Record]:
+        assert self.record.timing is not None
+        self.took.append(f"{cell.op.name} {cell.shape} {cell.provider}")
+        timing = replace(self.record.timing, shape=cell.shape)
+        return [replace(self.record, op=cell.op.name, provider=cell.provider, timing=timing, purpose=purpose)]
+
+
+def night(record: Record, speeds: Callable[[], Canary] = lambda: USUAL) -> Pretended:
+    return Pretended(
+        label=record.run, roof=ROOF, sides={}, accepted=None, against="", seconds=0.1, record=record,
+        canaries=Canaries(measure=speeds),
+    )  # fmt: skip
+
+
+def run(tonight: Pretended, path: Path, *, most: int = 99) -> None:
+    with Log(path) as log:
+        tonight.run(cells(), log, until=lambda: len(tonight.took) >= most, progress=lambda text, share: None)
+
+
+def test_what_takes_most_of_a_step_is_measured_first() -> None:
+    assert cells()[0].op.name == "experts"
+    weights = [cell.weight for cell in cells()]
+    assert weights == sorted(weights, reverse=True)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 5, 30])
+def test_shards_are_the_whole_and_share_nothing(parts: int) -> None:
+    dealt = [cell for index in range(parts) for cell in cells(shard=(index + 1, parts))]
+    assert len(dealt) == len(cells())
+    assert {(c.op.name, c.shape, c.provider) for c in dealt} == {(c.op.name, c.shape, c.provider) for c in cells()}
+
+
+@pytest.mark.parametrize("text", ["0/2", "3/2", "1", "1/2/3", "a/b", "-1/2"])
+def test_what_is_no_shard_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="no part of a whole"):
+        sharded(text)
+
+
+def test_a_night_that_was_killed_goes_on_where_it_was(record: Record, tmp_path: Path) -> None:
+    first, second, path = night(record), night(record), tmp_path / "night.jsonl"
+    run(first, path, most=5)
+    with path.open("a") as file:
+        file.write(record.json[:80])
+    with pytest.warns(UserWarning, match="half-written"):
+        run(second, path)
+    assert len(first.took) == 5
+    assert not set(first.took) & set(second.took)
+    assert len(read(path)) == len(cells())
+    assert second.outcome.cells == len(cells())
+
+
+def test_a_budget_that_is_spent_ends_the_plan(record: Record, tmp_path: Path) -> None:
+    tonight = night(record)
+    run(tonight, tmp_path / "night.jsonl", most=3)
+    assert (tonight.outcome.cells, tonight.outcome.planned) == (3, len(cells()))
+
+
+def test_a_cell_beside_a_slow_machine_is_timed_once_more(record: Record, tmp_path: Path) -> None:
+    speeds = iter([USUAL, SLOW, *[USUAL] * 40])
+    tonight = night(record, lambda: next(speeds))
+    run(tonight, tmp_path / "night.jsonl")
+    # Slow after the first look and so before the second: neither can be told from a slow kernel.
+    assert tonight.took[0] == tonight.took[1]
+    assert tonight.outcome.throttled == 1
+    assert len(read(tmp_path / "night.jsonl")) == len(cells()) - 1
+
+
+def test_a_machine_that_stays_slow_leaves_no_times(record: Record, tmp_path: Path) -> None:
+    turns = count()
+    tonight = night(record, lambda: USUAL if next(turns) == 0 else SLOW)
+    run(tonight, tmp_path / "night.jsonl")
+    assert tonight.outcome.throttled == len(cells())
+    assert read(tmp_path / "night.jsonl") == []
+
+
+def test_the_canary_of_a_cell_is_what_was_measured_around_it(record: Record, tmp_path: Path) -> None:
+    quick = replace(USUAL, copy_gbps=21.0)
+    speeds = iter([USUAL, *[quick] * 40])
+    run(night(record, lambda: next(speeds)), tmp_path / "night.jsonl")
+    found = [r.canary.copy_gbps for r in read(tmp_path / "night.jsonl") if r.canary]
+    assert found[:2] == [20.5, 21.0]
+
+
+def test_suspicious_cells_are_measured_again(record: Record, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    assert record.timing is not None
+    for day in range(1, 21):
+        slow = 1.5 if day == 20 else 1 + 0.003 * (day % 3)
+        timed = replace(record, run=f"202601{day:02}T020000.000000Z", op="routing", provider="plain",
+                        machine=record.machine | {"commit": f"{day:012x}"},
+                        timing=replace(record.timing, median_us=40 * slow))  # fmt: skip
+        store.keep(Content([timed], {}))
+    (odd,) = odd_cells(store, "20260120T020000.000000Z", cells())
+    assert (odd.op.name, odd.shape, odd.provider) == ("routing", "decode", "plain")
+    looked = night(record).again(odd, lambda text, share: None)
+    assert [one.purpose for one in looked] == ["rerun"] * RERUNS
+
+
+def test_a_ratio_to_a_build_before_the_accepted_one_is_forgotten(record: Record, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for day, build in ((1, "a"), (2, "a"), (3, "b")):
+        pair = Pair(against=f"ours@{build}", log_ratio=0.1 * day, low=0.0, high=1.0, blocks=12)
+        store.keep(Content([replace(record, run=f"2026010{day}T020000.000000Z", paired=pair)], {}))
+    with store.connect() as index:
+        (panel,) = panels(index)
+    assert [round(float(v), 3) for v in panel.log_ratio[0, -1:]] == [0.3]
+    assert not any(v == v for v in panel.log_ratio[0, :-1])
+
+
+def test_the_accepted_build_is_the_one_asked_for_or_the_last_nights(record: Record, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    assert accepted_commit(store, "HEAD") == resolved("HEAD")
+    assert accepted_commit(store, "") == resolved("HEAD^")
+    pair = Pair(against=f"ours@{resolved('HEAD')[:12]}", log_ratio=0.0, low=0.0, high=0.0, blocks=12)
+    store.keep(Content([replace(record, paired=pair)], {}))
+    assert accepted_commit(store, "") == resolved("HEAD")
+    with pytest.raises(ValueError, match="no commit of this checkout"):
+        accepted_commit(store, "--output=x")
+
+
+def test_another_plan_does_not_go_on_with_this_one() -> None:
+    assert commit()
+    assert Asked().name() != Asked(ops=("routing",)).name() != Asked(shard=(1, 2)).name()
+
+
+def test_a_builds_kernels_are_taken_out_whole(tmp_path: Path) -> None:
+    place = taken_out(resolved("HEAD"), tmp_path)
+    assert (place / "kernels" / "cpu" / "routing.cpp").is_file()
+    assert taken_out(resolved("HEAD"), tmp_path) == place
+    assert [path.name for path in tmp_path.iterdir()] == [place.name]
+
+
+def test_another_builds_kernels_run_instead_of_ours(tmp_path: Path) -> None:
+    for name, text in {
+        "__init__.py": "",
+        "isa.py": "from contextlib import nullcontext\navailable = lambda: ['portable']\nforced = nullcontext\n",
+        "swiglu.py": "def swiglu(gate_up):\n    return 'of the other build'\n",
+    }.items():
+        (tmp_path / "kernels/cpu").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "kernels/cpu" / name).write_text(text)
+    source = (
+        f"import os; os.environ['MINIMAX_M2_BUILD'] = {str(tmp_path)!r}\n"
+        "from minimax_m2.harness.providers.ours import of_build\n"
+        "print(of_build().functions('swiglu')(None))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "of the other build", done.stderr
