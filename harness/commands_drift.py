@@ -8,8 +8,9 @@ from typing import Annotated, NoReturn
 import torch
 import typer
 
-from minimax_m2.harness.drift.asking import FLOAT64, candidate_of, lockstep_cells, reference_of, subject_of
+from minimax_m2.harness.drift.asking import FLOAT64, candidate_of, is_streamed, lockstep_cells, reference_of, subject_of
 from minimax_m2.harness.drift.calls import Call
+from minimax_m2.harness.drift.picture import picture
 from minimax_m2.harness.drift.record import Asked, Drift, kept, read_drift
 from minimax_m2.harness.drift.repro import write_repro
 from minimax_m2.harness.drift.running import FREE, PINNED, Beside
@@ -20,7 +21,7 @@ from minimax_m2.harness.wrong_use import WrongUse, asked
 
 CandidateOption = Annotated[str, typer.Option(help="NAME, NAME:VARIANT, or a .py file, which is code and runs")]
 ReferenceOption = Annotated[str, typer.Option(help="fp64, or the provider whose way the steps are fed from")]
-ModelOption = Annotated[str, typer.Option(help="a checkpoint's folder; default: tiny-m2")]
+ModelOption = Annotated[str, typer.Option(help="a checkpoint's folder, or m2-width[:LAYERS], drawn; default: tiny-m2")]
 TokensOption = Annotated[str, typer.Option(help="a JSON list of token ids; default: the folder's own text")]
 LengthOption = Annotated[int, typer.Option(min=2, help="so many tokens; the last is decoded")]
 QuantizedOption = Annotated[bool, typer.Option("--quantized", help="keep e4m3 weights as they are stored")]
@@ -41,6 +42,7 @@ def drift(
     all_: Annotated[bool, typer.Option("--all", help="all three, as without any of these")] = False,
     quantized: QuantizedOption = False,
     plant: PlantOption = None,
+    picture_: Annotated[Path | None, typer.Option("--picture", help="write heatmap and curve as an SVG file")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the record instead of tables")] = False,
 ) -> None:
     """Find the layer and the step whose numbers leave the reference, and say what the tokens make of it."""
@@ -53,6 +55,8 @@ def drift(
     everything = all_ or not (lockstep or pinned or free)
     modes = [mode for mode, chosen in ((FREE, free), (PINNED, pinned)) if chosen or everything]
     subject = subject_of(wanted)
+    if modes and is_streamed(subject):
+        raise WrongUse(f"--model {model}: its layers are not kept, so only --lockstep can be asked of it")
     one = candidate_of(wanted, subject.config.num_hidden_layers)
     leader = reference_of(wanted)
     with working() as bar:
@@ -66,6 +70,8 @@ def drift(
         runs = tuple(beside.held(one, mode) for mode in modes) if beside else ()
     found = Drift.of(subject, one, wanted, cells=cells, runs=runs)
     path = kept(found)
+    if picture_ is not None:
+        picture_.write_text(picture(found))
     if as_json:
         typer.echo(found.json)
     else:

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from minimax_m2.harness.drift.answers import Answer, answers_of, exact_answers
+from minimax_m2.harness.drift.calls import Call
 from minimax_m2.harness.drift.candidate import Candidate
 from minimax_m2.harness.drift.faults import planted, read_fault
-from minimax_m2.harness.drift.lockstep import Cell
+from minimax_m2.harness.drift.lockstep import Cell, Judge
 from minimax_m2.harness.drift.record import Asked
 from minimax_m2.harness.drift.subjects import checkpoint_subject
-from minimax_m2.harness.drift.trajectory import Subject, Tell, Trajectory
+from minimax_m2.harness.drift.trajectory import Subject, Tell, Trajectory, walk
+from minimax_m2.harness.drift.wide import M2, DrawnLayers, wide_subject
 from minimax_m2.harness.provider import from_file
 from minimax_m2.harness.wrong_use import asked
 
-FLOAT64 = "fp64"
+FLOAT64, WIDE = "fp64", "m2-width"
 # Whoever is wrong everywhere is explained where he is most wrong.
 EXPLAINED = 3
 
 
 def subject_of(wanted: Asked) -> Subject:
     """The model and the tokens. WrongUse says what is missing."""
+    name, _, layers = wanted.model.partition(":")
     with asked():
+        if name == WIDE:
+            if layers and not (layers.isdigit() and int(layers) > 0):
+                raise ValueError(f"--model {wanted.model!r}: write {WIDE} or {WIDE}:LAYERS")
+            return wide_subject(layers=int(layers or M2.num_hidden_layers), length=wanted.length)
         return checkpoint_subject(
             Path(wanted.model) if wanted.model else None,
             Path(wanted.tokens) if wanted.tokens else None,
@@ -68,7 +76,28 @@ def lockstep_cells(
     subject: Subject, candidate: Candidate, reference: Answer, tell: Tell, *, explain: bool = True
 ) -> tuple[Cell, ...]:
     """Every step alone, and what the worst wrong ones equal."""
+    if is_streamed(subject):
+        return streamed_cells(subject, candidate, reference, tell)
     trajectory = Trajectory(subject, offered=candidate.offered(), reference=reference, tell=tell)
     cells = list(trajectory.cells(candidate, tell=tell))
     wrong = sorted((cell for cell in cells if cell.is_wrong), key=lambda cell: -cell.used)[: EXPLAINED * explain]
     return tuple(trajectory.explained(cell, candidate) if cell in wrong else cell for cell in cells)
+
+
+def is_streamed(subject: Subject) -> bool:
+    """Whether its layers are made as they are asked for: then nothing of them may be kept."""
+    return isinstance(subject.weights.layers, DrawnLayers)
+
+
+def streamed_cells(subject: Subject, candidate: Candidate, reference: Answer, tell: Tell) -> tuple[Cell, ...]:
+    """Judge each call as it comes; the first wrong ones are explained, since no call is there to come back to."""
+    judge, cells = Judge(forgets=True), list[Cell]()
+
+    def visit(call: Call) -> None:
+        cell = judge.cell(call, candidate)
+        if cell.is_wrong and sum(bool(c.explanation) for c in cells) < EXPLAINED:
+            cell = replace(cell, explanation=judge.explanation(call, candidate))
+        cells.append(cell)
+
+    walk(subject, visit, offered=candidate.offered(), reference=reference, tell=tell)
+    return tuple(cells)
