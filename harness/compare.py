@@ -15,7 +15,7 @@ too, because a small systematic error hides in every element but not in their su
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -80,14 +80,14 @@ def compare(
     actual: Tensor,
     expected: Budgeted,
     alpha: float = ALPHA,
-    emulated: Callable[[], Tensor] | None = None,
+    emulated: Sequence[Callable[[], Tensor]] = (),
     *,
     hasty: bool = False,
 ) -> Comparison:
     """Hold ``actual`` against ``expected`` and its budget; if ``hasty``, no further than the first failure.
 
-    ``emulated`` makes what a kernel returns that rounds where the contract says and nowhere else; the gain test may
-    ask for it.
+    ``emulated`` make what kernels return that round where the contract says, and else nowhere or as float32 does; the
+    gain test may ask for them.
     """
     got, known = actual.to(torch.float64), limits(expected, actual.dtype, alpha)
     same = (got == expected.value) | (got.isnan() & expected.value.isnan())

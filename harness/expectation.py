@@ -53,6 +53,10 @@ class Expectation(Protocol):
         ...
 
 
+# What a kernel that is emulated computes in between its named roundings.
+EMULATED_IN = (torch.float64, torch.float32)
+
+
 @dataclass
 class Tensors:
     """The expectation of an op whose outputs are tensors to compare one by one."""
@@ -61,7 +65,7 @@ class Tensors:
     expected: dict[str, Budgeted | Tensor]
     dtypes: dict[str, torch.dtype]
     # What a kernel returns that rounds where the contract says: the reference's second reading, made when needed.
-    emulate: Callable[[], Outputs] | None = None
+    emulate: Callable[[torch.dtype], Outputs] | None = None
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -81,9 +85,8 @@ class Tensors:
                 found.append(compare(name, actual, value, share, emulated=self._emulated(place), hasty=hasty))
         return found
 
-    def _emulated(self, place: int) -> Callable[[], Tensor] | None:
-        emulate = self.emulate
-        return None if emulate is None else lambda: emulate()[place]
+    def _emulated(self, place: int) -> list[Callable[[], Tensor]]:
+        return [] if self.emulate is None else [partial(_output, self.emulate, w, place) for w in EMULATED_IN]
 
     def perfect(self) -> Outputs:
         values = [specified(v) if isinstance(v, Budgeted) else v for v in self.expected.values()]
@@ -100,6 +103,10 @@ class Tensors:
 
     def corruptions(self) -> Iterator[tuple[str, Outputs]]:
         return corruptions(self.perfect(), tuple(self.dtypes), [certain(v) for v in self.expected.values()])
+
+
+def _output(emulate: Callable[[torch.dtype], Outputs], working: torch.dtype, place: int) -> Tensor:
+    return emulate(working)[place]
 
 
 def certain(x: Budgeted | Tensor) -> Tensor | None:

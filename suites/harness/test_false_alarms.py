@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from minimax_m2.harness.case import Case, Field
+from minimax_m2.harness.expectation import emulated, expectation
 from minimax_m2.harness.false_alarms import implementations, legal, share, tally, upper_bound
 from minimax_m2.harness.museum import right
 from minimax_m2.harness.op import all_ops, find_op
@@ -47,6 +49,29 @@ def test_an_alarm_is_told_and_a_case_counts_once(function: object) -> None:
     assert 0 < found.wrong <= 4
     assert len(found.alarms) == 2 * found.wrong
     assert "wrong" in found.alarms[0]
+
+
+# Correct results that a smaller budget called wrong: few errors behind a row, and codes whose products round alike.
+ONCE_CALLED_WRONG = (
+    (
+        {"op": "attention", "B": 1, "D": 256, "Hk": 3, "S": 128, "group": 6, "page": 64, "queries": "all", "pad": 0,
+         "cache": "float16", "dtype": "float16", "kv_scale": "float", "ids": "int64", "gap": 8, "regime": "heavy",
+         "seed": 223},
+        {"normalised": True},
+    ),
+    (
+        {"op": "fp8_linear", "H": 16, "N": 9, "T": 2049, "block": 32, "dtype": "float16", "out": "float32", "x": "e4m3",
+         "regime": "heavy", "weight_milli": 5, "gap": 0, "seed": 760},
+        {},
+    ),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("fields, contract", ONCE_CALLED_WRONG, ids=lambda value: str(value.get("op", "")))
+def test_what_was_called_wrong_once_is_right(fields: dict[str, Field], contract: dict[str, object]) -> None:
+    case, op = Case(fields), find_op(str(fields["op"]))
+    full = op.full_contract(case, contract)
+    assert all(found.passed for found in expectation(op, case, full).judge(emulated(op, case, full, torch.float32)))
 
 
 @pytest.mark.parametrize("alarms, cases, bound", [(0, 1, 0.95), (0, 10_000, 2.995e-4), (1, 10, 0.3942), (3, 3, 1.0)])
