@@ -22,6 +22,8 @@ _BYTES = {"f32": 4, "i32": 4, "bf16": 2, "f16": 2, "i16": 2, "i64": 8, "i8": 1, 
 _DUMP = re.compile(r"// -----// IR Dump After \w+ \(([\w-]+)\) //----- //\n")
 _BUFFER = re.compile(r"pointer_cast\(([^)]*)\).*? : memref<((?:\d+x)*)(\w+), #hivm\.address_space<ub>>")
 _CONSTANT = re.compile(r"(%\w+) = arith\.constant (\d+) : i64")
+_PLACE = re.compile(r"memref\.(?:load|store) [^\[]*\[([^\]]+)\]")
+_FIXED = re.compile(r"%c\d+(_\w+)?")
 _SINGLE = "enable-auto-multi-buffer to false"
 
 
@@ -53,14 +55,18 @@ def plan_of(answer: Answer) -> Plan:
 
 def read(text: str, *, notes: list[str]) -> Plan:
     """Read a plan off what the compiler printed after planning buffers and after lowering to calls."""
+    # Functions are planned side by side and printed as each is done: the kernel's, twice, and one that says its kind.
     parts = _DUMP.split(text)
-    dumps = dict(zip(parts[1::2], parts[2::2], strict=True))
-    for name in ("hivm-plan-memory", "convert-hivm-to-std"):
-        if name not in dumps:
+    plans, programs = (
+        [dump for name, dump in zip(parts[1::2], parts[2::2], strict=True) if name == wanted]
+        for wanted in ("hivm-plan-memory", "convert-hivm-to-std")
+    )
+    for name, found in (("hivm-plan-memory", plans), ("convert-hivm-to-std", programs)):
+        if not found:
             raise ValueError(f"the compiler printed no program after {name}; it is of another release")
-    program = dumps["convert-hivm-to-std"].rpartition("func.func @")[2]
+    program = programs[-1].rpartition("func.func @")[2]
     return Plan(
-        buffer_bytes=_highest(dumps["hivm-plan-memory"]),
+        buffer_bytes=max(_highest(plan) for plan in plans),
         scalar_loops=_scalar_loops(program),
         vector_calls=len(re.findall(r"\bcall @", program)),
         is_single_buffered=any(_SINGLE in note for note in notes),
@@ -86,7 +92,7 @@ def _scalar_loops(program: str) -> int:
             for loop in open_loops:
                 loop["inner"] = 0
             open_loops.append({"inner": 1, "scalar": 0, "indent": len(line) - len(line.lstrip())})
-        elif re.search(r"memref\.(load|store) .*\[(?!%c\d+\]|\])", line) and open_loops:
+        elif (place := _PLACE.search(line)) and not all(map(_FIXED.fullmatch, place[1].split(", "))) and open_loops:
             open_loops[-1]["scalar"] = 1
         elif open_loops and line.strip().startswith("}") and len(line) - len(line.lstrip()) == open_loops[-1]["indent"]:
             loop = open_loops.pop()

@@ -17,14 +17,12 @@ def squares_of(row, width, STEPS: tl.constexpr, STEP: tl.constexpr):
 
     Added up in two directions: 2048 numbers one after the other would lose four times what 64 and then 32 do.
     """
-    LANES: tl.constexpr = 64
-    sums = tl.zeros((STEP // LANES, LANES), tl.float32)
-    place = tl.arange(0, STEP // LANES)[:, None] * LANES + tl.arange(0, LANES)[None, :]
+    sums = tl.zeros((STEP,), tl.float32)
     for step in range(STEPS):
-        at = step * STEP + place
+        at = step * STEP + tl.arange(0, STEP)
         x = tl.load(row + at, mask=at < width, other=0.0).to(tl.float32)
         sums += x * x
-    return tl.sum(tl.sum(sums, 1), 0)
+    return tl.sum(tl.sum(tl.reshape(sums, (STEP // 64, 64)), 1), 0)
 
 
 @triton.jit
@@ -39,30 +37,52 @@ def qk_sum_squares_kernel(
 
 
 @triton.jit
+def angle_of(
+    cos_ptr, sin_ptr, positions_ptr, t, cos_stride, sin_stride, num_positions, HALF: tl.constexpr, TURN: tl.constexpr
+):
+    """Cosines and sines of a token ``[1, TURN]``, float32, and whether its position is in the tables.
+
+    Its row is that of its position, or without positions its own. A row that is not there is read from nowhere: the
+    caller spoils the token.
+    """
+    position = tl.cast(t, tl.int64)
+    if positions_ptr is not None:
+        position = tl.load(positions_ptr + t).to(tl.int64)
+    in_table = (position >= 0) & (position < num_positions)
+    row, turn = tl.where(in_table, position, 0), tl.arange(0, TURN)
+    cos = tl.load(cos_ptr + row * cos_stride + turn, mask=turn < HALF, other=0.0).to(tl.float32)
+    sin = tl.load(sin_ptr + row * sin_stride + turn, mask=turn < HALF, other=0.0).to(tl.float32)
+    return cos[None, :], sin[None, :], in_table
+
+
+@triton.jit
 def turn_heads(
-    x_row, weight, y_row, scale, cos, sin, heads,
+    x_row, stride, weight, y_row, scale, cos, sin, heads,
     TILES: tl.constexpr, TILE: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, TURN: tl.constexpr,
     REST: tl.constexpr, NORM: tl.constexpr,
 ):  # fmt: skip
-    """Scale the heads of a row by 1 / rms and their weights, rotate the pairs (i, HALF + i), round, write."""
+    """Scale the heads of a row, which lie ``stride`` apart, rotate the pairs (i, HALF + i), round, write them dense.
+
+    With ``NORM`` channels are multiplied by their weights, too.
+    """
     turn, rest = tl.arange(0, TURN)[None, :], tl.arange(0, REST)[None, :]
     dtype = y_row.dtype.element_ty
     for tile in range(TILES):
         head = tile * TILE + tl.arange(0, TILE)[:, None]
         turns, rests = (head < heads) & (turn < HALF), (head < heads) & (rest < D - 2 * HALF)
-        one, other, beyond = head * D + turn, head * D + HALF + turn, head * D + 2 * HALF + rest
-        a = tl.load(x_row + one, mask=turns, other=0.0).to(tl.float32) * scale
-        b = tl.load(x_row + other, mask=turns, other=0.0).to(tl.float32) * scale
+        x, y = x_row + head * stride, y_row + head * D
+        a = tl.load(x + turn, mask=turns, other=0.0).to(tl.float32) * scale
+        b = tl.load(x + HALF + turn, mask=turns, other=0.0).to(tl.float32) * scale
         if NORM:
-            a = a * tl.load(weight + one, mask=turns, other=0.0).to(tl.float32)
-            b = b * tl.load(weight + other, mask=turns, other=0.0).to(tl.float32)
-        tl.store(y_row + one, (a * cos - b * sin).to(dtype), mask=turns)
-        tl.store(y_row + other, (b * cos + a * sin).to(dtype), mask=turns)
+            a = a * tl.load(weight + head * D + turn, mask=turns, other=0.0).to(tl.float32)
+            b = b * tl.load(weight + head * D + HALF + turn, mask=turns, other=0.0).to(tl.float32)
+        tl.store(y + turn, (a * cos - b * sin).to(dtype), mask=turns)
+        tl.store(y + HALF + turn, (b * cos + a * sin).to(dtype), mask=turns)
         if D > 2 * HALF:
-            c = tl.load(x_row + beyond, mask=rests, other=0.0).to(tl.float32) * scale
+            c = tl.load(x + 2 * HALF + rest, mask=rests, other=0.0).to(tl.float32) * scale
             if NORM:
-                c = c * tl.load(weight + beyond, mask=rests, other=0.0).to(tl.float32)
-            tl.store(y_row + beyond, c.to(dtype), mask=rests)
+                c = c * tl.load(weight + head * D + 2 * HALF + rest, mask=rests, other=0.0).to(tl.float32)
+            tl.store(y + 2 * HALF + rest, c.to(dtype), mask=rests)
 
 
 @triton.jit
@@ -85,18 +105,12 @@ def qk_norm_rope_kernel(
     Q_TILES: tl.constexpr, K_TILES: tl.constexpr, TILE: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr,
     TURN: tl.constexpr, REST: tl.constexpr, V_STEPS: tl.constexpr, STEP: tl.constexpr, NORM: tl.constexpr,
 ):  # fmt: skip
-    turn = tl.arange(0, TURN)
     for t in range(tl.program_id(0), rows, tl.num_programs(0)):
         at = tl.cast(t, tl.int64)
         row = qkv_ptr + at * stride
-        # The row of a table where positions are given, else the token's own.
-        position = at
-        if positions_ptr is not None:
-            position = tl.load(positions_ptr + t).to(tl.int64)
-        in_table = (position >= 0) & (position < num_positions)
-        angle = tl.where(in_table, position, 0)
-        cos = tl.load(cos_ptr + angle * cos_stride + turn, mask=turn < HALF, other=0.0).to(tl.float32)[None, :]
-        sin = tl.load(sin_ptr + angle * sin_stride + turn, mask=turn < HALF, other=0.0).to(tl.float32)[None, :]
+        cos, sin, in_table = angle_of(
+            cos_ptr, sin_ptr, positions_ptr, t, cos_stride, sin_stride, num_positions, HALF, TURN
+        )
         q_scale, k_scale = 1.0, 1.0
         if NORM:
             q_scale = inverse_rms(tl.load(stats_ptr + 2 * t), q_true_width, eps)
@@ -104,11 +118,34 @@ def qk_norm_rope_kernel(
         q_scale = tl.where(in_table, q_scale, float("nan"))
         k_scale = tl.where(in_table, k_scale, float("nan"))
         turn_heads(
-            row, q_weight_ptr, q_ptr + at * (Hq * D), q_scale, cos, sin, Hq,
+            row, D, q_weight_ptr, q_ptr + at * (Hq * D), q_scale, cos, sin, Hq,
             Q_TILES, TILE, D, HALF, TURN, REST, NORM,
         )  # fmt: skip
         turn_heads(
-            row + Hq * D, k_weight_ptr, k_ptr + at * (Hk * D), k_scale, cos, sin, Hk,
+            row + Hq * D, D, k_weight_ptr, k_ptr + at * (Hk * D), k_scale, cos, sin, Hk,
             K_TILES, TILE, D, HALF, TURN, REST, NORM,
         )  # fmt: skip
         copy_row(row + (Hq + Hk) * D, v_ptr + at * (Hk * D), Hk * D, V_STEPS, STEP)
+
+
+@triton.jit
+def rope_kernel(
+    q_ptr, k_ptr, cos_ptr, sin_ptr, positions_ptr, q_out_ptr, k_out_ptr,
+    rows, q_stride, q_head_stride, k_stride, k_head_stride, cos_stride, sin_stride, num_positions, Hq, Hk,
+    Q_TILES: tl.constexpr, K_TILES: tl.constexpr, TILE: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr,
+    TURN: tl.constexpr, REST: tl.constexpr,
+):  # fmt: skip
+    for t in range(tl.program_id(0), rows, tl.num_programs(0)):
+        at = tl.cast(t, tl.int64)
+        cos, sin, in_table = angle_of(
+            cos_ptr, sin_ptr, positions_ptr, t, cos_stride, sin_stride, num_positions, HALF, TURN
+        )
+        scale = tl.where(in_table, 1.0, float("nan"))
+        turn_heads(
+            q_ptr + at * q_stride, q_head_stride, q_ptr, q_out_ptr + at * (Hq * D), scale, cos, sin, Hq,
+            Q_TILES, TILE, D, HALF, TURN, REST, False,
+        )  # fmt: skip
+        turn_heads(
+            k_ptr + at * k_stride, k_head_stride, k_ptr, k_out_ptr + at * (Hk * D), scale, cos, sin, Hk,
+            K_TILES, TILE, D, HALF, TURN, REST, False,
+        )  # fmt: skip

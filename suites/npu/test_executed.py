@@ -76,12 +76,12 @@ def test_a_kernel_that_does_not_lower_is_no_pass() -> None:
 
 SPOILT = {
     "a load left out": (
-        "b = tl.load(x_row + other, mask=turns, other=0.0)",
-        "b = tl.load(x_row + one, mask=turns, other=0.0)",
+        "b = tl.load(x + HALF + turn, mask=turns, other=0.0)",
+        "b = tl.load(x + turn, mask=turns, other=0.0)",
     ),
     "rounded twice": (
-        "tl.store(y_row + one, (a * cos",
-        "a = a.to(dtype).to(tl.float32)\n        tl.store(y_row + one, (a * cos",
+        "tl.store(y + turn, (a * cos",
+        "a = a.to(dtype).to(tl.float32)\n        tl.store(y + turn, (a * cos",
     ),
 }
 

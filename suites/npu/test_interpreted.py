@@ -12,16 +12,18 @@ from minimax_m2.harness.npu.reach import built
 
 pytest.importorskip("triton", reason="Triton is not installed; the level N0 is not here")
 
-CASES = 40
+CASES = 24
+# The interpreter takes milliseconds a choice, and a tile of codes.
+FEWER = {"routing": 8, "block_dequant": 6}
 
 
 @pytest.mark.npu
 @pytest.mark.parametrize("op", [pytest.param(name, id=f"N0-{name}") for name in built()])
 def test_the_source_is_right_in_the_interpreter(op: str) -> None:
-    found = in_own_process(op, CASES, device="npu")
+    found = in_own_process(op, FEWER.get(op, CASES), device="npu")
 
     assert not found.failures, "\n".join(found.failures)
-    assert found.judged == CASES, f"{found.refused} cases were refused, {found.judged} judged"
+    assert found.judged == FEWER.get(op, CASES), f"{found.refused} cases were refused, {found.judged} judged"
     # The witness: outputs that no Triton function wrote would have been made by something else.
     busy = found.judged - found.idle
     assert busy
@@ -32,10 +34,10 @@ def test_the_source_is_right_in_the_interpreter(op: str) -> None:
 WRONG = {
     "the second half of a pair turned back": ("b * cos + a * sin", "b * cos - a * sin"),
     "the norm rounded before it is turned": (
-        "tl.store(y_row + one, (a * cos", "a = a.to(tl.float16).to(tl.float32)\n        tl.store(y_row + one, (a * cos"
+        "tl.store(y + turn, (a * cos", "a = a.to(tl.float16).to(tl.float32)\n        tl.store(y + turn, (a * cos"
     ),
     "eps outside the root": ("tl.sqrt(squares / width + eps)", "(tl.sqrt(squares / width) + eps)"),
-    "all rows read the first angle": ("angle * cos_stride", "0 * cos_stride"),
+    "all rows read the first angle": ("row * cos_stride", "0 * cos_stride"),
 }  # fmt: skip
 
 
@@ -54,7 +56,7 @@ def test_a_wrong_kernel_is_caught(change: str, tmp_path: Path) -> None:
     found_by = f"import sys\n\nsys.path.insert(0, {str(tmp_path)!r})\n"
     file.write_text(spoilt.replace("import torch\n", found_by + "import torch\n", 1))
 
-    found = in_own_process("qk_norm_rope", CASES // 4, str(file), device="npu")
+    found = in_own_process("qk_norm_rope", CASES // 2, str(file), device="npu")
 
     assert found.failures
 
