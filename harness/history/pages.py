@@ -5,6 +5,8 @@ What it shows is packed into it (``packing.py``); its scripts and styles stand i
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -24,6 +26,8 @@ from minimax_m2.harness.history.weight import shares
 from minimax_m2.harness.provenance import commit
 
 FOLDER = Path(__file__).with_name("page")
+# What a command line is given is a commit and nothing else: records may come from anywhere.
+COMMIT = re.compile(r"[0-9a-f]{7,40}")
 SCRIPTS = ("data", "format", "events", "matrix", "series", "charts", "drift", "trust", "main")
 
 
@@ -155,15 +159,16 @@ def next_command(panel: Panel, event: Event) -> str:
     """What to paste: a bisect where a commit is to blame, else what looks closer."""
     one = panel.series[event.rows[0]] if event.rows else None
     if event.ruling.cause is Cause.WRONG and one is not None:
-        return f"m2check repro {one.case_id} --with {one.provider}" + (
-            f" --variant {one.variant}" if one.variant else ""
-        )
-    if event.ruling.cause is Cause.CODE:
-        return f"m2check bisect commit --event {event.number} --good {event.good} --bad {event.bad}"
+        variant = f" --variant {shlex.quote(one.variant)}" if one.variant else ""
+        return f"m2check repro {shlex.quote(one.case_id)} --with {shlex.quote(one.provider)}{variant}"
+    ends = [text.rstrip("+") for text in (event.good, event.bad)]
+    if event.ruling.cause is Cause.CODE and one is not None and all(COMMIT.fullmatch(end) for end in ends):
+        metric = "util" if event.metric == "error" else "latency"
+        return f"m2check bisect commit --op {shlex.quote(one.op)} --metric {metric} --good {ends[0]} --bad {ends[1]}"
     if event.ruling.cause is Cause.HARDWARE:
         return "m2check doctor"
     if event.ruling.cause is Cause.NOISE and one is not None:
-        return f"m2check nightly run --op {one.op} --budget 5"
+        return f"m2check nightly run --op {shlex.quote(one.op)} --budget 5"
     return f'm2check event {event.number} accept --reason "..."'
 
 

@@ -182,7 +182,7 @@ def test_a_stranger_sees_what_moved_and_what_to_paste(nights: Path) -> None:
     verdict, evidence, command = done.stderr.strip().splitlines()[-3:]
     assert "1 of 1 events to act on" in verdict
     assert "sources" in evidence
-    assert command == "m2check bisect commit --event 1 --good 00000000000e --bad 00000000000f"
+    assert command == "m2check bisect commit --op routing --metric latency --good 00000000000e --bad 00000000000f"
 
 
 def test_an_acceptance_ends_the_alarm_and_the_page_is_built(nights: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +14,10 @@ import numpy as np
 import pytest
 
 from minimax_m2.harness.history.accepted import numbered
+from minimax_m2.harness.history.causes import Cause, Ruling
 from minimax_m2.harness.history.events import Event, events_of
 from minimax_m2.harness.history.packing import MISSING, planes, unpacked
-from minimax_m2.harness.history.pages import FOLDER, Extras, page
+from minimax_m2.harness.history.pages import FOLDER, Extras, next_command, page
 from minimax_m2.harness.history.panel import Panel
 from minimax_m2.harness.history.simulated import OPS, Change, World, measured_again, simulated
 
@@ -77,7 +79,26 @@ def test_an_event_bears_its_cause_its_rule_and_the_command_to_paste(text: str) -
     (event,) = [event for event in about["events"] if event["what"] == "experts of ours"]
     assert event["cause"] == "code"
     assert "sources changed" in event["rule"]
-    assert event["command"].startswith(f"m2check bisect commit --event {event['number']} --good ")
+    ends = f"--good {event['good']} --bad {event['bad']}"
+    assert event["command"] == f"m2check bisect commit --op experts --metric latency {ends}"
+
+
+@pytest.mark.parametrize("cause", [Cause.WRONG, Cause.CODE, Cause.NOISE])
+@pytest.mark.parametrize("name", ["a; rm -rf ~", "$(id)", "`id`"])
+def test_a_pasted_command_runs_nothing_that_a_record_named(
+    told: tuple[Panel, list[Event]], name: str, cause: Cause
+) -> None:
+    panel, (event,) = told
+    hostile = [replace(one, op=name, provider=name, variant=name, case_id=name) for one in panel.series]
+    command = next_command(replace(panel, series=hostile), replace(event, ruling=Ruling(cause, "")))
+    # To a shell each hostile name is one quoted word.
+    assert shlex.split(command).count(name) >= 1
+    assert name not in command.replace(shlex.quote(name), "")
+
+
+def test_a_branch_that_is_no_commit_is_not_pasted(told: tuple[Panel, list[Event]]) -> None:
+    panel, (event,) = told
+    assert "$(id)" not in next_command(panel, replace(event, bad="$(id)"))
 
 
 @pytest.mark.nightly

@@ -24,6 +24,9 @@ const CAUSES = {
   method: "▣ method", noise: "○ noise", unknown: "? unknown", silent: "… silent",
 };
 
+// A word of a command line, whatever a record calls itself.
+const word = text => /^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\"'\"'")}'`;
+
 // The last nights of a series as a line; a dot where an event began.
 function spark(one, event, width = 150, height = 30) {
   const all = values(one, event && event.metric === "error" ? "error" : "corrected");

@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# One night: ci/nightly.sh [RECORDS...] measures, merges other machines' records, builds the page, says what moved.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+m2check=.venv/bin/m2check
+"$m2check" nightly run --budget "${BUDGET:-40}" || exit
+# What is no whole file is told and quarantined; the others count.
+if (($#)); then "$m2check" nightly add "$@"; fi
+"$m2check" dash build --out nightly.html || exit
+"$m2check" events --format junit > events.xml
+exec "$m2check" events --format markdown
