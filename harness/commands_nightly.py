@@ -85,6 +85,7 @@ def run(
     op: Annotated[list[str] | None, typer.Option("--op", help="only this op (repeatable)")] = None,
     provider: Annotated[list[str] | None, typer.Option("--provider", help="ours, plain or a peer (repeatable)")] = None,
     against: Annotated[str, typer.Option(help="the accepted build, a revision; else the last night's")] = "",
+    build: Annotated[str, typer.Option(help="measure this commit's kernels instead of the checkout's")] = "",
     budget: Annotated[float, typer.Option(min=0.1, help="minutes for the plan; re-runs come on top")] = 40.0,
     seconds: Annotated[float, typer.Option(min=0.05, help="seconds of interleaved blocks a cell")] = 1.5,
     shard: Annotated[str, typer.Option(help="this part of the plan, as 2/8")] = "1/1",
@@ -104,7 +105,7 @@ def run(
     with asked():
         wanted = Asked(
             ops=tuple(find_op(name).name for name in op or ()), providers=tuple(provider or ("ours", "plain")),
-            against=against, budget=budget, seconds=seconds, shard=sharded(shard),
+            against=against, build=build, budget=budget, seconds=seconds, shard=sharded(shard),
         )  # fmt: skip
         try:
             with working() as bar:

@@ -78,10 +78,11 @@ def commit() -> str:
     return _git("describe", "--always", "--dirty=+", "--abbrev=12") or "installed"
 
 
-@lru_cache(maxsize=1)
-def position() -> dict[str, str | int]:
-    """When the checkout's commit was made and how many first parents it has: commits in order, whatever their dates."""
-    date, height = _git("log", "-1", "--format=%cI"), _git("rev-list", "--count", "--first-parent", "HEAD")
+@cache
+def position(revision: str = "HEAD") -> dict[str, str | int]:
+    """When a commit was made and how many first parents it has: commits in order, whatever their dates."""
+    date = _git("log", "-1", "--format=%cI", revision)
+    height = _git("rev-list", "--count", "--first-parent", revision)
     return {"committed": date, "height": int(height)} if date and height else {}
 
 
@@ -91,15 +92,15 @@ def code(op: str, provider: str, device: str) -> dict[str, str | int]:
 
 
 @cache
-def kernel_hash(op: str, provider: str, device: str) -> str:
+def kernel_hash(op: str, provider: str, device: str, root: Path = ROOT) -> str:
     """Hash of all sources that an op of ours or of plain torch is made of; empty for others, whose versions say it.
 
-    The same hash cannot be slower by itself.
+    The same hash cannot be slower by itself. ``root`` is a tree that holds ``kernels``: this one, or another build's.
     """
     declared = all_ops().get(op)
     stem = op if declared is None else declared.stem or op
     if provider == "ours":
-        folder = ROOT / "kernels"
+        folder = root / "kernels"
         first = [*sorted((folder / device).glob(f"{stem}.*")), *(folder / device).glob(f"{stem}_*")]
         return digest(included([*first, folder / "schema" / f"{stem}.py"], folder))
     if provider == "plain":

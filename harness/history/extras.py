@@ -57,7 +57,7 @@ def devices() -> list[dict[str, Any]]:
         reason = absence(device)
         own = "here" if reason is None else f"not here: {reason}"
         for level, shows in levels.items():
-            standing = own if level in ON_DEVICE else f"shown by `pytest -m {device}`, which leaves no record"
+            standing = own if level in ON_DEVICE else f"pytest -m {device} says how far; it leaves no record"
             found.append({"device": device, "level": level, "shows": shows, "standing": standing})
     return found
 

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 
@@ -18,6 +19,7 @@ from minimax_m2.harness.case import Case
 from minimax_m2.harness.commands_bench import Refused, Side, compared, timed_alone
 from minimax_m2.harness.history.weight import CALLS
 from minimax_m2.harness.op import Op, all_ops, find_op
+from minimax_m2.harness.provenance import kernel_hash, position
 from minimax_m2.harness.record import Canary, Log, Pair, Record, read
 from minimax_m2.harness.roofline import Roof
 from minimax_m2.harness.worker import Ended
@@ -113,7 +115,12 @@ class Outcome:
 
 @dataclass(kw_only=True)
 class Night:
-    """One run of the plan. ``sides`` are the providers by name; ``accepted`` the build that ours is held against."""
+    """One run of the plan.
+
+    sides     the providers by name
+    accepted  the build that ours is held against
+    build     where the kernels lie that ours are tonight, if they are another commit's
+    """
 
     label: str
     roof: Roof
@@ -121,6 +128,7 @@ class Night:
     accepted: Side | None
     against: str
     seconds: float
+    build: Path | None = None
     canaries: Canaries = field(default_factory=Canaries)
     outcome: Outcome = field(default_factory=Outcome)
 
@@ -163,9 +171,17 @@ class Night:
                 # The ratio is the accepted build's time over ours.
                 ratio, low, high = (-math.log(value) for value in (found.ratio, found.high, found.low))
                 pair = Pair(against=self.against, log_ratio=ratio, low=low, high=high, blocks=found.blocks)
-                return [replace(found.a, run=self.label, purpose=purpose, paired=pair)]
+                return [self._of_build(replace(found.a, run=self.label, purpose=purpose, paired=pair))]
         alone = timed_alone(cell.op, cell.case, cell.shape, side, self.seconds, self.roof, self.label)
-        return [replace(record, purpose=purpose) for record in alone]
+        return [self._of_build(replace(record, purpose=purpose)) for record in alone]
+
+    def _of_build(self, record: Record) -> Record:
+        """A record of ours says whose kernels it is of."""
+        if self.build is None or record.provider != "ours":
+            return record
+        kernel = kernel_hash(record.op, "ours", record.device, self.build)
+        code = {**record.code, **position(self.build.name), "kernel": kernel}
+        return replace(record, code=code, machine={**record.machine, "commit": self.build.name})
 
     def again(self, cell: Planned, progress: Callable[[str, float], None]) -> list[Record]:
         """Time a suspicious cell a few times more, the machine beside it; what is throttled is left out."""

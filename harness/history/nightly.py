@@ -28,18 +28,23 @@ Progress = Callable[[str, float], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """What a night is asked for. ``against`` is a revision, empty for the build that the last night had."""
+    """What a night is asked for.
+
+    against  a revision, empty for the build that the last night had
+    build    the revision whose kernels are ours tonight, empty for this checkout's
+    """
 
     ops: tuple[str, ...] = ()
     providers: tuple[str, ...] = ("ours", "plain")
     against: str = ""
+    build: str = ""
     budget: float = 40.0
     seconds: float = 1.5
     shard: tuple[int, int] = (1, 1)
 
     def name(self) -> str:
         """What a killed night is found again by: the same build, cells and opposite."""
-        text = json.dumps([commit(), self.ops, self.providers, self.against, self.shard])
+        text = json.dumps([commit(), self.ops, self.providers, self.against, self.build, self.shard])
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
@@ -77,7 +82,13 @@ def tonight(store: Store, asked: Asked, progress: Progress) -> Done:
     with Log(path) as log, ExitStack() as stack:
         progress("measuring the roof", 0.0)
         roof = measure()
-        sides = {name: stack.enter_context(side(name, own_process=name == "ours")) for name in asked.providers}
+        build = taken_out(resolved(asked.build), store.root / "builds") if asked.build else None
+        sides = {
+            name: stack.enter_context(
+                side_of(build) if build and name == "ours" else side(name, own_process=name == "ours")
+            )
+            for name in asked.providers
+        }
         try:
             accepted = stack.enter_context(side_of(taken_out(against, store.root / "builds")))
         except (Ended, RuntimeError) as error:

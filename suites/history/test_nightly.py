@@ -17,7 +17,7 @@ from minimax_m2.harness.history.measuring import RERUNS, Canaries, Night, Planne
 from minimax_m2.harness.history.nightly import Asked, accepted_commit, odd_cells
 from minimax_m2.harness.history.panel import panels
 from minimax_m2.harness.history.store import Store
-from minimax_m2.harness.provenance import commit
+from minimax_m2.harness.provenance import commit, kernel_hash, position
 from minimax_m2.harness.record import Canary, Log, Pair, Record, read
 from minimax_m2.harness.roofline import SIZES, Roof
 
@@ -167,6 +167,15 @@ def test_a_builds_kernels_are_taken_out_whole(tmp_path: Path) -> None:
     assert (place / "kernels" / "cpu" / "routing.cpp").is_file()
     assert taken_out(resolved("HEAD"), tmp_path) == place
     assert [path.name for path in tmp_path.iterdir()] == [place.name]
+
+
+def test_a_record_of_another_build_says_whose_kernels_it_is_of(record: Record, tmp_path: Path) -> None:
+    tonight = replace(night(record), build=taken_out(resolved("HEAD^"), tmp_path))
+    found = tonight._of_build(replace(record, provider="ours"))
+    assert found.machine["commit"] == resolved("HEAD^")[:12]
+    assert found.code["kernel"] == kernel_hash("routing", "ours", "cpu", tonight.build or tmp_path) != ""
+    assert int(found.code["height"]) == int(position()["height"]) - 1
+    assert tonight._of_build(record) == record
 
 
 def test_another_builds_kernels_run_instead_of_ours(tmp_path: Path) -> None:

@@ -33,11 +33,12 @@ function verdict() {
   const last = ABOUT.lanes.map(lane => lane.nights[lane.size - 1][0]).sort().pop();
   const head = document.getElementById("verdict");
   const words = [wrong ? make("span", { class: "bad" }, `${plural(wrong, "result is", "results are")} wrong`) : make("span", { class: "good" }, "Nothing is wrong"),
-    moved ? `, ${plural(moved, "event")}` : ", nothing moved", slower ? make("span", {}, `, ${slower} of them slower by our own code`) : "", "."];
+    moved ? `, ${plural(moved, "event")}` : ", nothing moved", slower ? make("span", {}, `, ${slower} of them slower by our own code`) : "",
+    ABOUT.silent.length ? `, ${plural(ABOUT.silent.reduce((sum, line) => sum + line.series, 0), "series", "series")} silent` : "", "."];
   head.replaceChildren(...words);
   const quiet = ABOUT.selftest["false events a month"];
   document.getElementById("summary").textContent = [last, plural(ABOUT.lanes.length, "lane"), `${series.toLocaleString("en")} series`, plural(nights, "night"), `${unknown} unknown`, `${noise} noise`,
-    ABOUT.silent.length ? `${ABOUT.silent.reduce((sum, line) => sum + line.series, 0)} series silent` : "", quiet !== undefined ? `detector: ${quiet} false events a month, simulated` : "", ABOUT.simulated ? "ALL NIGHTS ARE SIMULATED" : ""].filter(Boolean).join(" · ");
+    quiet !== undefined ? `detector: ${quiet} false events a month, simulated` : "", ABOUT.simulated ? "ALL NIGHTS ARE SIMULATED" : ""].filter(Boolean).join(" · ");
   document.title = `${wrong} wrong, ${moved} events: MiniMax-M2 nightly ${last}`;
 }
 
@@ -73,7 +74,8 @@ function keys(event) {
 async function start() {
   ABOUT = await opened(document.getElementById("nights").textContent);
   const tabs = document.getElementById("tabs"), select = document.getElementById("lane"), field = document.getElementById("filter");
-  TABS.forEach(([name, title]) => tabs.append(make("button", { type: "button", role: "tab", "data-tab": name, onclick: () => go(name) }, title)));
+  const counts = { overview: ABOUT.events.filter(event => !event.accepted && event.cause !== "noise").length, drift: ABOUT.drift.reduce((sum, run) => sum + run.cells.filter(cell => cell.used === null || cell.used > 1).length, 0) };
+  TABS.forEach(([name, title]) => tabs.append(make("button", { type: "button", role: "tab", "data-tab": name, onclick: () => go(name) }, title, counts[name] ? make("sup", {}, String(counts[name])) : null)));
   tabs.addEventListener("keydown", event => {
     const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key], all = [...tabs.children];
     if (step) { const next = all[(all.indexOf(document.activeElement) + step + all.length) % all.length]; next.focus(); next.click(); }
