@@ -95,7 +95,10 @@ def refusals(op: Op, make: Callable[[], Provider]) -> tuple[tuple[str, ...], int
 
 
 # Rewrites that compute the same, by source, operator and a part of the line they make: why nobody can tell.
-EQUIVALENT: tuple[tuple[str, str, str, str], ...] = ()
+EQUIVALENT: tuple[tuple[str, str, str, str], ...] = (
+    ("attention.cpp", "least for largest", "ITEM_ROWS / group", "queries are divided among items, a query an item"),
+    ("copy_row.h", "not equal", "alignof(int32_t) != 0", "registers and memcpy copy the same bytes, aligned or not"),
+)
 
 
 def reason(rewrite: Rewrite) -> str | None:
