@@ -217,7 +217,7 @@ def _part(kind: type[Part], found: Any, what: str) -> Part | None:
             raise ValueError(f"{what}.{name}={value!r} is no text")
         if "str" not in str(known[name].type) and not _is_number(value):
             raise ValueError(f"{what}.{name}={value!r} is no finite number")
-        if name.endswith(("_us", "_gbps", "_gflops")) and not value > 0:
+        if name.endswith(("_us", "_gbps", "_gflops")) and not float(value) > 0:
             raise ValueError(f"{what}.{name}={value!r} is no time or speed; it must be above 0")
     try:
         return kind(**found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -23,8 +24,10 @@ def test_a_saved_session_leaves_records_of_its_verified_times(tmp_path: Path) ->
         "-p",
         "no:cacheprovider",
     ]
-    done = subprocess.run([*command, f"--rootdir={ROOT}", "-c", str(ROOT / "pyproject.toml")], cwd=tmp_path,
-                          capture_output=True, text=True, timeout=300)  # fmt: skip
+    command += [f"--rootdir={ROOT}", "-c", str(ROOT / "pyproject.toml")]
+    # A worker of xdist would be told not to time anything.
+    alone = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+    done = subprocess.run(command, cwd=tmp_path, env=alone, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout
     saved = json.loads((tmp_path / "saved.json").read_text())
     (record,) = read_file(tmp_path / saved["records"]).records
