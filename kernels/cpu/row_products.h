@@ -84,16 +84,42 @@ inline void with_rows(int rows, Body&& body) {
   }
 }
 
+// Fetches rows of weight, a few lines at a time.
+struct Ahead {
+  const char* row;
+  int64_t stride, row_bytes, rows;  // strides in bytes; rows yet to fetch
+  int64_t lines;                    // at a time
+  int64_t offset = 0;
+
+  void fetch() {
+    for (int64_t i = 0; i < lines && rows > 0; ++i) {
+      __builtin_prefetch(row + offset, 0, 2);
+      offset += 64;
+      if (offset < row_bytes) continue;
+      offset = 0;
+      row += stride;
+      --rows;
+    }
+  }
+};
+
+// Inputs between which a register block fetches lines: as many as the processor can wait for.
+[[maybe_unused]] constexpr int64_t FETCH_DEPTH = 512;
+
 // One register block: emit(r, c, sum) for the rows x[0..R) and columns w[0..columns), columns <= C.
 template <int R, int C, class X, class W, class Emit>
 inline void multiply_block(const X* const (&x)[R], const W* w, int64_t w_stride, int columns, int64_t depth,
-                           Emit&& emit) {
+                           Ahead& ahead, Emit&& emit) {
   const W* column[C];
   // A column past the end repeats the last one and is not emitted.
   for (int c = 0; c < C; ++c) column[c] = w + std::min(c, columns - 1) * w_stride;
   Float sum[R][C];
   clear(sum);
-  add_products(sum, x, column, 0, depth);
+  const int64_t piece = ahead.rows > 0 ? FETCH_DEPTH : depth;
+  for (int64_t k = 0; k < depth; k += piece) {
+    ahead.fetch();
+    add_products(sum, x, column, k, std::min(depth, k + piece));
+  }
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
@@ -101,9 +127,10 @@ inline void multiply_block(const X* const (&x)[R], const W* w, int64_t w_stride,
       if (c < columns) emit(r, c, reduce_add(sum[r][c]));
 }
 
-// The bytes of weight that stay in a core's second-level cache while the rows of x stream past, and those rows.
+// A core's second-level cache holds a slab of rows, the bytes of weight that they meet, and those that they meet next.
 [[maybe_unused]] constexpr int64_t BLOCK_BYTES = 192 * 1024;
-[[maybe_unused]] constexpr int64_t STREAMED_ROWS = 120;
+[[maybe_unused]] constexpr int64_t SLAB_ROWS = 96;
+
 // Below this many products a fork-join (about 1 us) costs more than it saves.
 [[maybe_unused]] constexpr int64_t SERIAL_PRODUCTS = 1 << 16;
 
@@ -115,13 +142,22 @@ inline void multiply_rows(Row&& row, int64_t num_rows, const W* w, int64_t w_str
   using X = std::remove_cv_t<std::remove_pointer_t<decltype(row(int64_t{0}))>>;
   const int64_t row_bytes = std::max<int64_t>(1, depth * static_cast<int64_t>(sizeof(W)));
   const int64_t width = std::clamp<int64_t>(BLOCK_BYTES / row_bytes / 8 * 8, 8, 256);
-  const int64_t blocks = (num_columns + width - 1) / width, slabs = (num_rows + STREAMED_ROWS - 1) / STREAMED_ROWS;
+  const int64_t blocks = (num_columns + width - 1) / width, slabs = (num_rows + SLAB_ROWS - 1) / SLAB_ROWS;
 #pragma omp parallel for schedule(static) collapse(2) if (num_rows * num_columns * depth >= SERIAL_PRODUCTS)
-  for (int64_t block = 0; block < blocks; ++block) {
-    for (int64_t slab = 0; slab < slabs; ++slab) {
+  for (int64_t slab = 0; slab < slabs; ++slab) {
+    for (int64_t block = 0; block < blocks; ++block) {
       const int64_t n_end = std::min(num_columns, (block + 1) * width);
-      const int64_t t_end = std::min(num_rows, (slab + 1) * STREAMED_ROWS);
-      for (int64_t t = slab * STREAMED_ROWS; t < t_end;) {
+      const int64_t t_end = std::min(num_rows, (slab + 1) * SLAB_ROWS);
+      // One strip has nothing to hide a fetch behind; the processor's own prefetcher sees its rows.
+      const int64_t passes = (t_end - slab * SLAB_ROWS + BLOCK_ROWS - 1) / BLOCK_ROWS;
+      const int64_t pieces = passes * (width / 4) * ((depth + FETCH_DEPTH - 1) / FETCH_DEPTH);
+      const int64_t stride = w_stride * static_cast<int64_t>(sizeof(W));
+      Ahead ahead{.row = reinterpret_cast<const char*>(w) + n_end * stride,
+                  .stride = stride,
+                  .row_bytes = row_bytes,
+                  .rows = passes > 1 ? std::min(num_columns - n_end, width) : 0,
+                  .lines = width * row_bytes / 64 / std::max<int64_t>(1, pieces) + 1};
+      for (int64_t t = slab * SLAB_ROWS; t < t_end;) {
         // Strips of nearly equal height: six and one would leave one row alone with the whole weight.
         const int64_t left = t_end - t, strips = (left + BLOCK_ROWS - 1) / BLOCK_ROWS;
         const int rows = static_cast<int>((left + strips - 1) / strips);
@@ -131,7 +167,7 @@ inline void multiply_rows(Row&& row, int64_t num_rows, const W* w, int64_t w_str
           for (int r = 0; r < R; ++r) x[r] = row(t + r);
           for (int64_t n = block * width; n < n_end; n += C)
             multiply_block<R, C>(x, w + n * w_stride, w_stride, static_cast<int>(std::min<int64_t>(C, n_end - n)),
-                                 depth, [&](int r, int c, float sum) { emit(t + r, n + c, sum); });
+                                 depth, ahead, [&](int r, int c, float sum) { emit(t + r, n + c, sum); });
         });
         t += rows;
       }
