@@ -91,7 +91,7 @@ def is_streamed(subject: Subject) -> bool:
 
 def streamed_cells(subject: Subject, candidate: Candidate, reference: Answer, tell: Tell) -> tuple[Cell, ...]:
     """Judge each call as it comes; the first wrong ones are explained, since no call is there to come back to."""
-    judge, cells = Judge(forgets=True), list[Cell]()
+    judge, cells = Judge(), list[Cell]()
 
     def visit(call: Call) -> None:
         cell = judge.cell(call, candidate)
@@ -99,5 +99,9 @@ def streamed_cells(subject: Subject, candidate: Candidate, reference: Answer, te
             cell = replace(cell, explanation=judge.explanation(call, candidate))
         cells.append(cell)
 
-    walk(subject, visit, offered=candidate.offered(), reference=reference, tell=tell)
+    def next_layer(text: str, share: float) -> None:
+        judge.forget()
+        tell(text, share)
+
+    walk(subject, visit, offered=candidate.offered(), reference=reference, tell=next_layer)
     return tuple(cells)

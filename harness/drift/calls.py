@@ -153,10 +153,9 @@ def described(call: Call) -> Case:
     for name, read in _FIELDS.items():
         if name in found and (value := read(a)) is not None:
             found[name] = value
-    # A weight's scale is no field that can be read off, and its dtype is one for the norm of q and k.
-    if op.stem == "qk_norm_rope" or op.name == "qk_norm_rope_cache":
-        same = "q_weight" in a and a["q_weight"].dtype == a["qkv"].dtype
-        found |= {"weights": "model" if same else "float32"} if "weights" in found else {}
+    # Of a norm "weights" says their dtype; elsewhere it is a scale, which cannot be read off.
+    if "q_weight" in a and "weights" in found:
+        found["weights"] = "model" if a["q_weight"].dtype == a["qkv"].dtype else "float32"
     return Case({"op": op.name, **found, "seed": 0})
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from minimax_m2.harness.case import Case
 from minimax_m2.harness.compare import Comparison
 from minimax_m2.harness.devices import torch_device
-from minimax_m2.harness.drift.calls import EMBEDDING, Call, described, only_active
+from minimax_m2.harness.drift.calls import Call, described, only_active
 from minimax_m2.harness.drift.candidate import Candidate, Place
 from minimax_m2.harness.drift.explain import explained
 from minimax_m2.harness.expectation import Expectation, Outputs, expectation
@@ -65,22 +65,19 @@ class Cell:
 
 
 class Judge:
-    """Judges calls on candidates, and remembers what is right for each call: many candidates may meet the same ones.
+    """Judges calls on candidates, and remembers what is right for each call: many candidates may meet the same ones."""
 
-    forgets  drop what is known of a layer where the next begins: a large model's does not fit into memory
-    """
-
-    def __init__(self, *, forgets: bool = False) -> None:
-        self._forgets, self._layer = forgets, EMBEDDING
+    def __init__(self) -> None:
         self._right: dict[tuple[int, str], tuple[Call, Expectation]] = {}
         self._packed: dict[tuple[int, str, str], tuple[Pack, Any]] = {}
 
+    def forget(self) -> None:
+        """Drop what is known: a large model's layers do not fit into memory together."""
+        self._right.clear()
+        self._packed.clear()
+
     def cell(self, call: Call, candidate: Candidate) -> Cell:
         """Run the candidate's step on the call's arguments and say how much of the budget its error is."""
-        if self._forgets and call.layer != self._layer:
-            self._right.clear()
-            self._packed.clear()
-        self._layer = call.layer
         provider, small = candidate.at(call.place), only_active(call)
         cell = partial(Cell, layer=call.layer, step=call.step, op=call.op.name, phase=call.phase)
         function, case = candidate.function(call.op.name, call.place), described(call)

@@ -15,7 +15,9 @@ from minimax_m2.harness.paired import interval
 
 ERROR = 0.005
 """How often one decision may be wrong, either way."""
-PAIRS_OF_ENDS, MOST_PAIRS = 24, 60
+FEWEST_PAIRS, MOST_PAIRS = 24, 60
+# The ends are timed until so much of their effect is sure: a commit that is held to less takes far more pairs.
+SURE = 0.75
 
 Pair = Callable[[], float]
 """Times both once, in turn, and gives the logarithm of the commit's time over the good end's."""
@@ -39,10 +41,13 @@ class EndsAlike(RuntimeError):
     """Good and bad do not differ; the message says by how much they were seen to."""
 
 
-def measured_ends(pair: Pair, *, pairs: int = PAIRS_OF_ENDS) -> Ends:
+def measured_ends(pair: Pair, *, most: int = MOST_PAIRS) -> Ends:
     """Time the bad end beside the good one. Raises EndsAlike where no slowdown is shown."""
-    logs = [pair() for _ in range(pairs)]
+    logs = [pair() for _ in range(FEWEST_PAIRS)]
     seen, low, high = interval(logs)
+    while (low <= 0 or low < SURE * seen) and len(logs) < most:
+        logs.append(pair())
+        seen, low, high = interval(logs)
     if low <= 0:
         raise EndsAlike(
             f"the bad end takes {math.exp(seen):.3f} times as long as the good one, somewhere in "

@@ -24,7 +24,7 @@ from minimax_m2.reference.layer import DecoderLayer, Pass, Tap
 from minimax_m2.reference.paging import Batch, PagedCache
 from minimax_m2.reference.rope import cos_sin_table
 from minimax_m2.reference.table import OpTable
-from minimax_m2.reference.weights import ModelWeights
+from minimax_m2.reference.weights import LayerWeights, ModelWeights
 
 Tell = Callable[[str, float], None]
 PAGE = 16
@@ -78,20 +78,26 @@ def passed(
     shared = partial(Pass, config=config, cos_sin=_table(subject), exchange=Exchange.alone(config), tap=tap)
     for index in range(config.num_hidden_layers):
         tell(f"layer {index + 1} of {config.num_hidden_layers}", index / config.num_hidden_layers)
-        layer = weights.layers[index]
-        steps = DecoderLayer.pack(layer, index=index, ops=taps.table(index, roles(layer)))
-        for stream in streams:
-            taps.phase = stream.phase
-            passing = shared(batch=stream.batch, tokens=[len(stream.hidden)])
-            stream.hidden, stream.residual, _ = steps(
-                stream.hidden, stream.residual, cache.k[index], cache.v[index], passing
-            )
+        _through(weights.layers[index], index, streams, taps, shared, cache)
     last, logits = taps.table(config.num_hidden_layers, roles(norm=weights.norm)), []
     for stream in streams:
         taps.phase = stream.phase
         x, _ = last.add_rms_norm(stream.hidden, stream.residual, weights.norm, eps=config.rms_norm_eps)
         logits.append(last.lm_head(x, weights.lm_head, rows=None, vocab_size=len(weights.lm_head)))
     return torch.cat(logits)
+
+
+def _through(
+    layer: LayerWeights, index: int, streams: list[Stream], taps: _Taps, shared: Callable[..., Pass], cache: PagedCache
+) -> None:
+    """Send every stream through one layer, of which nothing is kept."""
+    steps = DecoderLayer.pack(layer, index=index, ops=taps.table(index, roles(layer)))
+    for stream in streams:
+        taps.phase = stream.phase
+        passing = shared(batch=stream.batch, tokens=[len(stream.hidden)])
+        stream.hidden, stream.residual, _ = steps(
+            stream.hidden, stream.residual, cache.k[index], cache.v[index], passing
+        )
 
 
 @dataclass(slots=True)

@@ -61,7 +61,7 @@ class DrawnLayers(Sequence[LayerWeights]):
 def codes(dice: np.random.Generator, *shape: int) -> BlockQuantized:
     """An e4m3 weight with a gain near 1, and a scale of its own for each block.
 
-    Experts are windows of one random pool, each from a place of its own: all of their bytes would take a minute a layer.
+    Experts are windows of one random pool, each from a place of its own: to draw them all takes a minute a layer.
     """
     count, each = int(np.prod(shape[:-2])), shape[-2] * shape[-1]
     pool = np.frombuffer(dice.bytes(2 * each), np.uint8) & SIGNIFICANT | EXPONENT

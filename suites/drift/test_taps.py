@@ -64,6 +64,14 @@ def test_a_call_is_described_as_the_case_that_it_is(trajectory: Trajectory, step
     assert {name: case[name] for name in fields} == fields
 
 
+def test_a_part_of_a_step_is_described_as_the_case_that_it_is(tiny: Subject) -> None:
+    shown: list[Call] = []
+    walk(tiny, shown.append, offered=("qk_norm_rope", "routing"))
+    found = {call.step: described(call) for call in shown}
+    assert (found["qk_norm_rope"]["weights"], found["qk_norm_rope"]["stats"]) == ("model", "none")
+    assert (found["routing"]["E"], found["routing"]["K"], found["routing"]["dtype"]) == (16, 4, "float32")
+
+
 def test_experts_that_nobody_chose_are_left_out_without_a_change(trajectory: Trajectory) -> None:
     call = trajectory.at((2, "experts"))[1]
     small = only_active(call)
