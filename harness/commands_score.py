@@ -29,7 +29,7 @@ SHORT_SHARE = 2
 """The short form judges every exhibit, but of the generic mutants only every so many-th."""
 GOAL = 0.97
 GROUPS = (MUSEUM, HELD_OUT, GENERIC, KERNELS)
-PLANTED = (GENERIC, KERNELS)
+PLANTED = {GENERIC: "mutants", KERNELS: "rewritten lines"}
 """Groups of defects that operators made, of which some may survive."""
 SHOWN = 2
 """Pairs that never met, an op."""
@@ -101,8 +101,9 @@ def score(
     real = [kill for kill in kills if kill.group not in PLANTED]
     lost = [kill for kill in real if kill.survived]
     rates = {group: rate(kill for kill in kills if kill.group == group) for group in PLANTED}
-    told = f"{len(real) - len(lost)} of {len(real)} bugs, {rates[GENERIC]:.1%} of mutants and {rates[KERNELS]:.1%} of "
-    told += "rewritten lines are caught"
+    # What was not asked is not told.
+    shares = [f"{rates[g]:.1%} of {PLANTED[g]}" for g in PLANTED if any(kill.group == g for kill in kills)]
+    told = f"{len(real) - len(lost)} of {len(real)} bugs{''.join(f', {share}' for share in shares)} are caught"
     if lost:
         finish(
             WRONG, told, f"{lost[0].name} survives {lost[0].examples} examples", f"m2check score --op {lost[0].subject}"
@@ -137,7 +138,8 @@ def by_group(kills: Iterable[Kill]) -> Table:
         caught = [kill for kill in own if not kill.survived]
         counts = sorted(kill.examples for kill in caught) or [0]
         as_expected = "" if group in PLANTED else str(sum(kill.as_expected for kill in caught))
-        row = (str(len(caught)), str(len(own)), f"{rate(own):.1%}", as_expected, str(counts[len(counts) // 2]))
+        share = f"{rate(own):.1%}" if own else ""
+        row = (str(len(caught)), str(len(own)), share, as_expected, str(counts[len(counts) // 2]))
         table.add_row(group, *row, str(counts[-1]), f"{sum(kill.seconds for kill in own):.0f}")
     return table
 
