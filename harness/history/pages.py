@@ -23,6 +23,7 @@ from minimax_m2.harness.history.events import Event
 from minimax_m2.harness.history.packing import packed
 from minimax_m2.harness.history.panel import BALANCE, Floats, Panel
 from minimax_m2.harness.history.weight import shares
+from minimax_m2.harness.peers import BUILT_IN, PEERS
 from minimax_m2.harness.provenance import commit
 
 FOLDER = Path(__file__).with_name("page")
@@ -160,7 +161,9 @@ def next_command(panel: Panel, event: Event) -> str:
     one = panel.series[event.rows[0]] if event.rows else None
     if event.ruling.cause is Cause.WRONG and one is not None:
         variant = f" --variant {shlex.quote(one.variant)}" if one.variant else ""
-        return f"m2check repro {shlex.quote(one.case_id)} --with {shlex.quote(one.provider)}{variant}"
+        known = one.provider in (*PEERS, *BUILT_IN)
+        provider = f"--with {one.provider}" if known else f"--provider {shlex.quote(f'{one.provider}.py')}"
+        return f"m2check repro {shlex.quote(one.case_id)} {provider}{variant}"
     ends = [text.rstrip("+") for text in (event.good, event.bad)]
     if event.ruling.cause is Cause.CODE and one is not None and all(COMMIT.fullmatch(end) for end in ends):
         metric = "util" if event.metric == "error" else "latency"

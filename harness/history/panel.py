@@ -96,10 +96,8 @@ class Panel:
         return self.roof_us / self.us
 
 
-def lanes(index: sqlite3.Connection) -> list[str]:
-    """The lanes of a store that have times."""
-    rows = index.execute("SELECT DISTINCT device, chip, threads FROM series WHERE clock != '' ORDER BY device, chip")
-    return list(dict.fromkeys(_lane(row) for row in rows))
+# What is only judged has no time to show, but where it was ever wrong it must not be silent.
+SHOWN = "clock != '' OR id IN (SELECT series FROM points WHERE outcome NOT IN ('pass', 'unsupported'))"
 
 
 def _lane(row: sqlite3.Row) -> str:
@@ -109,7 +107,7 @@ def _lane(row: sqlite3.Row) -> str:
 def panels(index: sqlite3.Connection, *, since: str = "") -> Iterator[Panel]:
     """The panel of each lane, of nights from ``since`` (``20260131``) on."""
     known: dict[str, list[sqlite3.Row]] = defaultdict(list)
-    for row in index.execute("SELECT * FROM series WHERE clock != '' ORDER BY op, provider, variant, shape, key"):
+    for row in index.execute(f"SELECT * FROM series WHERE {SHOWN} ORDER BY op, provider, variant, shape, key"):
         known[_lane(row)].append(row)
     contexts = {row["id"]: json.loads(row["text"]) for row in index.execute("SELECT * FROM contexts")}
     for lane, rows in known.items():

@@ -16,9 +16,11 @@ from minimax_m2.harness.history.accepted import accept, numbered, quoted, reason
 from minimax_m2.harness.history.causes import Cause
 from minimax_m2.harness.history.events import Event, events_of, wrong_tonight
 from minimax_m2.harness.history.formats import written
+from minimax_m2.harness.history.pages import next_command
 from minimax_m2.harness.history.panel import Panel
 from minimax_m2.harness.history.simulated import Change, World, measured_again, simulated
-from minimax_m2.harness.history.tonight import find_event, is_regression
+from minimax_m2.harness.history.store import Store
+from minimax_m2.harness.history.tonight import find_event, is_regression, lanes_of
 from minimax_m2.harness.record import Record, Timing
 
 HOSTILE = 'a|b`c`<b>\x00"]]>\x7f'
@@ -82,6 +84,24 @@ def test_a_wrong_result_needs_no_history() -> None:
     assert event.ruling.cause is Cause.WRONG
     assert is_regression(event)
     assert events_of(panel)[-1].effect == 7.0
+
+
+def test_a_case_that_is_only_judged_is_told_where_it_is_wrong(record: Record, tmp_path: Path) -> None:
+    wrong = replace(
+        record, provider="mine", timing=None, outcome="wrong", utilisation=3.0, evidence=["left out expert 7"]
+    )
+    (tmp_path / "run.jsonl").write_text(f"{wrong.json}\n")
+    store = Store(tmp_path / "store")
+    store.add([tmp_path / "run.jsonl"])
+    ((panel, (event,)),) = lanes_of(store, accepted=tmp_path)
+    assert (event.ruling.cause, event.text, event.effect) == (Cause.WRONG, "left out expert 7", 3.0)
+    assert is_regression(event)
+    assert next_command(panel, event) == f"m2check repro {record.case_id} --provider mine.py"
+    right = replace(wrong, run="20260102T000000.000000Z", outcome="pass", utilisation=0.3, evidence=[])
+    (tmp_path / "next.jsonl").write_text(f"{right.json}\n")
+    store.add([tmp_path / "next.jsonl"])
+    ((_, mended),) = lanes_of(store, accepted=tmp_path)
+    assert mended == []
 
 
 def test_an_accepted_event_is_told_no_more_whatever_its_number(told: tuple[Panel, list[Event]], tmp_path: Path) -> None:

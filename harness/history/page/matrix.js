@@ -9,7 +9,8 @@ function fill(value) {
   return { fill: `rgb(${rgb})`, on: at > 2.4 ? "#fff" : "#14202c" };
 }
 
-function matrix(about, series, lane) {
+function matrix(about, all, lane) {
+  const series = all.filter(one => newest(one) >= 0);
   const shapes = [...new Set(series.map(one => one.shape))].sort(), part = make("section", { "aria-label": `Matrix of ${lane.name}` });
   for (const shape of shapes) {
     const here = series.filter(one => one.shape === shape);
