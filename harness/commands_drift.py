@@ -100,7 +100,8 @@ def conclude(found: Drift, path: Path) -> None:
         finish(NOTHING_MEASURED, "nothing was measured", f"{found.candidate} offers no step of it", "m2check list")
     if found.wrong:
         worst = found.wrong[0]
-        told = f"layer {worst.layer}, {worst.step}: {worst.used:.3g} x its budget; {len(found.wrong)} places are wrong"
+        count = f"{len(found.wrong)} places are" if len(found.wrong) > 1 else "one place is"
+        told = f"layer {worst.layer}, {worst.step}: {worst.used:.3g} x its budget; {count} wrong"
         again = f"m2check repro {path} --layer {worst.layer} --op {worst.step}"
         finish(WRONG, told, worst.explanation or worst.evidence[0], again)
     left = [run for run in found.runs if run.leaves is not None]

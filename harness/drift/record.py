@@ -122,7 +122,7 @@ class Drift:
 
     @property
     def json(self) -> str:
-        found = asdict(self) | {"columns": self.columns}
+        found: dict[str, Any] = asdict(self) | {"columns": self.columns}
         for cell in found["cells"]:
             cell["used"] = cell["used"] if math.isfinite(cell["used"]) else None
         return json.dumps(found, sort_keys=True, separators=(",", ":"), allow_nan=False)
