@@ -11,7 +11,7 @@ function ordered(events) {
 function eventCard(event) {
   const one = event.lane.series[event.rows[0]];
   const isWrong = event.cause === "wrong", isError = event.metric === "error";
-  const effect = isWrong ? (event.effect === null ? "wrong" : `${Number(event.effect.toPrecision(3))} × bound`) : percent(event.effect);
+  const effect = isWrong ? (event.effect === null ? "wrong" : `${event.effect < 1000 ? Number(event.effect.toPrecision(3)) : event.effect.toExponential(1)} × bound`) : percent(event.effect);
   const interval = isWrong || event.low === event.high ? "" : `${percent(event.low).replace(" %", "")} to ${percent(event.high)} (95 %)`;
   const meaning = isWrong ? "of the error budget" : isError ? "of the error budget" : event.metric === "canary" ? "machine's speed" : event.effect > 0 ? "slower" : "faster";
   const commits = event.bad ? `${event.good.slice(0, 10) || "?"}..${event.bad.slice(0, 10)}` : "";
