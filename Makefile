@@ -7,7 +7,7 @@ PINS := ci/constraints/cpu.txt
 KEY := $(shell cat pyproject.toml $(PINS) Makefile | cksum | cut -d ' ' -f 1)$(if $(SYSTEM_TORCH),-system)
 STAMP := .venv/installed-$(KEY)
 
-.PHONY: run test lint types bench sanitize clean venv
+.PHONY: run test lint types bench peers sanitize npu-toolchain clean venv
 run: venv
 	$(BIN)/m2check run $(ARGS)
 test: venv
@@ -20,6 +20,8 @@ peers: venv
 	ci/peers.sh $(ARGS)
 sanitize: venv
 	ci/sanitize.sh $(ARGS)
+npu-toolchain:
+	PYTHON="$(PYTHON)" ci/npu_toolchain.sh
 bench: venv
 	$(BIN)/python -m pytest suites --benchmark-only $(ARGS)
 clean:

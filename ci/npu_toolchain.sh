@@ -19,5 +19,9 @@ if [[ ! -e $stamp ]]; then
 fi
 if [[ ! -x $mlir/mlir-opt ]]; then
     apt=(apt-get install -y --no-install-recommends mlir-19-tools)
-    if ((EUID == 0)) && command -v apt-get >/dev/null; then "${apt[@]}"; else echo "as root: ${apt[*]}" >&2; fi
+    if ((EUID == 0)) && command -v apt-get >/dev/null; then
+        apt-get update -qq && "${apt[@]}"
+    else
+        echo "as root: ${apt[*]}" >&2
+    fi
 fi

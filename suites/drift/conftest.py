@@ -1,4 +1,4 @@
-"""A lane of its own, which CI runs beside `make test`: collected where its folder is named."""
+"""tiny-m2 beside the reference, and the faults that are planted in it."""
 
 from __future__ import annotations
 
@@ -18,11 +18,6 @@ from minimax_m2.harness.drift.running import Beside
 from minimax_m2.harness.drift.subjects import checkpoint_subject
 from minimax_m2.harness.drift.trajectory import Subject, Trajectory
 from minimax_m2.harness.providers.plain import plain
-
-
-def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leave these suites out of a run over all of them: `pytest suites/drift` asks for them."""
-    return None if any("drift" in str(argument) for argument in config.args) else True
 
 
 @pytest.fixture(scope="session")

@@ -41,8 +41,7 @@ def test_without_steps_the_reach_is_gaussian() -> None:
 @pytest.mark.parametrize("jump", [0.0, 0.5, 7.0])
 def test_the_reach_solves_bernsteins_inequality(jump: float, sigma: float, alpha: float) -> None:
     tau = two_sided_normal(alpha)
-    given = (torch.tensor(value, dtype=torch.float64) for value in (sigma, jump))
-    t = float(bernstein(*given, tau, alpha))
+    t = float(bernstein(torch.tensor(sigma).double(), torch.tensor(jump).double(), tau, alpha))
     # t^2 = 2 log(2 / alpha) (sigma^2 + jump t / 3), where the Gaussian part has its own, smaller, tau^2.
     # derived: a dozen float64 operations
     assert t**2 == pytest.approx((tau * sigma) ** 2 + 2 * mpmath.log(2 / alpha) * jump * t / 3, rel=1e-12)

@@ -1,9 +1,8 @@
-"""A lane of its own, which CI runs beside `make test`: collected where its folder is named."""
+"""Records of nights that never were."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -11,11 +10,6 @@ from minimax_m2.harness.judge import judge
 from minimax_m2.harness.op import find_op
 from minimax_m2.harness.providers.plain import plain
 from minimax_m2.harness.record import Canary, Record, Timing
-
-
-def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leave these suites out of a run over all of them: `pytest suites/history` asks for them."""
-    return None if any("history" in str(argument) for argument in config.args) else True
 
 
 @pytest.fixture(scope="session")
