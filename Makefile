@@ -1,4 +1,4 @@
-# make run | test | lint | types | bench | clean      extra arguments: make test ARGS="-k routing"
+# make run | test | lint | types | bench | dash | clean      extra arguments: make test ARGS="-k routing"
 # TORCH_INDEX=URL   package index to take torch from
 # SYSTEM_TORCH=1    keep the torch of PYTHON (a CUDA build, say) and install no other
 PYTHON ?= python3
@@ -7,7 +7,7 @@ PINS := ci/constraints/cpu.txt
 KEY := $(shell cat pyproject.toml $(PINS) Makefile | cksum | cut -d ' ' -f 1)$(if $(SYSTEM_TORCH),-system)
 STAMP := .venv/installed-$(KEY)
 
-.PHONY: run test lint types bench peers sanitize npu-toolchain clean venv
+.PHONY: run test lint types bench peers sanitize npu-toolchain dash clean venv
 run: venv
 	$(BIN)/m2check run $(ARGS)
 test: venv
@@ -20,6 +20,10 @@ peers: venv
 	ci/peers.sh $(ARGS)
 sanitize: venv
 	ci/sanitize.sh $(ARGS)
+dash: venv
+	$(BIN)/m2check run --no-model $(ARGS)
+	$(BIN)/m2check nightly add runs/*.jsonl
+	$(BIN)/m2check dash build
 npu-toolchain:
 	PYTHON="$(PYTHON)" ci/npu_toolchain.sh
 bench: venv
