@@ -45,5 +45,5 @@ else
 	$(BIN)/pip install -q -c .venv/pins.txt torch $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 endif
 	$(BIN)/pip install -q -c .venv/pins.txt 'setuptools>=77'
-	$(BIN)/pip install -q -c .venv/pins.txt --no-build-isolation -e '.[dev,transformers,triton]'
+	$(BIN)/pip install -q -c .venv/pins.txt --no-build-isolation -e '.[dev,redis,transformers,triton]'
 	touch $@
