@@ -71,7 +71,8 @@ def scale_blocks(scale: Tensor, row: Tensor) -> Tensor:
 
 def scale_of(laid: Tensor, row: Tensor) -> Tensor:
     """Turn what ``scale_blocks`` laid out back into ``[E, rows of blocks, groups]``."""
-    each = laid.movedim(3, 2).flatten(1, 2)
+    # A scale for each half of a block is that of all its columns.
+    each = laid.repeat_interleave(COLUMNS // laid.shape[3], 3).movedim(3, 2).flatten(1, 2)
     scale = each.new_empty(len(each), int(row.max()) + 1, each.shape[-1])
     scale[:, row] = each
     return scale
