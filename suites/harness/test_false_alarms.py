@@ -52,7 +52,7 @@ def test_an_alarm_is_told_and_a_case_counts_once(function: object) -> None:
 
 
 # Correct results that a smaller budget called wrong: few errors behind a row, and codes whose products round alike.
-ONCE_CALLED_WRONG = (
+ONCE_CALLED_WRONG: tuple[tuple[dict[str, Field], dict[str, object]], ...] = (
     (
         {"op": "attention", "B": 1, "D": 256, "Hk": 3, "S": 128, "group": 6, "page": 64, "queries": "all", "pad": 0,
          "cache": "float16", "dtype": "float16", "kv_scale": "float", "ids": "int64", "gap": 8, "regime": "heavy",
