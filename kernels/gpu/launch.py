@@ -12,28 +12,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from minimax_m2.kernels import schema
+
 # The oldest architecture that every kernel compiles for.
 OLDEST = 80
 
-_library = torch.library.Library("minimax_m2", "IMPL")
-
 
 def registered(name: str, launch: Callable[..., None]) -> Callable[..., None]:
-    """Register ``launch`` as the CUDA kernel of ``torch.ops.minimax_m2.<name>``; return what wrappers call.
-
-    Eager code skips the dispatcher, which costs more than the launch. Compiled code goes through it, so that the op
-    stays one node of the graph and its dispatch by shape happens inside.
-    """
-    _library.impl(name, launch, "CUDA")
-    op = getattr(torch.ops.minimax_m2, name)
-
-    def call(*args: Any) -> None:
-        if torch.compiler.is_compiling():
-            op(*args)
-        else:
-            launch(*args)
-
-    return call
+    """Register ``launch`` as the CUDA kernel of ``torch.ops.minimax_m2.<name>``; return what wrappers call."""
+    return schema.implemented(name, launch, "CUDA")
 
 
 def on_device_of(x: Tensor) -> AbstractContextManager[Any]:

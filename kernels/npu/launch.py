@@ -3,33 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
-import torch
 from torch import Tensor
+
+from minimax_m2.kernels import schema
 
 # Of an Ascend 910B3, the smaller of the cards whose compiler is open; where no card is, the grid has this many.
 VECTOR_CORES = 40
 
 # Where torch_npu registers its kernels: torch's name for a device that came later.
-_library = torch.library.Library("minimax_m2", "IMPL")
+DISPATCH_KEY = "PrivateUse1"
 
 
 def registered(name: str, launch: Callable[..., None]) -> Callable[..., None]:
-    """Register ``launch`` as the NPU's kernel of ``torch.ops.minimax_m2.<name>``; return what wrappers call.
-
-    Eager code skips the dispatcher, which costs more than the launch; compiled code goes through it.
-    """
-    _library.impl(name, launch, "PrivateUse1")
-    op = getattr(torch.ops.minimax_m2, name)
-
-    def call(*args: Any) -> None:
-        if torch.compiler.is_compiling():
-            op(*args)
-        else:
-            launch(*args)
-
-    return call
+    """Register ``launch`` as the NPU's kernel of ``torch.ops.minimax_m2.<name>``; return what wrappers call."""
+    return schema.implemented(name, launch, DISPATCH_KEY)
 
 
 def programs(rows: int, x: Tensor) -> tuple[int]:

@@ -7,7 +7,8 @@ so they stand here too, beside the schema: ``kernels/schema/<op>.py::check``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,6 +30,24 @@ def define(schema: str) -> None:
     name = schema.partition("(")[0]
     _library.define(schema)
     torch.library.register_fake(f"minimax_m2::{name}", lambda *args, **kwargs: None, lib=_library)
+
+
+def implemented(name: str, launch: Callable[..., None], key: str) -> Callable[..., None]:
+    """Register ``launch`` for ``torch.ops.minimax_m2.<name>`` under a dispatch key; return what wrappers call.
+
+    Eager code skips the dispatcher, which costs more than the launch. Compiled code goes through it, so that the op
+    stays one node of the graph and its dispatch by shape happens inside.
+    """
+    _library.impl(name, launch, key)
+    op = getattr(torch.ops.minimax_m2, name)
+
+    def call(*args: Any) -> None:
+        if torch.compiler.is_compiling():
+            op(*args)
+        else:
+            launch(*args)
+
+    return call
 
 
 def expect_dtype(name: str, x: Tensor, allowed: Sequence[torch.dtype]) -> None:
