@@ -37,9 +37,11 @@ class Bits:
     def bell(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """float64, bell-shaped: sums of four bytes on the grid of 2^-7, standard deviation 1.155, within +-3.99."""
         count = int(np.prod(shape, dtype=np.int64))
-        bytes_ = self.words(name, -(-count // 2)).view(np.uint8).reshape(-1, 4)[:count]
-        sums = bytes_.astype(np.int64).sum(-1) - 510
-        return torch.from_numpy(sums.astype(np.float64) / 128).reshape(shape)
+        words = self.words(name, -(-count // 2)).view(np.uint32)[:count]
+        # Two sums of two bytes lie side by side in a word: an eighth of the time of a sum over an axis of four.
+        pairs = (words & np.uint32(0x00FF00FF)) + (words >> np.uint32(8) & np.uint32(0x00FF00FF))
+        sums = (pairs >> np.uint32(16)) + (pairs & np.uint32(0xFFFF))
+        return torch.from_numpy((sums.astype(np.float64) - 510) / 128).reshape(shape)
 
     def uniform(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """float64 in [0, 1), on the grid of 2^-24."""

@@ -29,6 +29,9 @@ from minimax_m2.harness.worker import Ended
 # corruption must overcome is then the same for every provider.
 ALPHA_OF_A_CALL = ALPHA / 2
 
+# Bytes of memory to be written above which inputs are drawn anew and not copied.
+COPIED_UP_TO = 2**24
+
 
 class Known(NamedTuple):
     """What is known of a case under a contract: ``compared`` holds comparisons by a hash of the outputs' bits."""
@@ -235,8 +238,11 @@ def build(op: Op, case: Case, provider: Provider, given: dict[str, Any] | None =
 
 
 def _fresh(op: Op, case: Case) -> dict[str, Any]:
+    drawn = _drawn(op.inputs, case)
     # A cache to be written may be spread over gigabytes that nobody touches: drawing it is cheaper than a copy.
-    return op.inputs(case, Bits(case)) if op.mutates else deepcopy(_drawn(op.inputs, case))
+    if any(drawn[name].untyped_storage().nbytes() > COPIED_UP_TO for name in op.mutates):
+        return op.inputs(case, Bits(case))
+    return deepcopy(drawn)
 
 
 @lru_cache(maxsize=1)

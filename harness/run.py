@@ -10,6 +10,7 @@ from itertools import groupby, product
 from pathlib import Path
 from types import MappingProxyType
 
+from minimax_m2.harness.allocator import keep_freed_memory
 from minimax_m2.harness.case import Case
 from minimax_m2.harness.determinism import card
 from minimax_m2.harness.judge import judge
@@ -62,6 +63,7 @@ def run(
     The cells of an op meet one case after the other, so its inputs are drawn once and its expectation is computed once
     for all that share a contract.
     """
+    keep_freed_memory()
     known = {(p.name, p.device): p for p in providers}
     only = set(variants)
     chosen = [c for c in cells(known.values(), ops) if not only or c.variant in only]
