@@ -268,4 +268,5 @@ def with_roundoff(
 
 
 import minimax_m2.harness.budget_composites  # noqa: E402
-import minimax_m2.harness.budget_functions  # noqa: E402, F401
+import minimax_m2.harness.budget_functions  # noqa: E402
+import minimax_m2.harness.budget_quantisers  # noqa: E402, F401

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -15,9 +14,6 @@ from minimax_m2.harness.budget_arithmetic import certain_zero, merged
 from minimax_m2.harness.budget_lean import lean
 from minimax_m2.harness.budget_movement import lift, where
 from minimax_m2.harness.budget_tensor_core import cut_by_tensor_core
-from minimax_m2.harness.formats import FORMATS, Format, half_ulp
-from minimax_m2.reference.block_quant import power_of_two_above
-from minimax_m2.reference.swiglu_quant import rounded_int8
 
 # A row of hidden size has 24 groups of 128; a row of chance repetitions has hundreds.
 FEW_GROUPS = 64
@@ -322,44 +318,3 @@ def _unnormalised_softmax(x: Budgeted) -> Budgeted:
     )
     of_peak = torch.where(is_peak, 0.0, scores.gather(-1, at).sqrt())
     return _with_row_error(out, of_peak, bounded=True)
-
-
-# -- quantisers ------------------------------------------------------------------------------------------------------
-
-
-def quantised(x: Budgeted, fmt: Format, to_code: Callable[[Tensor], Tensor]) -> Budgeted:
-    """Round to a code inside the value: a prior error rarely moves a value, and then by a whole step.
-
-    A value at distance ``d`` from the nearest tie moves with probability ``P(err > d)``, taken for a Gaussian error
-    (a uniform one of the same variance moves at most 9 % more often on average), so the variance of the step is
-    ``step^2 P``. Errors that elements share are seen as flipping their codes independently.
-    """
-    code, sigma = to_code(x.value), x.sigma
-    reach = torch.minimum(x.bound, 8 * sigma)
-    low, high = to_code(x.value - reach), to_code(x.value + reach)
-    room = torch.maximum(high - code, code - low)
-    step = 2 * half_ulp(x.value, fmt)
-    to_tie = (step / 2 - (x.value - code).abs()).clamp_min(0)
-    probability = torch.special.ndtr(-to_tie / sigma.clamp_min(1e-300)) * (room > 0)
-    return Budgeted(
-        value=code,
-        var=step.square() * probability,
-        bound=room,
-        arithmetic=x.arithmetic,
-        jump=torch.where(room > 0, step, 0.0),
-        allowed=(low, high),
-    )
-
-
-@rule("rounded_int8")
-def _rounded_int8(x: Budgeted, ties: str | None = None) -> Budgeted:
-    return quantised(x, FORMATS["int8"], lambda v: rounded_int8(v, ties))
-
-
-@rule("power_of_two_above")
-def _power_of_two_above(x: Budgeted) -> Budgeted:
-    """Exact unless the argument may lie on either side of a power of two: then either neighbour is right."""
-    low, high = power_of_two_above(x.value - x.bound), power_of_two_above(x.value + x.bound)
-    span = high - low
-    value = power_of_two_above(x.value)
-    return Budgeted(value, span.square(), span, x.arithmetic, jump=span, allowed=(low, high))

@@ -13,6 +13,7 @@ from torch.nn import functional
 from minimax_m2.harness.budget import Budgeted, Shared, grid_of, new_shared, rule, with_roundoff
 from minimax_m2.harness.budget_arithmetic import certain_zero
 from minimax_m2.harness.budget_movement import lift
+from minimax_m2.harness.budget_quantisers import quantised
 from minimax_m2.harness.formats import FORMATS, half_ulp, rounding_variance
 from minimax_m2.reference.contract import rounded
 
@@ -160,8 +161,6 @@ def _rounded(x: Budgeted, site: str | None) -> Budgeted:
         return x
     fmt = FORMATS[site]
     if site == "float8_e4m3fn":
-        from minimax_m2.harness.budget_composites import quantised
-
         return quantised(x, fmt, lambda v: v.clamp(-fmt.largest, fmt.largest).to(fmt.dtype).to(torch.float64))
     # The spacing is that of the largest value the kernel may hold here: an error can reach the next binade.
     spacing = half_ulp(x.value.abs() + x.bound.nan_to_num(0.0, posinf=0.0), fmt)

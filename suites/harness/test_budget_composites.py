@@ -12,10 +12,8 @@ from torch import Tensor
 
 from minimax_m2.harness.budget import Budgeted, Shared, new_source
 from minimax_m2.harness.compare import compare
-from minimax_m2.reference.block_quant import power_of_two_above, requantised
 from minimax_m2.reference.composites import renormalise, rms_normalise, softmax
-from minimax_m2.reference.contract import Contract, rounded
-from minimax_m2.reference.swiglu_quant import rounded_int8
+from minimax_m2.reference.contract import rounded
 
 # Times a float32 number this is no float32 number, so that the rounding behind it is unknown to the budget.
 UNEVEN = 4505 / 4096
@@ -88,42 +86,6 @@ def test_a_rounded_scale_is_an_error_that_its_row_shares() -> None:
     independent = (error.sum(-1) / budget.sigma.square().sum(-1).sqrt()).square().mean()
     assert float(independent) > 20, "64 elements that share an error would be taken for independent"
     assert compare("y", budget.value + error, budget).passed
-
-
-@pytest.mark.parametrize("behind", ["alone", "a product"])
-def test_requantised_activations_are_calibrated(behind: str) -> None:
-    contract, weight = Contract({"scale": "float32", "reciprocal": None, "scale_format": "float32"}), drawn(6, 128, 32)
-
-    def formula(x: Any) -> Any:
-        y = requantised(x, group=64, contract=contract)
-        return y if behind == "alone" else y @ weight.to(y.dtype)
-
-    z = z_of(formula, drawn(5, 400, 128))
-    # Codes that errors common to a group flip together are seen as flipping alone: within a third.
-    assert 0.7 < float(z.square().mean()) < 1.35
-
-
-@pytest.mark.parametrize("ties", [None, "up"])
-def test_int8_codes_lie_between_the_lowest_and_the_highest(ties: str | None) -> None:
-    x = drawn(7, 200, 64) * 40
-
-    def formula(v: Any) -> Any:
-        return rounded_int8(noisy(v), ties)
-
-    budget = formula(Budgeted.exact(x))
-    low, high = budget.allowed
-    codes = formula(x).double()
-    assert bool(((codes >= low) & (codes <= high)).all())
-    assert 0 < float((codes != budget.value).double().mean()) < 0.5, "some codes flip"
-
-
-def test_a_power_of_two_is_certain_unless_its_argument_may_lie_on_either_side() -> None:
-    x: Any = Budgeted.exact(torch.tensor([0.75, 1.0]))
-    assert float(power_of_two_above(x).bound.max()) == 0  # type: ignore[attr-defined]
-    either = Budgeted(x.value, x.var, torch.tensor([0.1, 0.1], dtype=torch.float64), x.arithmetic)
-    found: Any = power_of_two_above(either)  # type: ignore[arg-type]
-    assert found.bound.tolist() == [0.0, 1.0]
-    assert found.allowed[1].tolist() == [1.0, 2.0]
 
 
 def added_up(scores: Tensor) -> Tensor:
