@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -24,22 +24,18 @@ from minimax_m2.harness.commands_commit import predicate
 from minimax_m2.harness.commands_corpus import write_smallest
 from minimax_m2.harness.commands_drift import drift, write_step
 from minimax_m2.harness.commands_known import doctor, generate
+from minimax_m2.harness.commands_run import run
 from minimax_m2.harness.commands_score import score
 from minimax_m2.harness.corpus import validated
 from minimax_m2.harness.devices import DEVICES, absence
 from minimax_m2.harness.drift import record as drift_record
 from minimax_m2.harness.features import Standing, survey
-from minimax_m2.harness.first_failures import known_failures, made_small
-from minimax_m2.harness.isolation import Isolation, chosen_apart
 from minimax_m2.harness.judge import judge
-from minimax_m2.harness.matrix import due, expected_dir, lost
-from minimax_m2.harness.models import ModelRecord, read_models, score_models, tiny_m2
 from minimax_m2.harness.op import all_ops, find_op
+from minimax_m2.harness.options import FileOption, JsonOption, NameOption, PdbOption, VariantOption
 from minimax_m2.harness.provider import Provider, from_file
-from minimax_m2.harness.record import Record, find_case, read
-from minimax_m2.harness.report import covered, failure, headline, page, replay
-from minimax_m2.harness.summary import lines
-from minimax_m2.harness.table import absent_devices, coverage_line, feature_table, model_table, run_table
+from minimax_m2.harness.record import Record, find_case
+from minimax_m2.harness.table import feature_table
 from minimax_m2.harness.verdict import Outcome
 from minimax_m2.harness.worker import isolated
 from minimax_m2.harness.worker_process import named
@@ -52,14 +48,6 @@ app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pret
 # A pipe has no width; a table cut to 80 columns would lose its figures.
 console = Console(width=None if sys.stdout.isatty() else 150)
 errors = Console(stderr=True)
-
-OpOption = Annotated[list[str] | None, typer.Option("--op", help="only this op (repeatable)")]
-FileOption = Annotated[list[Path] | None, typer.Option("--provider", help="judge this .py file; it is code and runs")]
-NameOption = Annotated[list[str] | None, typer.Option("--with", help="judge this built-in provider (repeatable)")]
-VariantOption = Annotated[list[str] | None, typer.Option("--variant", help="only this code path (repeatable)")]
-DeviceOption = Annotated[str, typer.Option(help="where the asked providers run: cpu, gpu or npu")]
-PdbOption = Annotated[bool, typer.Option("--pdb", help="stop in the debugger before the call")]
-JsonOption = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
 
 
 def built_in(name: str, device: str = "cpu") -> Provider:
@@ -112,137 +100,7 @@ def check_variants(providers: list[Provider], names: list[str] | None) -> None:
             raise WrongUse(f"variant {name!r} is none of these providers'; here they have {', '.join(known) or 'none'}")
 
 
-@app.command()
-def run(
-    op: OpOption = None,
-    provider: FileOption = None,
-    with_: NameOption = None,
-    variant: VariantOption = None,
-    cases: Annotated[int, typer.Option(min=1, help="sampled cases a cell")] = 12,
-    times: Annotated[bool, typer.Option("--times/--no-times", help="time decode and prefill shapes")] = True,
-    model: Annotated[bool, typer.Option("--model/--no-model", help="score whole models on tiny-m2")] = True,
-    report: Annotated[Path | None, typer.Option(help="write a one-file HTML page")] = None,
-    case: Annotated[str | None, typer.Option(help="this case only: its JSON, or the id of a recorded one")] = None,
-    pdb: PdbOption = False,
-    device: DeviceOption = "cpu",
-    isolate: Annotated[bool, typer.Option("--isolate", help="each provider in a process of its own; no times")] = False,
-    deadline: Annotated[float, typer.Option(min=1, help="with --isolate: seconds of one call")] = 120.0,
-    memory: Annotated[float, typer.Option(min=0.25, help="with --isolate: GiB of a provider")] = 8.0,
-    shrink: Annotated[float, typer.Option(min=0, help="seconds to make each cell's first failure small; 0: none")] = 30,
-    as_json: JsonOption = False,
-) -> None:
-    """Judge every op of every provider on this machine, and time what is right."""
-    # Calls that cross processes take longer than what they call, and a model holds its weights in one.
-    times, model = times and not isolate, model and not isolate
-    apart = Isolation(deadline, int(memory * 2**30))
-    if case is not None:
-        found = case_of(case)
-        if op and op != [found.op]:
-            raise WrongUse(f"case {case!r} is one of {found.op}; leave --op {op[0]} out, or name its op")
-        again = chosen_apart(provider, with_, device, apart) if isolate else chosen(provider, with_, device)
-        judge_again(found, again, variant, pdb=pdb, as_json=as_json)
-    if pdb:
-        raise WrongUse("--pdb stops before one call; say which case with --case ID")
-    from minimax_m2.harness.paired import BUSY, Others
-    from minimax_m2.harness.roofline import measure
-    from minimax_m2.harness.run import new_log
-    from minimax_m2.harness.run import run as run_cells
-
-    providers = chosen_apart(provider, with_, device, apart) if isolate else chosen(provider, with_, device)
-    check_variants(providers, variant)
-    with asked():
-        for name in op or []:
-            find_op(name)
-    sources = {p.name: p.source for p in providers}
-    records: list[Record] = []
-    models: list[ModelRecord] = []
-    label, log = new_log(RUNS)
-    path, meanwhile = RUNS / f"{label}.jsonl", Others()
-    with log, working() as bar:
-        task = bar.add_task("starting", total=1.0)
-        roof = measure(lambda text: bar.update(task, description=text)) if times else None
-        for record in run_cells(
-            providers, ops=op or (), variants=variant or (), count=cases, roof=roof, name=label,
-            failures=known_failures(RUNS, told),
-            progress=lambda text, share: bar.update(task, description=text, completed=share),
-        ):  # fmt: skip
-            log.append(record.json)
-            records.append(record)
-        if records and model and not op and not variant and device == "cpu":
-            for row in model_records(providers, label, lambda text: bar.update(task, description=text)):
-                log.append(row.json)
-                models.append(row)
-    if not records:
-        wanted = ", ".join(op or ["any op"])
-        finish(NOTHING_MEASURED, "nothing was measured", f"no provider offers {wanted}", "m2check list")
-    whole = not (op or provider or with_ or variant)
-    show(records, models, as_json)
-    if times and (busy := meanwhile.cores()) > BUSY:
-        told(f"other work kept {busy:.1f} cores busy: verdicts stand, times and shares of the roof do not")
-    if shrink:
-        with working() as bar:
-            task = bar.add_task("starting", total=None)
-            small = made_small(
-                records, providers, RUNS, seconds=shrink, progress=lambda text: bar.update(task, description=text)
-            )
-            for line in small:
-                told(line)
-    if report is not None:
-        report.write_text(page(read(path), absent=absent_devices(), models=read_models(path), sources=sources))
-    conclude(records, path, sources=sources, whole=whole, models=models)
-
-
-def show(records: list[Record], models: list[ModelRecord], as_json: bool) -> None:
-    """Print a run."""
-    if as_json:
-        for line in [*(record.json for record in records), *(row.json for row in models)]:
-            typer.echo(line)
-        return
-    console.print(run_table(lines(records)))
-    console.print(f"[dim]{coverage_line(covered(records))}[/]")
-    if models:
-        console.print(model_table(models))
-    for line in absent_devices():
-        console.print(f"[dim]{line}[/]")
-
-
-def model_records(providers: list[Provider], label: str, progress: Callable[[str], None]) -> Iterator[ModelRecord]:
-    """Score whole models, where the checkout's tiny-m2 is at hand."""
-    folder = tiny_m2()
-    if folder is None:
-        errors.print("[dim]tiny-m2 is not here: run from a checkout to score whole models[/]")
-        return iter(())
-    return score_models(providers, folder, run=label, progress=progress)
-
-
-def conclude(
-    records: list[Record], path: Path, *, sources: dict[str, str], whole: bool, models: Sequence[ModelRecord] = ()
-) -> None:
-    """Exit with the run's verdict, its evidence and the next command."""
-    folded = lines(records)
-    wrong = [line for line in folded if line.failed]
-    if wrong:
-        first = wrong[0].failed[0]
-        finish(WRONG, headline(folded), failure(first).splitlines()[1], replay(first, sources[first.provider]))
-    silent = [row for row in models if row.score is None]
-    if silent:
-        told = f"the model on {silent[0].provider} did not run"
-        finish(WRONG, told, silent[0].reason, f"m2check run --no-times{options(sources)}")
-    if not any(line.judged for line in folded):
-        finish(NOTHING_MEASURED, "nothing was measured", f"{records[0].op}: {records[0].evidence[0]}", "m2check list")
-    executed = {line.cell for line in folded if line.judged}
-    folder = expected_dir()
-    if whole and folder is not None:
-        gone = lost(due(folder, executed), executed)
-        if gone:
-            told = f"{len(gone)} expected cells did not run"
-            finish(WRONG, told, f"first: {gone[0].id}", f"m2check run --op {gone[0].op}")
-    finish(0, headline(folded), f"records: {path}", "m2check matrix")
-
-
-def options(sources: dict[str, str]) -> str:
-    """What a command line must say to get these providers' files again."""
-    return "".join(f" --provider {source}" for source in sources.values() if source)
+app.command()(run)
 
 
 @app.command("list")

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from minimax_m2.harness.options import ShardOption
 from minimax_m2.harness.wrong_use import WrongUse, asked
 
 STORE = Path("runs/nightly")
@@ -88,7 +89,7 @@ def run(
     build: Annotated[str, typer.Option(help="measure this commit's kernels instead of the checkout's")] = "",
     budget: Annotated[float, typer.Option(min=0.1, help="minutes for the plan; re-runs come on top")] = 40.0,
     seconds: Annotated[float, typer.Option(min=0.05, help="seconds of interleaved blocks a cell")] = 1.5,
-    shard: Annotated[str, typer.Option(help="this part of the plan, as 2/8")] = "1/1",
+    shard: ShardOption = "1/1",
     store: StoreOption = STORE,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
@@ -96,11 +97,11 @@ def run(
     from dataclasses import asdict
 
     from minimax_m2.harness.cli import finish, working
-    from minimax_m2.harness.history.measuring import sharded
     from minimax_m2.harness.history.nightly import Asked, tonight
     from minimax_m2.harness.history.store import Store
     from minimax_m2.harness.op import find_op
     from minimax_m2.harness.peers import NotHere
+    from minimax_m2.harness.shards import sharded
 
     with asked():
         wanted = Asked(

@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.table import Table
 
-from minimax_m2.harness.coverage import Coverage, coverage
-from minimax_m2.harness.false_alarms import Tally, tallies
-from minimax_m2.harness.museum import exhibits, museum_dir
-from minimax_m2.harness.mutation import mutants
+from minimax_m2.harness.coverage import Coverage
+from minimax_m2.harness.false_alarms import Tally
 from minimax_m2.harness.op import all_ops, find_op
-from minimax_m2.harness.sampling import sampled
-from minimax_m2.harness.score import GENERIC, HELD_OUT, KERNELS, MUSEUM, Kill, rate, score_museum, score_mutants
-from minimax_m2.harness.score_sources import planted, score_sources
+from minimax_m2.harness.options import ShardOption
+from minimax_m2.harness.score import GENERIC, HELD_OUT, KERNELS, MUSEUM, Kill, rate
+from minimax_m2.harness.score_plan import Asked, joined, measured, plan
+from minimax_m2.harness.shards import sharded
 from minimax_m2.harness.wrong_use import asked
 
-CASES, SHORT_CASES = 60, 40
-RIGHT, SHORT_RIGHT = 400, 40
-"""Cases an op on which implementations that are right are held; 10,000 in the nightly."""
-SHORT_SHARE = 2
-"""The short form judges every exhibit, but of the generic mutants only every so many-th."""
 GOAL = 0.97
 GROUPS = (MUSEUM, HELD_OUT, GENERIC, KERNELS)
 PLANTED = {GENERIC: "mutants", KERNELS: "rewritten lines"}
@@ -44,6 +37,10 @@ def score(
     kernels: Annotated[
         int, typer.Option(min=0, help="lines rewritten an operator and C++ source of ours; 0: a few of all, one a kind")
     ] = 0,
+    shard: ShardOption = "1/1",
+    join: Annotated[
+        list[Path] | None, typer.Option("--join", help="judge what all shards printed with --json (repeatable)")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON instead of tables")] = False,
 ) -> None:
     """Judge the museum's bugs, generic mutants and what is right: kills by op and check, survivors, false alarms."""
@@ -51,34 +48,22 @@ def score(
     from minimax_m2.harness.cli import NOTHING_MEASURED, WRONG, console, finish, working
 
     with asked():
-        chosen = [find_op(name) for name in op or all_ops()]
-    folder, start = museum_dir(), time.perf_counter()
-    hung = [] if folder is None else [e for e in exhibits(folder) if not op or e.subject in op]
-    generic = [mutant for o in chosen for mutant in mutants(o)][:: SHORT_SHARE if short else 1]
-    rewritten = planted(kernels, {o.stem or o.name for o in chosen})
-    cases = SHORT_CASES if short else CASES
-    held = right if right is not None else SHORT_RIGHT if short else RIGHT
-    with working() as bar:
-        task = bar.add_task("starting", total=1.0)
+        chosen, part = [find_op(name) for name in op or all_ops()], sharded(shard)
+        done = joined(join) if join else None
+    wanted, start = Asked(ops=tuple(op or ()), short=short, right=right, kernels=kernels), time.perf_counter()
+    if done is None:
+        with working() as bar:
+            task = bar.add_task("starting", total=1.0)
 
-        def tell(text: str, share: float) -> None:
-            bar.update(task, description=text, completed=share)
+            def tell(text: str, share: float) -> None:
+                bar.update(task, description=text, completed=share)
 
-        kills = [
-            *score_museum(hung, cases=cases, progress=tell),
-            *score_mutants(generic, cases=cases, progress=tell),
-            *score_sources(rewritten, cases=cases, progress=tell),
-        ]
-        tallied = list(tallies([o.name for o in chosen], held, progress=tell)) if held else []
-        covered = [coverage(o, sampled(o, cases)) for o in chosen]
+            done = measured(plan(wanted, chosen).part(part), progress=tell)
     seconds = time.perf_counter() - start
+    kills, tallied = done.kills, done.tallies
     if as_json:
-        for kill in kills:
-            typer.echo(json.dumps(asdict(kill)))
-        for found in tallied:
-            typer.echo(json.dumps(asdict(found) | {"group": "right", "below": found.below}))
-        for covering in covered:
-            typer.echo(json.dumps(asdict(covering) | {"group": "coverage", "share": covering.share}))
+        for line in done.lines(part):
+            typer.echo(line)
     else:
         shown = (
             by_group(kills),
@@ -86,7 +71,7 @@ def score(
             by_check(kills),
             leniency(kills),
             cries(tallied),
-            coverage_table(covered),
+            coverage_table(done.coverages),
         )
         for table in shown:
             console.print(table)
@@ -108,7 +93,8 @@ def score(
         finish(
             WRONG, told, f"{lost[0].name} survives {lost[0].examples} examples", f"m2check score --op {lost[0].subject}"
         )
-    for group in PLANTED:
+    # A part is too small for a share: those who join all parts judge it.
+    for group in PLANTED if part.is_whole else ():
         if rates[group] < GOAL:
             first = next(kill for kill in kills if kill.group == group and kill.survived)
             finish(WRONG, told, f"{first.name} survives; the goal is {GOAL:.0%}", f"m2check score --op {first.subject}")

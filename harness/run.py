@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import groupby, product
@@ -49,14 +49,14 @@ def run(
     providers: Iterable[Provider],
     *,
     ops: Iterable[str] = (),
-    variants: Iterable[str] = (),
+    chosen: Sequence[Cell] | None = None,
     count: int = 16,
     roof: Roof | None = None,
     name: str,
     failures: Mapping[str, Sequence[Case]] = MappingProxyType({}),
     progress: Progress = lambda text, share: None,
 ) -> Iterator[Record]:
-    """Judge every cell on the known ``failures`` of its op, then on ``count`` sampled cases.
+    """Judge the ``chosen`` cells, else all, on the known ``failures`` of their op, then on ``count`` sampled cases.
 
     With a ``roof`` its decode and prefill shapes are timed, too.
 
@@ -65,8 +65,7 @@ def run(
     """
     keep_freed_memory()
     known = {(p.name, p.device): p for p in providers}
-    only = set(variants)
-    chosen = [c for c in cells(known.values(), ops) if not only or c.variant in only]
+    chosen = planned(known.values(), ops=ops) if chosen is None else chosen
     done = 0
     for op_name, group in groupby(chosen, key=lambda cell: cell.op):
         op, mine = find_op(op_name), [(cell, known[cell.provider, cell.device]) for cell in group]
@@ -93,6 +92,11 @@ def run(
                 yield timed(op, shape, cell, provider, roof, name)
         done += len(mine)
     progress("done", 1.0)
+
+
+def planned(providers: Iterable[Provider], *, ops: Iterable[str] = (), variants: Collection[str] = ()) -> list[Cell]:
+    """The cells of a run, those of an op beside each other."""
+    return [cell for cell in cells(providers, ops) if not variants or cell.variant in variants]
 
 
 def untried(found: list[Verdict]) -> list[str]:

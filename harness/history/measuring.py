@@ -22,6 +22,7 @@ from minimax_m2.harness.op import Op, all_ops, find_op
 from minimax_m2.harness.provenance import kernel_hash, position
 from minimax_m2.harness.record import Canary, Log, Pair, Record, read
 from minimax_m2.harness.roofline import Roof
+from minimax_m2.harness.shards import WHOLE, Shard
 from minimax_m2.harness.worker import Ended
 
 # Bytes of the copy, far beyond a cache, and the side of the product; each the best of a few: some 50 ms in all.
@@ -46,8 +47,12 @@ class Planned:
         return self.op.shape(self.shape)
 
 
-def plan(ops: Sequence[str], providers: Sequence[str], roof: Roof, *, shard: tuple[int, int] = (1, 1)) -> list[Planned]:
-    """Cells by their op's share of a step, the largest first; of these the ``shard``-th of so many, dealt in turn."""
+def plan(ops: Sequence[str], providers: Sequence[str], roof: Roof, *, shard: Shard = WHOLE) -> list[Planned]:
+    """Cells by their op's share of a step, the largest first; of these a part, dealt in turn.
+
+    Every cell is timed for as long as every other, so parts of as many cells cost the same; and each machine has its
+    part of what matters most, should its budget end before its plan.
+    """
     found = []
     for op in [find_op(name) for name in ops] or list(all_ops().values()):
         for shape in op.shapes:
@@ -56,16 +61,7 @@ def plan(ops: Sequence[str], providers: Sequence[str], roof: Roof, *, shard: tup
             least = roof.seconds(op.cost(case), dtype) * CALLS.get(op.name, 0)
             found += [Planned(op, shape, provider, least) for provider in providers]
     found.sort(key=lambda one: (-one.weight, one.op.name, one.shape, one.provider))
-    index, count = shard
-    return found[index - 1 :: count]
-
-
-def sharded(text: str) -> tuple[int, int]:
-    """``2/8`` as numbers; ValueError for what is no part of a whole."""
-    index, slash, count = text.partition("/")
-    if not (slash and index.isdigit() and count.isdigit() and 1 <= int(index) <= int(count)):
-        raise ValueError(f"--shard {text!r} is no part of a whole; write 2/8 for the second of eight")
-    return int(index), int(count)
+    return found[shard.index - 1 :: shard.count]
 
 
 def canary() -> Canary:

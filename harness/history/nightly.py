@@ -21,6 +21,7 @@ from minimax_m2.harness.provenance import commit
 from minimax_m2.harness.record import Log, read
 from minimax_m2.harness.roofline import measure
 from minimax_m2.harness.run import run_name
+from minimax_m2.harness.shards import WHOLE, Shard
 from minimax_m2.harness.worker import Ended
 
 Progress = Callable[[str, float], None]
@@ -40,11 +41,11 @@ class Asked:
     build: str = ""
     budget: float = 40.0
     seconds: float = 1.5
-    shard: tuple[int, int] = (1, 1)
+    shard: Shard = WHOLE
 
     def name(self) -> str:
         """What a killed night is found again by: the same build, cells and opposite."""
-        text = json.dumps([commit(), self.ops, self.providers, self.against, self.build, self.shard])
+        text = json.dumps([commit(), self.ops, self.providers, self.against, self.build, str(self.shard)])
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 

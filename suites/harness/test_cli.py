@@ -12,7 +12,7 @@ import pytest
 import typer
 
 from minimax_m2.harness import cli
-from minimax_m2.harness.cli import conclude
+from minimax_m2.harness.commands_run import conclude
 from minimax_m2.harness.judge import judge
 from minimax_m2.harness.op import find_op
 from minimax_m2.harness.providers.plain import plain

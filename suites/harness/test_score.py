@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from minimax_m2.harness import commands_score, mutation
+from minimax_m2.harness import commands_score, mutation, score_plan
 from minimax_m2.harness.bits import Bits
 from minimax_m2.harness.false_alarms import Tally
 from minimax_m2.harness.judge import call
@@ -46,7 +46,7 @@ def hung(name: str) -> Exhibit:
 @pytest.fixture(autouse=True)
 def _no_line_is_rewritten(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lines of C++ have tests of their own, since to rewrite one is to compile."""
-    monkeypatch.setattr(commands_score, "planted", lambda each, stems: [])
+    monkeypatch.setattr(score_plan, "planted", lambda each, stems: [])
 
 
 def exit_code(**options: object) -> int:
@@ -57,13 +57,13 @@ def exit_code(**options: object) -> int:
 
 def test_a_bug_that_survives_ends_in_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "harmless.py").write_text(HARMLESS)
-    monkeypatch.setattr(commands_score, "museum_dir", lambda: tmp_path)
+    monkeypatch.setattr(score_plan, "museum_dir", lambda: tmp_path)
     assert exit_code(op=["swiglu"], short=True, right=0) == 1
 
 
 def test_a_rewritten_line_that_survives_ends_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
     survivor = Kill(name="a line", subject="unpack_routing", group=KERNELS, checks=(), examples=9, seconds=1.0)
-    monkeypatch.setattr(commands_score, "score_sources", lambda chosen, cases, progress: iter([survivor]))
+    monkeypatch.setattr(score_plan, "score_sources", lambda chosen, cases, progress: iter([survivor]))
     assert exit_code(op=["unpack_routing"], short=True, right=0) == 1
 
 
@@ -74,7 +74,7 @@ def test_bugs_that_are_caught_end_in_zero() -> None:
 def test_a_right_implementation_that_is_called_wrong_ends_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
     assert exit_code(op=["unpack_routing"], short=True, right=2) == 0
     cried = Tally(op="unpack_routing", implementations=("plain",), calls=2, cases=2, wrong=1, alarms=("",), worst=2.0)
-    monkeypatch.setattr(commands_score, "tallies", lambda names, count, progress: iter([cried]))
+    monkeypatch.setattr(score_plan, "tallies", lambda names, count, progress: iter([cried]))
     assert exit_code(op=["unpack_routing"], short=True, right=2) == 1
 
 
@@ -89,8 +89,8 @@ def test_what_is_kept_of_the_first_call_is_seen_from_small_to_large() -> None:
 
 
 def test_without_museum_and_mutants_nothing_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(commands_score, "museum_dir", lambda: None)
-    monkeypatch.setattr(commands_score, "mutants", lambda op: iter(()))
+    monkeypatch.setattr(score_plan, "museum_dir", lambda: None)
+    monkeypatch.setattr(score_plan, "mutants", lambda op: iter(()))
     assert exit_code(op=["swiglu"], right=0) == 5
 
 

@@ -13,20 +13,21 @@ import pytest
 
 from minimax_m2.harness.history.builds import resolved, taken_out
 from minimax_m2.harness.history.files import Content
-from minimax_m2.harness.history.measuring import RERUNS, Canaries, Night, Planned, plan, sharded
+from minimax_m2.harness.history.measuring import RERUNS, Canaries, Night, Planned, plan
 from minimax_m2.harness.history.nightly import Asked, accepted_commit, odd_cells
 from minimax_m2.harness.history.panel import panels
 from minimax_m2.harness.history.store import Store
 from minimax_m2.harness.provenance import commit, kernel_hash, position
 from minimax_m2.harness.record import Canary, Log, Pair, Record, read
 from minimax_m2.harness.roofline import SIZES, Roof
+from minimax_m2.harness.shards import WHOLE, Shard
 
 ROOF = Roof(dict.fromkeys(SIZES, 1e10), {"float32": 1e11, "bfloat16": 1e11})
 USUAL = Canary(copy_gbps=20.0, gemm_gflops=100.0)
 SLOW = Canary(copy_gbps=20.0, gemm_gflops=60.0)
 
 
-def cells(*, shard: tuple[int, int] = (1, 1)) -> list[Planned]:
+def cells(*, shard: Shard = WHOLE) -> list[Planned]:
     return plan(["routing", "swiglu", "experts"], ["ours", "plain"], ROOF, shard=shard)
 
 
@@ -64,15 +65,9 @@ def test_what_takes_most_of_a_step_is_measured_first() -> None:
 
 @pytest.mark.parametrize("parts", [1, 2, 5, 30])
 def test_shards_are_the_whole_and_share_nothing(parts: int) -> None:
-    dealt = [cell for index in range(parts) for cell in cells(shard=(index + 1, parts))]
+    dealt = [cell for index in range(parts) for cell in cells(shard=Shard(index + 1, parts))]
     assert len(dealt) == len(cells())
     assert {(c.op.name, c.shape, c.provider) for c in dealt} == {(c.op.name, c.shape, c.provider) for c in cells()}
-
-
-@pytest.mark.parametrize("text", ["0/2", "3/2", "1", "1/2/3", "a/b", "-1/2"])
-def test_what_is_no_shard_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="no part of a whole"):
-        sharded(text)
 
 
 def test_a_night_that_was_killed_goes_on_where_it_was(record: Record, tmp_path: Path) -> None:
@@ -159,7 +154,7 @@ def test_the_accepted_build_is_the_one_asked_for_or_the_last_nights(record: Reco
 
 def test_another_plan_does_not_go_on_with_this_one() -> None:
     assert commit()
-    assert Asked().name() != Asked(ops=("routing",)).name() != Asked(shard=(1, 2)).name()
+    assert Asked().name() != Asked(ops=("routing",)).name() != Asked(shard=Shard(1, 2)).name()
 
 
 def test_a_builds_kernels_are_taken_out_whole(tmp_path: Path) -> None:
