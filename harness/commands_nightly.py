@@ -19,6 +19,12 @@ STORE = Path("runs/nightly")
 NOTHING_MEASURED = 5
 
 StoreOption = Annotated[Path, typer.Option("--store", help="the folder of history")]
+IndexOption = Annotated[
+    str,
+    typer.Option(
+        "--index", envvar="MINIMAX_M2_INDEX", help="the index's database, as postgresql://HOST/NAME; else a file"
+    ),
+]
 AcceptedOption = Annotated[Path, typer.Option("--accepted", help="the folder of acceptances, under git")]
 SinceOption = Annotated[str, typer.Option(help="only nights of the last so many days, as 90d")]
 ACCEPTED = Path("ci/accepted")
@@ -56,6 +62,7 @@ def register(app: typer.Typer) -> None:
 def add(
     files: Annotated[list[Path], typer.Argument(help="records of runs: .jsonl or .jsonl.gz")],
     store: StoreOption = STORE,
+    index: IndexOption = "",
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """Merge files of records of any machine; what is bad or cut short is quarantined, never half-read."""
@@ -63,7 +70,7 @@ def add(
     from minimax_m2.harness.history.store import Store
 
     with asked():
-        found = Store(store).add(files)
+        found = Store(store, index=index).add(files)
     if as_json:
         rows = [
             {"file": str(a.path), "records": a.records, "new": a.new, "left out": a.left_out, "fault": a.fault}
@@ -91,6 +98,7 @@ def run(
     seconds: Annotated[float, typer.Option(min=0.05, help="seconds of interleaved blocks a cell")] = 1.5,
     shard: ShardOption = "1/1",
     store: StoreOption = STORE,
+    index: IndexOption = "",
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """Measure a night beside the accepted build; a killed one goes on where it was."""
@@ -112,8 +120,9 @@ def run(
             with working() as bar:
                 task = bar.add_task("starting", total=1.0)
                 done = tonight(
-                    Store(store), wanted, lambda text, share: bar.update(task, description=text, completed=share)
-                )
+                    Store(store, index=index), wanted,
+                    lambda text, share: bar.update(task, description=text, completed=share),
+                )  # fmt: skip
         except (RuntimeError, NotHere) as error:
             finish(NOTHING_MEASURED, "nothing was measured", str(error), "m2check doctor")
     if as_json:
@@ -126,12 +135,13 @@ def run(
 
 
 @nightly.command()
-def rebuild(store: StoreOption = STORE) -> None:
+def rebuild(store: StoreOption = STORE, index: IndexOption = "") -> None:
     """Make the index again of all files."""
     from minimax_m2.harness.cli import finish
     from minimax_m2.harness.history.store import Store
 
-    count = Store(store).rebuild()
+    with asked():
+        count = Store(store, index=index).rebuild()
     finish(0 if count else NOTHING_MEASURED, f"{count} records are indexed", f"store: {store}", "m2check events")
 
 
@@ -144,7 +154,7 @@ def nights_since(text: str) -> str:
     return (datetime.now(UTC) - timedelta(days=int(text[:-1]))).strftime("%Y%m%d")
 
 
-def lanes_asked(store: Path, accepted: Path, since: str) -> Any:
+def lanes_asked(store: Path, index: str, accepted: Path, since: str) -> Any:
     """The lanes of a store, with a progress line; exit 5 where there are none."""
     from minimax_m2.harness.cli import finish, working
     from minimax_m2.harness.history.store import Store
@@ -155,8 +165,9 @@ def lanes_asked(store: Path, accepted: Path, since: str) -> Any:
         with working() as bar:
             task = bar.add_task("reading the store", total=None)
             found = lanes_of(
-                Store(store), since=first, accepted=accepted, progress=lambda text: bar.update(task, description=text)
-            )
+                Store(store, index=index), since=first, accepted=accepted,
+                progress=lambda text: bar.update(task, description=text),
+            )  # fmt: skip
     if not found:
         finish(NOTHING_MEASURED, "no night is recorded", f"store: {store}", "m2check nightly add runs/*.jsonl")
     return found
@@ -165,6 +176,7 @@ def lanes_asked(store: Path, accepted: Path, since: str) -> Any:
 def events(
     form: Annotated[Form, typer.Option("--format", help="text, markdown, junit, ctrf or json")] = Form.TEXT,
     store: StoreOption = STORE,
+    index: IndexOption = "",
     accepted: AcceptedOption = ACCEPTED,
     since: SinceOption = "",
 ) -> None:
@@ -172,7 +184,7 @@ def events(
     from minimax_m2.harness.cli import console
     from minimax_m2.harness.history.formats import rows, written
 
-    found = lanes_asked(store, accepted, since)
+    found = lanes_asked(store, index, accepted, since)
     listed = rows(found)
     if form is Form.TEXT:
         console.print(event_table(listed))
@@ -217,6 +229,7 @@ def event(
     action: Annotated[Action, typer.Argument(help="show or accept")] = Action.SHOW,
     reason: Annotated[str, typer.Option(help="why this is as it should be")] = "",
     store: StoreOption = STORE,
+    index: IndexOption = "",
     accepted: AcceptedOption = ACCEPTED,
 ) -> None:
     """Show one event, or accept it with a reason: a file under git that every machine's page then shows."""
@@ -225,7 +238,7 @@ def event(
     from minimax_m2.harness.history.pages import event_row
     from minimax_m2.harness.history.tonight import find_event
 
-    lanes = lanes_asked(store, accepted, "")
+    lanes = lanes_asked(store, index, accepted, "")
     with asked():
         panel, found = find_event(lanes, number)
         if action is Action.ACCEPT:
@@ -239,6 +252,7 @@ def event(
 def build(
     out: Annotated[Path, typer.Option(help="the page to write")] = Path("nightly.html"),
     store: StoreOption = STORE,
+    index: IndexOption = "",
     accepted: AcceptedOption = ACCEPTED,
     since: SinceOption = "",
     drift: Annotated[list[Path] | None, typer.Option(help="a .drift.json file to show (repeatable)")] = None,
@@ -251,7 +265,7 @@ def build(
 
     with asked():
         beside = extras(drift or [], trust)
-    lanes = lanes_asked(store, accepted, since)
+    lanes = lanes_asked(store, index, accepted, since)
     out.write_text(page(lanes, beside))
     count = sum(len(found) for _, found in lanes)
     told = f"{out}: {len(lanes)} lanes, {count} events, {out.stat().st_size / 1e6:.2f} MB"
@@ -259,13 +273,15 @@ def build(
 
 
 @dash.command()
-def text(store: StoreOption = STORE, accepted: AcceptedOption = ACCEPTED, since: SinceOption = "") -> None:
+def text(
+    store: StoreOption = STORE, index: IndexOption = "", accepted: AcceptedOption = ACCEPTED, since: SinceOption = ""
+) -> None:
     """Say the same in a few lines."""
     from minimax_m2.harness.cli import console
     from minimax_m2.harness.history.formats import rows
     from minimax_m2.harness.history.text import summary
 
-    lanes = lanes_asked(store, accepted, since)
+    lanes = lanes_asked(store, index, accepted, since)
     for line in summary(lanes):
         console.print(line, markup=False, highlight=False)
     conclude(rows(lanes))

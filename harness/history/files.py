@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from minimax_m2.harness.history.series import series_of
 from minimax_m2.harness.paired import PairRecord
 from minimax_m2.harness.record import Pair, Record
 
@@ -21,6 +22,8 @@ RUN = re.compile(r"\d{8}T\d{6}(?:\.\d{1,6})?Z")
 OTHER_KINDS = ("model", "graph", "replay")
 # A bomb of zeros is no file of records: gzip packs ours about twentyfold.
 LARGEST_BYTES = 2**30
+# Whole numbers of a database.
+LARGEST_NUMBER = 2**63 - 1
 
 
 class Unreadable(ValueError):
@@ -49,6 +52,7 @@ def read_file(path: Path) -> Content:
             continue
         try:
             found = json.loads(line)
+            _storable(found)
             if isinstance(found, dict) and found.get("kind") in OTHER_KINDS:
                 left_out[str(found["kind"])] += 1
             else:
@@ -58,6 +62,21 @@ def read_file(path: Path) -> Content:
     if not records and not left_out:
         raise Unreadable("it holds no record")
     return Content(records, dict(left_out))
+
+
+def _storable(value: Any) -> None:
+    """Raise ValueError for what no database takes: the index would fail on a file that is already kept."""
+    if isinstance(value, dict):
+        for name, held in value.items():
+            _storable(name)
+            _storable(held)
+    elif isinstance(value, list):
+        for held in value:
+            _storable(held)
+    elif isinstance(value, str) and ("\0" in value or any("\ud800" <= char <= "\udfff" for char in value)):
+        raise ValueError(f"{value[:40]!r} holds what is no character")
+    elif isinstance(value, int) and abs(value) > LARGEST_NUMBER:
+        raise ValueError(f"the number {str(value)[:40]} has more than 63 bits")
 
 
 def _text(path: Path) -> str:
@@ -96,4 +115,6 @@ def _name(record: Record) -> str:
 def _dated(record: Record) -> Record:
     if not RUN.fullmatch(record.run):
         raise ValueError(f"run {record.run[:40]!r} is no time as 20260131T235959.123456Z; nothing can be put in order")
+    # Raises where a machine has no number of threads.
+    series_of(record)
     return record

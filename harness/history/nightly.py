@@ -25,6 +25,7 @@ from minimax_m2.harness.shards import WHOLE, Shard
 from minimax_m2.harness.worker import Ended
 
 Progress = Callable[[str, float], None]
+LAST_AGAINST = "SELECT against FROM points WHERE purpose = 'nightly' AND against LIKE ? ORDER BY run DESC LIMIT 1"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,10 +66,8 @@ def accepted_commit(store: Store, revision: str) -> str:
     if revision:
         return resolved(revision)
     with store.connect() as index:
-        row = index.execute(
-            "SELECT against FROM points WHERE purpose = 'nightly' AND against LIKE 'ours@%' ORDER BY run DESC LIMIT 1"
-        ).fetchone()
-    return resolved(row["against"].removeprefix("ours@") if row else "HEAD^")
+        rows = list(index.rows(LAST_AGAINST, ("ours@%",)))
+    return resolved(rows[0]["against"].removeprefix("ours@") if rows else "HEAD^")
 
 
 def tonight(store: Store, asked: Asked, progress: Progress) -> Done:

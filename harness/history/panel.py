@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from minimax_m2.harness.history.index import Index, Row
 from minimax_m2.harness.history.series import Series
 
 Floats = NDArray[np.float64]
@@ -96,39 +96,32 @@ class Panel:
         return self.roof_us / self.us
 
 
+POINTS_OF_SERIES = "SELECT * FROM points WHERE series = ? AND run >= ? ORDER BY run, digest"
 # What is only judged has no time to show, but where it was ever wrong it must not be silent.
 SHOWN = "clock != '' OR id IN (SELECT series FROM points WHERE outcome NOT IN ('pass', 'unsupported'))"
 
 
-def _lane(row: sqlite3.Row) -> str:
+def _lane(row: Row) -> str:
     return f"{row['chip']}, {row['threads']} threads" if row["device"] == "cpu" else str(row["chip"])
 
 
-def panels(index: sqlite3.Connection, *, since: str = "") -> Iterator[Panel]:
+def panels(index: Index, *, since: str = "") -> Iterator[Panel]:
     """The panel of each lane, of nights from ``since`` (``20260131``) on."""
-    known: dict[str, list[sqlite3.Row]] = defaultdict(list)
-    for row in index.execute(f"SELECT * FROM series WHERE {SHOWN} ORDER BY op, provider, variant, shape, key"):
+    known: dict[str, list[Row]] = defaultdict(list)
+    for row in index.rows(f"SELECT * FROM series WHERE {SHOWN} ORDER BY op, provider, variant, shape, key"):
         known[_lane(row)].append(row)
-    contexts = {row["id"]: json.loads(row["text"]) for row in index.execute("SELECT * FROM contexts")}
+    contexts = {row["id"]: json.loads(row["text"]) for row in index.rows("SELECT * FROM contexts")}
     for lane, rows in known.items():
         panel = _panel(index, lane, rows, contexts, since)
         if panel.nights:
             yield panel
 
 
-def _panel(
-    index: sqlite3.Connection, lane: str, rows: list[sqlite3.Row], contexts: dict[int, dict[str, object]], since: str
-) -> Panel:
+def _panel(index: Index, lane: str, rows: list[Row], contexts: dict[int, dict[str, object]], since: str) -> Panel:
     names = Series.__slots__
     series = [Series(**{name: row[name] for name in names}) for row in rows]
-    points = [
-        (at, point)
-        for at, row in enumerate(rows)
-        for point in index.execute(
-            "SELECT * FROM points WHERE series = ? AND run >= ? ORDER BY run", (row["id"], since)
-        )
-    ]
-    columns: dict[tuple[str, str], list[sqlite3.Row]] = defaultdict(list)
+    points = [(at, point) for at, row in enumerate(rows) for point in index.rows(POINTS_OF_SERIES, (row["id"], since))]
+    columns: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for _, point in points:
         columns[_column(point, contexts)].append(point)
     order = sorted(columns, key=lambda column: min(point["run"] for point in columns[column]))
@@ -139,8 +132,8 @@ def _panel(
     us, roof_us, log_ratio, share = (np.full(shape, np.nan) for _ in range(4))
     kernels = np.full(shape, "", dtype=object)
     found = Panel(lane, series, nights, us, roof_us, log_ratio, share, kernels, intensity)
-    taken: dict[tuple[int, int], list[sqlite3.Row]] = defaultdict(list)
-    again: list[tuple[tuple[int, int], sqlite3.Row]] = []
+    taken: dict[tuple[int, int], list[Row]] = defaultdict(list)
+    again: list[tuple[tuple[int, int], Row]] = []
     for at, point in points:
         where = at, place[_column(point, contexts)]
         if point["purpose"] == "rerun":
@@ -174,12 +167,12 @@ def _forget_other_builds(panel: Panel, against: dict[tuple[int, int], str | None
             panel.log_ratio[row, night] = np.nan
 
 
-def _column(point: sqlite3.Row, contexts: dict[int, dict[str, object]]) -> tuple[str, str]:
+def _column(point: Row, contexts: dict[int, dict[str, object]]) -> tuple[str, str]:
     """The same commit twice on a day is one night, another commit of that day another."""
     return point["run"][:8], str(contexts[point["context"]].get("commit", ""))
 
 
-def _night(points: list[sqlite3.Row], contexts: dict[int, dict[str, object]]) -> Night:
+def _night(points: list[Row], contexts: dict[int, dict[str, object]]) -> Night:
     context = contexts[points[-1]["context"]]
     height = context.get("height", 0)
     return Night(
@@ -192,6 +185,6 @@ def _night(points: list[sqlite3.Row], contexts: dict[int, dict[str, object]]) ->
     )
 
 
-def _median(points: list[sqlite3.Row], name: str) -> float:
+def _median(points: list[Row], name: str) -> float:
     found = [point[name] for point in points if point[name] is not None]
     return float(np.median(found)) if found else float("nan")

@@ -2,7 +2,8 @@
 
     runs/2026-11-22/<host>/<run>-<digest>.jsonl.gz   the truth: one file a run, never changed, mergeable by rsync
     quarantine/<name>                                what was no whole file of records, with its reason beside it
-    index.sqlite                                     made of the first by ``rebuild``; losing it loses nothing
+    index.sqlite                                     made of the first by ``rebuild``; losing it loses nothing.
+                                                     With a URL it is a database of PostgreSQL instead
 
 A file appears whole or not at all: it is written beside its place and then linked there. The index takes each file in
 one transaction. So whoever is killed at any time loses nothing, and two who write at once do not meet.
@@ -16,15 +17,14 @@ import hashlib
 import os
 import re
 import shutil
-import sqlite3
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from minimax_m2.harness.history.files import Content, Unreadable, read_file
-from minimax_m2.harness.history.index import SCHEMA, insert, open_index
+from minimax_m2.harness.history.index import Database, Index, Sqlite, Unusable, insert
 from minimax_m2.harness.record import Record
 
 UNSAFE = re.compile(r"[^\w.-]+")
@@ -49,12 +49,22 @@ class Added:
 
 
 class Store:
-    """A folder of history."""
+    """A folder of history. ``index`` is the URL of a database for its index, else a file in the folder serves.
 
-    def __init__(self, root: Path) -> None:
+    Raises ValueError for an index that is no URL of PostgreSQL.
+    """
+
+    def __init__(self, root: Path, *, index: str = "") -> None:
         self.root = root
         self.runs, self.quarantine = root / "runs", root / "quarantine"
         self.index = root / "index.sqlite"
+        self._database = self._at(index) if index else Sqlite(self.index)
+
+    @staticmethod
+    def _at(url: str) -> Database:
+        from minimax_m2.harness.history.postgres import Postgres
+
+        return Postgres(url)
 
     def add(self, files: Sequence[Path]) -> list[Added]:
         """Merge files of records from anywhere. One that is bad or cut short is copied to quarantine, with the reason.
@@ -94,58 +104,48 @@ class Store:
         shutil.copyfile(path, place)
         place.with_name(f"{place.name}.reason").write_text(f"{path}: {reason}\n")
 
+    @contextmanager
+    def entering(self) -> Iterator[Index]:
+        """The index, to be written to by nobody else meanwhile. Raises Unusable for a damaged or older one."""
+        with self._locked(), self._database.writing() as index:
+            yield index
+
     def sync(self) -> int:
         """Index what is not yet indexed: how many records are new. A damaged or older index is made again."""
-        with self._locked():
-            try:
-                return self._indexed(self.index)
-            except sqlite3.DatabaseError:
-                return self._made_again()
+        try:
+            with self.entering() as index:
+                return self._entered(index)
+        except Unusable:
+            return self.rebuild()
 
     def rebuild(self) -> int:
         """Make the index again of all files: how many records it holds."""
-        with self._locked():
-            return self._made_again()
+        with self._locked(), self._database.anew() as index:
+            return self._entered(index)
 
     @contextmanager
-    def connect(self) -> Iterator[sqlite3.Connection]:
+    def connect(self) -> Iterator[Index]:
         """The index, to be read."""
         self.sync()
-        with closing(sqlite3.connect(f"file:{self.index}?mode=ro", uri=True)) as index:
-            index.row_factory = sqlite3.Row
+        with self._database.reading() as index:
             yield index
 
-    def _made_again(self) -> int:
-        made = self.index.with_name(f"{self.index.name}.new")
-        for leftover in self.root.glob(f"{made.name}*"):
-            leftover.unlink()
-        count = self._indexed(made)
-        for journal in (f"{self.index.name}-wal", f"{self.index.name}-shm"):
-            with suppress(FileNotFoundError):
-                (self.root / journal).unlink()
-        made.replace(self.index)
+    def _entered(self, index: Index) -> int:
+        known = {row["name"] for row in index.rows("SELECT name FROM files")}
+        count = 0
+        for file in sorted(self.runs.glob("*/*/*.jsonl.gz")):
+            name = file.relative_to(self.runs).as_posix()
+            if name in known:
+                continue
+            try:
+                records = read_file(file).records
+            except Unreadable as error:
+                # A disk may have damaged what was whole; the other files are still good.
+                self._set_aside(file, str(error))
+                file.rename(file.with_suffix(".damaged"))
+                continue
+            count += insert(index, name, records)
         return count
-
-    def _indexed(self, path: Path) -> int:
-        with closing(open_index(path)) as index:
-            if index.execute("PRAGMA user_version").fetchone()[0] != SCHEMA:
-                raise sqlite3.DatabaseError(f"{path} is of another schema")
-            known = {name for (name,) in index.execute("SELECT name FROM files")}
-            count = 0
-            for file in sorted(self.runs.glob("*/*/*.jsonl.gz")):
-                name = file.relative_to(self.runs).as_posix()
-                if name in known:
-                    continue
-                try:
-                    records = read_file(file).records
-                except Unreadable as error:
-                    # A disk may have damaged what was whole; the other files are still good.
-                    self._set_aside(file, str(error))
-                    file.rename(file.with_suffix(".damaged"))
-                    continue
-                with index:
-                    count += insert(index, name, records)
-            return count
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

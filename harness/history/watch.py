@@ -28,6 +28,7 @@ SUSPECT_ERRORS = 4.0
 AGREE, AGREE_ERRORS = 0.5, 3.0
 # A median of normal values strays so much more than their mean.
 MEDIAN_ERROR = 1.2533
+FEWEST_RERUNS = 3
 # What may step: time over the accepted build's, time at the machine's usual speed, share of the error budget.
 METRICS = ("ratio", "time", "error")
 # An error that rises within its budget is told from a tenth on.
@@ -125,9 +126,10 @@ class Watch:
 
     def _second_look(self, one: Suspicion) -> Confirmed | None:
         again = self.panel.again.get((one.row, one.night)) or (self.rerun(one.row, one.night) if self.rerun else [])
-        if one.metric != "error" and again:
-            values = np.array([found.ratio if one.metric == "ratio" else found.time for found in again])
-            values = values[np.isfinite(values)]
+        values = np.array([found.ratio if one.metric == "ratio" else found.time for found in again])
+        values = values[np.isfinite(values)]
+        # So few that the machine let through decide nothing; the next night does.
+        if one.metric != "error" and len(values) >= FEWEST_RERUNS:
             return Confirmed(one, one.night, f"{len(values)} re-runs") if agrees(values, one.step) else None
         before = self.pending.get((one.metric, one.row))
         if before is None or before.step.effect * one.step.effect <= 0:
@@ -145,7 +147,7 @@ def suspicious_tonight(panel: Panel) -> list[int]:
 
 def agrees(values: Floats, step: Step) -> bool:
     """Whether re-runs show the step again: their median, which one disturbed run in two of five cannot move."""
-    if len(values) < 3:
+    if len(values) < FEWEST_RERUNS:
         return False
     shown = float(np.median(values)) - step.before
     error = MEDIAN_ERROR * step.spread / math.sqrt(len(values))

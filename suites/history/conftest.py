@@ -1,8 +1,17 @@
-"""Records of nights that never were."""
+"""Records of nights that never were, and a real server of PostgreSQL to index them."""
 
 from __future__ import annotations
 
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from importlib.util import find_spec
+from itertools import count
+from pathlib import Path
 
 import pytest
 
@@ -27,3 +36,63 @@ def record() -> Record:
         canary=Canary(copy_gbps=20.0, gemm_gflops=150.0),
     )
     return replace(found, machine=found.machine | {"host": "cpu-a", "commit": "0123456789ab"})
+
+
+# What must be here, as `postgres,ray`: CI installs it, so that there an absence is a failure.
+REQUIRED = "HISTORY_REQUIRES"
+
+
+def not_here(what: str, reason: str) -> None:
+    """Leave a test out and say why, or fail where the environment demands what is missing."""
+    if what in os.environ.get(REQUIRED, "").split(","):
+        pytest.fail(f"{REQUIRED} demands {what}, but {reason}")
+    pytest.skip(f"not here: {reason}")
+
+
+@pytest.fixture(scope="session")
+def required() -> Callable[[str, str], None]:
+    """What a fixture says where what it needs is not here."""
+    return not_here
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[str]:
+    """The socket's folder of a server that lives as long as the tests, with nothing on disk that must last."""
+    found = [path for path in Path("/usr/lib/postgresql").glob("*/bin/initdb") if path.is_file()]
+    initdb = str(max(found)) if found else shutil.which("initdb")
+    if initdb is None:
+        not_here("postgres", "initdb of the package postgresql")
+    if find_spec("psycopg") is None:
+        not_here("postgres", "the Python package psycopg")
+    assert initdb is not None
+    # Root may not run a server; Debian's package has made a user who may.
+    owner = "postgres" if os.geteuid() == 0 else pwd.getpwuid(os.geteuid()).pw_name
+    as_owner = ["runuser", "-u", owner, "--"] if os.geteuid() == 0 else []
+    folder = Path(tempfile.mkdtemp(prefix="m2-", dir="/tmp"))
+    shutil.chown(folder, owner)
+    control = [*as_owner, str(Path(initdb).with_name("pg_ctl")), "-D", str(folder / "data"), "-w"]
+    settings = f"-c listen_addresses= -c fsync=off -c shared_buffers=64MB -k {folder}"
+    try:
+        for command in (
+            [*as_owner, initdb, "-D", str(folder / "data"), "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "-N"],
+            [*control, "-l", str(folder / "log"), "-o", settings, "start"],
+        ):
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=folder, timeout=120)
+        yield f"host={folder}&user={owner}"
+    finally:
+        subprocess.run([*control, "-m", "immediate", "stop"], check=False, stdout=subprocess.DEVNULL, cwd=folder)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+_databases = count(1)
+
+
+@pytest.fixture
+def database(server: str) -> str:
+    """The URL of a new database."""
+    import psycopg
+
+    name = f"nights{next(_databases)}"
+    with psycopg.connect(f"postgresql:///postgres?{server}", autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    return f"postgresql:///{name}?{server}"

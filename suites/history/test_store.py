@@ -28,7 +28,8 @@ def written(path: Path, *records: Record) -> Path:
 
 def points(store: Store) -> int:
     with store.connect() as index:
-        return int(index.execute("SELECT count(*) FROM points").fetchone()[0])
+        (row,) = index.rows("SELECT count(*) AS n FROM points")
+    return int(row["n"])
 
 
 def nights(record: Record, count: int) -> list[Record]:
@@ -69,13 +70,17 @@ def damaged(record: Record) -> dict[str, bytes]:
         "infinite time.jsonl": json.dumps(bare | {"timing": bare["timing"] | {"median_us": 1e999}}).encode() + b"\n",
         "no night.jsonl": json.dumps(bare | {"run": "repro"}).encode() + b"\n",
         "a list for a name.jsonl": json.dumps(bare | {"op": ["routing"]}).encode() + b"\n",
+        "no character.jsonl": json.dumps(bare | {"provider": "a\ud800"}).encode() + b"\n",
+        "a zero byte.jsonl": json.dumps(bare | {"variant": "a\0b"}).encode() + b"\n",
+        "64 bits.jsonl": json.dumps(bare | {"timing": bare["timing"] | {"flops": 2**63}}).encode() + b"\n",
+        "no threads.jsonl": json.dumps(bare | {"machine": bare["machine"] | {"threads": "many"}}).encode() + b"\n",
     }
 
 
 @pytest.mark.parametrize("name", [
     "cut short.jsonl", "cut short.jsonl.gz", "no gzip.jsonl.gz", "no json.jsonl", "no record.jsonl", "no text.jsonl",
     "empty.jsonl", "later schema.jsonl", "negative time.jsonl", "infinite time.jsonl", "no night.jsonl",
-    "a list for a name.jsonl",
+    "a list for a name.jsonl", "no character.jsonl", "a zero byte.jsonl", "64 bits.jsonl", "no threads.jsonl",
 ])  # fmt: skip
 def test_a_bad_file_is_quarantined_with_its_reason_and_never_half_read(
     record: Record, tmp_path: Path, name: str
@@ -163,7 +168,7 @@ def test_a_writer_killed_at_any_time_loses_nothing_that_he_said(record: Record, 
     store = Store(tmp_path / "store")
     assert said
     with store.connect() as index:
-        kept = {run for (run,) in index.execute("SELECT run FROM points")}
+        kept = {row["run"] for row in index.rows("SELECT run FROM points")}
     # One more may have been whole before he could say so.
     assert said <= kept
     assert len(kept) <= len(said) + 1
