@@ -8,18 +8,23 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from minimax_m2.harness.commands_fleet import run_on_fleet
 from minimax_m2.harness.first_failures import known_failures, made_small
 from minimax_m2.harness.isolation import Isolation, chosen_apart
 from minimax_m2.harness.matrix import Cell, due, expected_dir, lost
 from minimax_m2.harness.models import ModelRecord, read_models, score_models, tiny_m2
 from minimax_m2.harness.op import find_op
 from minimax_m2.harness.options import (
+    AddressOption,
     DeviceOption,
+    Executor,
+    ExecutorOption,
     FileOption,
     JsonOption,
     NameOption,
     OpOption,
     PdbOption,
+    ResourceOption,
     ShardOption,
     VariantOption,
 )
@@ -54,6 +59,9 @@ def run(
     memory: Annotated[float, typer.Option(min=0.25, help="with --isolate: GiB of a provider")] = 8.0,
     shrink: Annotated[float, typer.Option(min=0, help="seconds to make each cell's first failure small; 0: none")] = 30,
     shard: ShardOption = "1/1",
+    executor: ExecutorOption = Executor.LOCAL,
+    address: AddressOption = "auto",
+    resource: ResourceOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Judge every op of every provider on this machine, and time what is right."""
@@ -88,6 +96,13 @@ def run(
     with asked():
         for name in op or []:
             find_op(name)
+    if executor is Executor.RAY:
+        if isolate or report or not part.is_whole or device != "cpu":
+            raise WrongUse("--executor ray deals cells by --resource; leave --shard, --device, --isolate, --report out")
+        run_on_fleet(
+            provider or [], with_ or [], op or [], variant or [], count=cases, times=times, models=model,
+            address=address, resources=resource or [], as_json=as_json,
+        )  # fmt: skip
     providers = chosen_apart(provider, with_, device, apart) if isolate else chosen(provider, with_, device)
     check_variants(providers, variant)
     every = planned(providers, ops=op or (), variants=variant or ())

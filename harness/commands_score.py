@@ -11,14 +11,15 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from minimax_m2.harness.commands_fleet import score_on_fleet
 from minimax_m2.harness.coverage import Coverage
 from minimax_m2.harness.false_alarms import Tally
 from minimax_m2.harness.op import all_ops, find_op
-from minimax_m2.harness.options import ShardOption
+from minimax_m2.harness.options import AddressOption, Executor, ExecutorOption, ResourceOption, ShardOption
 from minimax_m2.harness.score import GENERIC, HELD_OUT, KERNELS, MUSEUM, Kill, rate
 from minimax_m2.harness.score_plan import Asked, joined, measured, plan
 from minimax_m2.harness.shards import sharded
-from minimax_m2.harness.wrong_use import asked
+from minimax_m2.harness.wrong_use import WrongUse, asked
 
 GOAL = 0.97
 GROUPS = (MUSEUM, HELD_OUT, GENERIC, KERNELS)
@@ -41,6 +42,9 @@ def score(
     join: Annotated[
         list[Path] | None, typer.Option("--join", help="judge what all shards printed with --json (repeatable)")
     ] = None,
+    executor: ExecutorOption = Executor.LOCAL,
+    address: AddressOption = "auto",
+    resource: ResourceOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON instead of tables")] = False,
 ) -> None:
     """Judge the museum's bugs, generic mutants and what is right: kills by op and check, survivors, false alarms."""
@@ -51,6 +55,10 @@ def score(
         chosen, part = [find_op(name) for name in op or all_ops()], sharded(shard)
         done = joined(join) if join else None
     wanted, start = Asked(ops=tuple(op or ()), short=short, right=right, kernels=kernels), time.perf_counter()
+    if done is None and executor is Executor.RAY:
+        if not part.is_whole:
+            raise WrongUse("--executor ray deals what is judged; leave --shard out")
+        done = score_on_fleet(wanted, address=address, resources=resource or [])
     if done is None:
         with working() as bar:
             task = bar.add_task("starting", total=1.0)
