@@ -154,14 +154,14 @@ def _difference(actual: Outcome, expected: Outcome, config: MiniMaxM2Config) -> 
     return ""
 
 
-def another_order(config: MiniMaxM2Config) -> float:
-    """How far sums over ranks, which run in another order, move what a float64 model computes, of its largest.
+def another_order(config: MiniMaxM2Config, *, unit: float = 2.0**-53) -> float:
+    """How far sums over ranks, which run in another order, move what a model computes, of its largest.
 
-    A layer has six sums, of at most as many terms as its widest dimension: sqrt(sums * terms) roundings of 2^-53 on
-    either side; and a factor of ten for what norms and the softmax stretch.
+    A layer has six sums, of at most as many terms as its widest dimension: sqrt(sums * terms) roundings of ``unit``
+    (2^-53 in float64, 2^-24 in float32) on either side; and a factor of ten for what norms and the softmax stretch.
     """
     terms = max(config.q_width, config.intermediate_size, config.hidden_size)
-    return 10 * 2 * (6 * config.num_hidden_layers * terms) ** 0.5 * 2.0**-53
+    return 10 * 2 * (6 * config.num_hidden_layers * terms) ** 0.5 * unit
 
 
 def _outcome(model: MiniMaxM2, ids: Tensor) -> Outcome:

@@ -98,7 +98,8 @@ class Exchange:
         y = rows
         if len(rows):
             weights, ids = route(rows)
-            if self.layout.dp > 1:
+            # Groups of one length have no padding, and nothing is then brought to the device, as a capture asks.
+            if min(tokens) < longest:
                 place = torch.arange(longest, device=x.device)
                 is_token = place < torch.tensor(tokens, device=x.device)[:, None]
                 ids = ids.masked_fill(~is_token.reshape(-1, 1), -1)

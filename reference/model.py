@@ -182,15 +182,19 @@ class MiniMaxM2:
         rows: Tensor | None,
         capture: Collection[int] = (),
         tap: Tap | None = None,
+        tokens: Sequence[int] | None = None,
     ) -> tuple[Tensor, dict[int, Tensor]]:
-        """Do what ``step`` does without a look at any value, so that nothing waits for the device."""
+        """Do what ``step`` does without a look at any value, so that nothing waits for the device.
+
+        tokens  how many tokens each attention group brings, where the host knows it; None asks the other groups
+        """
         config = self.config
         shared = Pass(
             config=config,
             batch=batch,
-            cos_sin=self._cos_sin_until(batch.max_seq_len),
+            cos_sin=self.cos_sin(batch.max_seq_len),
             exchange=self._exchange,
-            tokens=self._exchange.tokens(ids),
+            tokens=self._exchange.tokens(ids) if tokens is None else tokens,
             counted_kv_heads=self._counted_kv_heads,
             tap=tap,
         )
@@ -211,6 +215,20 @@ class MiniMaxM2:
         logits = self._logits(x, rows)
         shared.note("logits", config.num_hidden_layers, logits)
         return logits, states
+
+    def cos_sin(self, positions: int) -> Tensor:
+        """Return the table of cosines and sines, ``[P, R]``, of at least ``positions``.
+
+        A longer one takes the place of the one before: whoever captures a step must hold on to the table it read.
+        """
+        if positions > len(self._cos_sin):
+            # Twice as many as before: a sequence that grows by a token a step must not make a table at each.
+            positions = min(max(positions, 2 * len(self._cos_sin)), self.config.max_position_embeddings)
+            table = cos_sin_table(
+                num_positions=positions, rotary_dim=self.config.rotary_dim, theta=self.config.rope_theta
+            )
+            self._cos_sin = table.to(self._rope_dtype).to(self.device)
+        return self._cos_sin
 
     def _embedding(self, ids: Tensor) -> Tensor:
         weight, exchange = self._embed_tokens, self._exchange
@@ -238,16 +256,6 @@ class MiniMaxM2:
         outside = [key for key in capture if not 0 <= key <= config.num_hidden_layers]
         if outside:
             raise ValueError(f"capture={outside[0]} is outside 0..{config.num_hidden_layers}, the entries of layers")
-
-    def _cos_sin_until(self, positions: int) -> Tensor:
-        if positions > len(self._cos_sin):
-            # Twice as many as before: a sequence that grows by a token a step must not make a table at each.
-            positions = min(max(positions, 2 * len(self._cos_sin)), self.config.max_position_embeddings)
-            table = cos_sin_table(
-                num_positions=positions, rotary_dim=self.config.rotary_dim, theta=self.config.rope_theta
-            )
-            self._cos_sin = table.to(self._rope_dtype).to(self.device)
-        return self._cos_sin
 
 
 def _table(ops: object) -> OpTable:

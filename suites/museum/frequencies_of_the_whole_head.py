@@ -22,7 +22,7 @@ EXHIBIT = {
 
 
 class Wide(MiniMaxM2):
-    def _cos_sin_until(self, positions: int) -> Tensor:
+    def cos_sin(self, positions: int) -> Tensor:
         config = self.config
         # right: width = config.rotary_dim
         width = config.head_dim

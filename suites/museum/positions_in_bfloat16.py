@@ -21,8 +21,8 @@ EXHIBIT = {
 
 
 class Coarse(MiniMaxM2):
-    def _cos_sin_until(self, positions: int) -> Tensor:
-        table = super()._cos_sin_until(positions)
+    def cos_sin(self, positions: int) -> Tensor:
+        table = super().cos_sin(positions)
         # right: rows = torch.arange(len(table))
         rows = torch.arange(len(table)).to(torch.bfloat16).long().clamp(max=len(table) - 1)
         return table[rows]
