@@ -18,13 +18,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import distributed
 
-from minimax_m2.harness.record import Record, read
+from minimax_m2.harness.graph_timing import replayed
+from minimax_m2.harness.ranks import device_of_ranks
+from minimax_m2.harness.record import Record, parsed, read
 from minimax_m2.harness.roll_call import RollCall
+from minimax_m2.harness.symmetric import Symmetric
+from minimax_m2.reference.communicator import Communicator
 from minimax_m2.reference.config import MiniMaxM2Config
 from minimax_m2.reference.sharding import Layout
 
 M2 = MiniMaxM2Config()
 BLOCKS, CALLS = 9, 20
+TOKENS = (1, 8, 32, 64, 256, 1024, 4096)
 # A layer's steps beside its products, and how often each runs.
 OTHER_STEPS = {"add_rms_norm": 2, "qk_sum_squares": 1, "qk_norm_rope": 1, "router_gemm": 1, "routing": 1}
 
@@ -120,24 +125,27 @@ def step_us(ranks: int, tokens: int, link: Link, on: Device) -> float:
 
 
 def measured(communicator: RollCall) -> str:
-    """Time a layer's collectives, and the smallest of them behind the roll call too; a line of JSON each."""
-    where = "cuda" if distributed.get_backend() == "nccl" else "cpu"
+    """Time a layer's sums, called and as graphs, and the smallest of them behind the roll call; a line of JSON each."""
+    where = device_of_ranks()
+    adders: dict[str, Communicator] = {distributed.get_backend(): communicator.inner}
+    if where == "cuda":
+        adders["symmetric"] = Symmetric(communicator.inner)
     found: list[dict[str, Any]] = []
-    for tokens in (1, 16, 64, 1024):
+    for tokens in TOKENS:
         for what, width, dtype in (("statistics", 2, torch.float32), ("o_proj", M2.hidden_size, torch.bfloat16)):
             x = torch.zeros(tokens, width, dtype=dtype, device=where)
-            us = _median_us(functools.partial(communicator.inner.all_reduce, x), where)
-            found.append({"what": what, "tokens": tokens, "bytes": x.nbytes, "us": us})
+            for by, adder in adders.items():
+                if by != "symmetric" or Symmetric(communicator.inner).takes(x):
+                    call = functools.partial(adder.all_reduce, x)
+                    line = {"what": what, "by": by, "tokens": tokens, "bytes": x.nbytes, "us": _median_us(call, where)}
+                    # Sums are one after the other in a graph, as in a layer; there is nothing in a cache to avoid.
+                    graph_us = median(replayed([call], budget=0.05)) * 1e6 if where == "cuda" else None
+                    found.append(line | {"graph_us": graph_us})
     x = torch.zeros(1, 2, device=where)
     us = _median_us(functools.partial(communicator.all_reduce, x), where)
     found.append({"what": "statistics behind the roll call", "tokens": 1, "bytes": 8, "us": us})
     name = torch.cuda.get_device_name() if where == "cuda" else "cpu"
-    said = {
-        "ranks": communicator.size,
-        "backend": distributed.get_backend(),
-        "device": name,
-        "torch": torch.__version__,
-    }
+    said = {"ranks": communicator.size, "device": name, "torch": torch.__version__, "kind": "collective"}
     return "\n".join(json.dumps(said | line) for line in found)
 
 
@@ -156,6 +164,22 @@ def _median_us(call: Callable[[], object], device: str) -> float:
 def _wait(device: str) -> None:
     if device == "cuda":
         torch.cuda.synchronize()
+
+
+def collectives_table(path: Path) -> str:
+    """Microseconds of a sum by tokens, from the lines of ``measured``: as a graph where there is one, else called."""
+    lines = [found for _, found in parsed(path, lambda text: None) if found.get("kind") == "collective"]
+    timed = {(line["what"], line.get("by"), line["tokens"]): line for line in lines}
+    rows = dict.fromkeys((what, by) for what, by, _ in timed if by is not None)
+    text = ["| sum | by | " + " | ".join(f"T = {tokens}" for tokens in TOKENS) + " |", "|---" * (len(TOKENS) + 2) + "|"]
+    for what, by in rows:
+        cells = [_cell(timed.get((what, by, tokens))) for tokens in TOKENS]
+        text.append(f"| {what} | {by} | {' | '.join(cells)} |")
+    return "\n".join(text)
+
+
+def _cell(line: dict[str, Any] | None) -> str:
+    return "" if line is None else f"{line['graph_us'] or line['us']:.1f}"
 
 
 def table(on: Device) -> str:

@@ -23,6 +23,7 @@ from minimax_m2.harness.providers.plain import plain
 from minimax_m2.harness.sampling import sampled
 from minimax_m2.harness.trial import try_on
 from minimax_m2.harness.verdict import Verdict
+from minimax_m2.reference.communicator import Communicator
 from minimax_m2.reference.experts import PackedExperts, pack_experts
 from minimax_m2.reference.routing import unpack_routing
 from minimax_m2.reference.sharding import Cut, Heads, Span, cut, head_cut, heads, joined, span, span_cut
@@ -34,11 +35,32 @@ Deal = Callable[..., Heads]
 
 
 class Ranks(NamedTuple):
-    """Simulated ranks in the order of their sums, who of them holds which heads, and whose kernels they run."""
+    """Ranks in the order of their sums, who of them holds which heads, and whose kernels they run.
+
+    voice  what a real rank says to the others; None where all are simulated here
+    """
 
     order: list[int]
     deal: Deal
     of: Callable[[str], Callable[..., Any]]
+    voice: Communicator | None = None
+
+    @property
+    def here(self) -> list[int]:
+        """The ranks whose parts are computed in this process."""
+        return self.order if self.voice is None else [self.voice.rank]
+
+    def sum(self, parts: Iterable[Tensor], dtype: torch.dtype) -> Tensor:
+        """Add up the parts of all ranks, given those of the ranks here."""
+        local = functools.reduce(operator.add, parts)
+        return (local if self.voice is None else self.voice.all_reduce(local, label="parts")).to(dtype)
+
+    def each(self, parts: Iterable[Tensor]) -> list[Tensor]:
+        """The parts of all ranks in their order, of one shape, given those of the ranks here."""
+        if self.voice is None:
+            return list(parts)
+        (part,) = parts
+        return list(self.voice.all_gather(part[None], label="parts"))
 
 
 def split_cases(op: str, count: int, *, start: int = 0) -> list[Case]:
@@ -60,14 +82,20 @@ def try_split(
 
 
 def split_over(
-    provider: Provider, *, tp: int, dp: int = 1, ep: int = 1, deal: Deal = heads, turn: int = 0
+    provider: Provider, *, tp: int, dp: int = 1, ep: int = 1, deal: Deal = heads, turn: int = 0,
+    voice: Communicator | None = None,
 ) -> Provider:  # fmt: skip
     """A provider of the same kernels, each call of which ``tp * dp`` simulated ranks share.
 
-    dp    attention groups; experts meet the rows of all, the last of which brings none
-    ep    groups of experts, of all ranks
-    turn  by how many places the ranks are turned in the order of the sums
+    dp     attention groups; experts meet the rows of all, the last of which brings none
+    ep     groups of experts, of all ranks
+    turn   by how many places the ranks are turned in the order of the sums
+    voice  this rank's, where ``tp * dp`` real ranks make the same calls and each computes its share
+
+    Raises ValueError for another number of real ranks than the split has, and for real ranks that are turned.
     """
+    if voice is not None and (voice.size != tp * dp or turn):
+        raise ValueError(f"{voice.size} real ranks, turned by {turn}, cannot share a call over tp={tp}, dp={dp}")
     world = tp * dp
     of = functools.partial(_found, provider)
 
@@ -77,7 +105,7 @@ def split_over(
             # Weights are laid out by each rank, for its share.
             return packs.get(name)
         size, groups = (world, {"dp": dp, "ep": ep}) if name == "experts" else (tp, {})
-        ranks = Ranks([(rank + turn) % size for rank in range(size)], deal, of)
+        ranks = Ranks([(rank + turn) % size for rank in range(size)], deal, of, voice)
 
         def split(*given: Any, **keywords: Any) -> Any:
             return _SPLITS[name](ranks, *given, **groups, **keywords)
@@ -94,30 +122,26 @@ def _found(provider: Provider, name: str) -> Callable[..., Any]:
     return function
 
 
-def _sum(parts: Iterable[Tensor], dtype: torch.dtype) -> Tensor:
-    return functools.reduce(operator.add, parts).to(dtype)
-
-
 def _embedding(on: Ranks, ids: Tensor, weight: Tensor, *, vocab_start: int = 0) -> Tensor:
-    shards = [span(len(weight), parts=len(on.order), index=rank, multiple=4) for rank in on.order]
+    shards = [span(len(weight), parts=len(on.order), index=rank, multiple=4) for rank in on.here]
     rows = [
         on.of("embedding")(ids, cut(weight, span_cut(own), dim=0), vocab_start=vocab_start + own.start)
         for own in shards
     ]
-    return _sum(rows, weight.dtype)
+    return on.sum(rows, weight.dtype)
 
 
 def _lm_head(on: Ranks, x: Tensor, weight: Tensor, *, rows: Tensor | None = None, vocab_size: int) -> Tensor:
-    own = [span_cut(span(vocab_size, parts=len(on.order), index=rank, multiple=4)) for rank in sorted(on.order)]
+    own = [span_cut(span(vocab_size, parts=len(on.order), index=rank, multiple=4)) for rank in sorted(on.here)]
     logits = [on.of("lm_head")(x, cut(weight, c, dim=0), rows=rows, vocab_size=c.size) for c in own]
-    return torch.cat(logits, -1)[:, :vocab_size].clone()
+    return torch.cat(on.each(logits), -1)[:, :vocab_size].clone()
 
 
 def _linear(on: Ranks, x: Tensor, weight: Tensor, *, out_dtype: torch.dtype | None = None) -> Tensor:
     """Cut along the channels that are summed, as o_proj is."""
-    own = [span_cut(span(x.shape[1], parts=len(on.order), index=rank)) for rank in on.order]
+    own = [span_cut(span(x.shape[1], parts=len(on.order), index=rank)) for rank in on.here]
     shares = [(cut(x, c, dim=1), cut(weight, c, dim=1)) for c in own]
-    return _sum((on.of("linear")(a, b, out_dtype=torch.float32) for a, b in shares), out_dtype or x.dtype)
+    return on.sum((on.of("linear")(a, b, out_dtype=torch.float32) for a, b in shares), out_dtype or x.dtype)
 
 
 def _fp8_linear(
@@ -127,13 +151,13 @@ def _fp8_linear(
     """Cut along the outputs, as the projection of q, k and v is."""
     rows = packed.weight.shape[0]
     parts = []
-    for rank in sorted(on.order):
+    for rank in sorted(on.here):
         own = span(rows, parts=len(on.order), index=rank, multiple=2)
         side = math.gcd(packed.block[0], own.size)
         q = cut_quantized(packed, span_cut(own), dim=-2, block=side)
         pack = on.of("pack_fp8_linear")(q.weight, q.scale, block=q.block)
         parts.append(on.of("fp8_linear")(x, pack, x_scale=x_scale, out_dtype=out_dtype))
-    return torch.cat(parts, -1)[:, :rows].clone()
+    return torch.cat(on.each(parts), -1)[:, :rows].clone()
 
 
 def _qkv_share(qkv: Tensor, own: Heads, num_heads: int, num_kv_heads: int, head_dim: int) -> Tensor:
@@ -150,13 +174,13 @@ def _qk_sum_squares(
 ) -> Tensor:  # fmt: skip
     counted = num_kv_heads if counted_kv_heads is None else counted_kv_heads
     parts = []
-    for rank in on.order:
+    for rank in on.here:
         own = on.deal(num_heads, num_kv_heads, tp=len(on.order), rank=rank)
         sums = functools.partial(on.of("qk_sum_squares"), num_heads=len(own.query), num_kv_heads=len(own.kv))
         local = sum(head < counted for head in own.kv[: own.counted_kv_heads])
         share = _qkv_share(qkv, own, num_heads, num_kv_heads, head_dim)
         parts.append(sums(share, head_dim=head_dim, counted_kv_heads=local))
-    return _sum(parts, torch.float32)
+    return on.sum(parts, torch.float32)
 
 
 def _qk_norm_rope(
@@ -166,8 +190,8 @@ def _qk_norm_rope(
     counts = {"num_heads": num_heads, "num_kv_heads": num_kv_heads, "head_dim": head_dim}
     if stats is None:
         stats = _qk_sum_squares(on, qkv, **counts)
-    whole = [qkv.new_full((len(qkv), n, head_dim), torch.nan) for n in (num_heads, num_kv_heads, num_kv_heads)]
-    for rank in on.order:
+    shares: list[Any] = []
+    for rank in on.here:
         own = on.deal(num_heads, num_kv_heads, tp=len(on.order), rank=rank)
         local = {"num_heads": len(own.query), "num_kv_heads": len(own.kv), "head_dim": head_dim}
         weights = (
@@ -175,25 +199,30 @@ def _qk_norm_rope(
             for weight, which in ((q_weight, own.query), (k_weight, own.kv))
         )
         share = _qkv_share(qkv, own, num_heads, num_kv_heads, head_dim)
-        parts = on.of("qk_norm_rope")(share, stats, *weights, cos_sin, positions, **local, **sizes)
-        for into, part, which in zip(whole, parts, (own.query, own.kv, own.kv), strict=True):
-            _place(into, part, which)
-    return tuple(whole)
+        shares.append(on.of("qk_norm_rope")(share, stats, *weights, cos_sin, positions, **local, **sizes))
+    dealt = [on.deal(num_heads, num_kv_heads, tp=len(on.order), rank=rank) for rank in on.order]
+    q, k, v = (on.each(parts) for parts in zip(*shares, strict=True))
+    query, kv = [own.query for own in dealt], [own.kv for own in dealt]
+    return _placed(q, query, num_heads), _placed(k, kv, num_kv_heads), _placed(v, kv, num_kv_heads)
 
 
 def _attention(on: Ranks, q: Tensor, k_cache: Tensor, v_cache: Tensor, *given: Any, **keywords: Any) -> Tensor:
-    whole = torch.full_like(q, torch.nan)
-    for rank in on.order:
-        own = on.deal(q.shape[1], k_cache.shape[2], tp=len(on.order), rank=rank)
-        query, kv = (head_cut(which, head_dim=1) for which in (own.query, own.kv))
+    dealt = {rank: on.deal(q.shape[1], k_cache.shape[2], tp=len(on.order), rank=rank) for rank in on.order}
+    parts = []
+    for rank in on.here:
+        query, kv = (head_cut(which, head_dim=1) for which in (dealt[rank].query, dealt[rank].kv))
         caches = (cut(cache, kv, dim=2) for cache in (k_cache, v_cache))
-        _place(whole, on.of("attention")(cut(q, query, dim=1), *caches, *given, **keywords), own.query)
+        parts.append(on.of("attention")(cut(q, query, dim=1), *caches, *given, **keywords))
+    return _placed(on.each(parts), [own.query for own in dealt.values()], q.shape[1])
+
+
+def _placed(parts: list[Tensor], which: list[tuple[int, ...]], count: int) -> Tensor:
+    """The ranks' heads ``[T, Hq, D]`` at their places; NaN where nobody has the head."""
+    whole = parts[0].new_full((len(parts[0]), count, parts[0].shape[2]), torch.nan)
+    for part, own in zip(parts, which, strict=True):
+        true = [place for place, head in enumerate(own) if head >= 0]
+        whole[:, [own[place] for place in true]] = part[:, true]
     return whole
-
-
-def _place(whole: Tensor, part: Tensor, which: tuple[int, ...]) -> None:
-    true = [place for place, head in enumerate(which) if head >= 0]
-    whole[:, [which[place] for place in true]] = part[:, true]
 
 
 def _experts(
@@ -213,14 +242,14 @@ def _experts(
     held, inner = packed.w2.shape[0], packed.w2.shape[2]
     sharing = len(on.order) // ep
     parts = []
-    for rank in on.order:
+    for rank in on.here:
         experts = span(held, parts=ep, index=rank // sharing)
         width = span(inner, parts=sharing, index=rank % sharing, multiple=8)
         own, scales = _expert_share(on, packed, experts, width, inner, x_scale)
         is_own = (local >= experts.start) & (local < experts.stop)
         here = torch.where(is_own, local - experts.start, -1).to(torch.int32)
         parts.append(on.of("experts")(x, own, weights, here, x_scale=scales, out_dtype=torch.float32))
-    return _sum(parts, dtype)[is_row]
+    return on.sum(parts, dtype)[is_row]
 
 
 def _gathered_rows(count: int, dp: int) -> Cut:
@@ -244,7 +273,8 @@ def _expert_share(
         return on.of("pack_experts")(w13, w2, block=(side, side)), x_scale
     if x_scale is not None:
         # Finer blocks are finer groups of activations, too: their scales repeat as the weights' do.
-        x_scale = x_scale.repeat_interleave(side // block, -1)[:, : -(-packed.w2.shape[1] // block)]
+        groups = -(-packed.w2.shape[1] // block)
+        x_scale = x_scale.repeat_interleave(side // block, -1)[:, :groups].contiguous()
     share = on.of("pack_experts")(w13.weight, w2.weight, w13_scale=w13.scale, w2_scale=w2.scale, block=w13.block)
     return share, x_scale
 
