@@ -263,11 +263,23 @@ def bench(
     shape: Annotated[list[str] | None, typer.Option("--shape", help="only this named shape (repeatable)")] = None,
     set_: SetOption = None,
     seconds: SecondsOption = 0.2,
+    model: Annotated[str | None, typer.Option(help="instead of ops, steps of a whole model: m2")] = None,
+    load: Annotated[list[str] | None, typer.Option(help="with --model: sequences x tokens held, 8x4096")] = None,
+    prompt: Annotated[list[str] | None, typer.Option(help="with --model: prompts x tokens, as --load if none")] = None,
+    device: Annotated[str, typer.Option(help="with --model: cpu or gpu")] = "cpu",
     as_json: JsonOption = False,
 ) -> None:
     """Time every op of some providers, judge what they returned, and hold it against the measured roof."""
     from minimax_m2.harness.cli import NOTHING_MEASURED, RUNS, WRONG, console, finish, working
+    from minimax_m2.harness.commands_wide import bench_model
 
+    if model is not None:
+        with asked():
+            if op or provider or shape:
+                raise ValueError("bench takes one of --model MODEL and --op, --provider, --shape")
+            setting = settings(set_ or ())
+        bench_model(model, device, setting, loads=load or [], prompts=prompt or [], as_json=as_json)
+        return
     with asked():
         ops, setting, label = [find_op(name) for name in op or all_ops()], settings(set_ or ()), run_name()
         wanted = {

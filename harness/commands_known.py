@@ -26,12 +26,21 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="print JSON inst
 
 
 def generate(
-    op: Annotated[str, typer.Option(help="the op to draw cases of")],
+    op: Annotated[str | None, typer.Option(help="the op to draw cases of")] = None,
     count: Annotated[int, typer.Option(min=1)] = 10,
     start: Annotated[int, typer.Option(min=0, help="skip so many cases of the sample")] = 0,
+    model: Annotated[str | None, typer.Option(help="instead of cases, what tiny-m2 makes of a text: its ids")] = None,
+    device: Annotated[str, typer.Option(help="with --model: cpu or gpu")] = "cpu",
+    tokens: Annotated[int, typer.Option(min=1, help="with --model: how many tokens")] = 32,
 ) -> None:
     """Print sampled cases of an op, one JSON object a line: they build the same tensors on every device."""
+    from minimax_m2.harness.commands_wide import generate_text
+
+    if model is not None and op is None:
+        generate_text(model, device, tokens)
     with asked():
+        if op is None or model is not None:
+            raise ValueError("generate takes one of --op OP and --model MODEL")
         drawn = find_op(op)
     for case in sampled(drawn, count, start=start):
         typer.echo(case.json)

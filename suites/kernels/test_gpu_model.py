@@ -6,11 +6,14 @@ import pytest
 import torch
 
 from minimax_m2.harness.capture import capture_mismatch
+from minimax_m2.harness.continuation import continued
 from minimax_m2.harness.devices import absence
 from minimax_m2.harness.graph_decode import GraphDecoder
 from minimax_m2.harness.language import eval_windows, provider_model
+from minimax_m2.harness.model_bench import Plan, timed_plan
 from minimax_m2.harness.models import own_steps, score_models, tiny_m2
 from minimax_m2.harness.providers.ours import ours
+from minimax_m2.reference.config import MiniMaxM2Config
 
 FOLDER = tiny_m2()
 pytestmark = [
@@ -45,7 +48,9 @@ def test_captured_decoding_gives_the_bits_of_eager_decoding(keep_quantized: bool
     caches = [model.new_cache(tokens=[48, 48]) for _ in range(2)]
     for cache in caches:
         model.prefill({0: ids[0, :20], 1: ids[1, :9]}, cache)
-    decoder = GraphDecoder(model, caches[0], sequences=2, max_seq_len=48)
+    layers = range(model.config.num_hidden_layers + 1)
+    # Larger than the batch: what pads it must move nothing.
+    decoder = GraphDecoder(model, caches[0], sequences=3, max_seq_len=48, capture=layers)
     for token in range(20, 28):
         batch = caches[0].append({0: 1, 1: 1})
         captured = decoder.step(ids[:, token], batch)
@@ -54,5 +59,25 @@ def test_captured_decoding_gives_the_bits_of_eager_decoding(keep_quantized: bool
         assert bool(torch.isfinite(eager).all())
         # Both paths split keys by the longest sequence that they were told of.
         assert captured.argmax(-1).tolist() == eager.argmax(-1).tolist()
-        same = model.unchecked_step(decoder._ids, decoder._batch, caches[0], rows=None)[0]
-        assert torch.equal(captured, same)
+        replayed = [captured, *(decoder.states[key][:2] for key in layers)]
+        same, states = model.unchecked_step(decoder.ids, decoder.batch, caches[0], rows=None, capture=layers)
+        again = [same[:2], *(states[key][:2] for key in layers)]
+        # EAGLE3's states, too: a replay hands the draft this step's, not those of the capture.
+        assert all(torch.equal(one, other) for one, other in zip(replayed, again, strict=True))
+
+
+def test_a_continuation_of_graphs_is_the_greedy_one() -> None:
+    assert FOLDER is not None
+    model = provider_model(ours("gpu"), FOLDER)
+    windows = eval_windows(FOLDER, windows=3, length=40).to(model.device)
+    prompts = [windows[0, :20], windows[1, :9], windows[2, :33]]
+    assert continued(model, prompts, max_new_tokens=24) == model.generate(prompts, max_new_tokens=24)
+
+
+def test_a_layer_of_full_width_is_right_and_timed() -> None:
+    plan = Plan(layers=1, loads=((2, 64),), prompts=((2, 64),), tokens=4)
+    with torch.inference_mode():
+        found = list(timed_plan(plan, MiniMaxM2Config(), device="gpu"))
+    assert [(record.kind, record.outcome) for record in found] == [
+        ("model proof", "pass"), ("model proof", "pass"), ("model step", "pass"), ("model step", "pass")
+    ], found  # fmt: skip

@@ -1,0 +1,85 @@
+"""The tables of docs/models_gpu.md, made from recorded steps of whole models and from nothing else.
+
+``python -m minimax_m2.harness.model_tables ci/results/gpu-h200-20261122-model.jsonl`` prints them.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from minimax_m2.harness.record import Record, parsed
+
+HEADERS = {
+    "decode": (
+        "| layers | GPUs | sums by | batch | context | ms a token | tokens/s | of the byte floor |",
+        "|---|---|---|---|---|---|---|---|",
+    ),
+    "prefill": (
+        "| layers | GPUs | sums by | batch | context | ms to the first token | prompt tokens/s |",
+        "|---|---|---|---|---|---|---|",
+    ),
+}
+
+
+KINDS = ("model step", "model proof")
+
+
+def read_model_steps(path: Path) -> list[Record]:
+    """The steps of whole models in a file and the proofs beside them; ValueError names a line that is no record."""
+    lines = [found for _, found in parsed(path, lambda text: None) if found.get("kind") in KINDS]
+    return [Record.from_json(json.dumps(found)) for found in lines]
+
+
+def model_table(records: Sequence[Record], phase: str) -> str:
+    """Markdown: one row a load, the reason where it was not timed."""
+    chosen = [record for record in records if record.kind == "model step" and record.case["phase"] == phase]
+    order = sorted(chosen, key=lambda r: [str(r.case["sums"]), int(r.case["tp"]), int(r.case["S"]), int(r.case["B"])])
+    return "\n".join([*HEADERS[phase], *(_row(record, phase) for record in order)])
+
+
+def caption(records: Sequence[Record], path: Path) -> str:
+    """The line above a table: that it is measured, from which record, and on what."""
+    machine = records[0].machine
+    return (
+        f"*measured* ({path.parent.parent.name}/{path.parent.name}/{path.name}, "
+        f"{machine.get('accelerator', machine['processor'])}, torch {machine['torch']})"
+    )
+
+
+def proofs(records: Sequence[Record]) -> list[str]:
+    """What was held against the reference: phase, layers, ranks, verdict and evidence, a line each."""
+    return [
+        f"- {r.case['phase']}, {r.case['layers']} layers, {r.case['tp']} GPUs, sums by {r.case['sums']}: {r.outcome}, "
+        f"{r.evidence[0]}"
+        for r in records
+        if r.kind == "model proof"
+    ]  # fmt: skip
+
+
+def _row(record: Record, phase: str) -> str:
+    case = record.case
+    cells = [str(case[name]) for name in ("layers", "tp", "sums", "B", "S")]
+    if record.timing is None:
+        return f"| {' | '.join([*cells, record.evidence[0], *[''] * (2 if phase == 'decode' else 1)])} |"
+    ms = record.timing.median_us / 1e3
+    if phase == "decode":
+        cells += [f"{ms:.2f}", f"{int(case['B']) / ms * 1e3:.0f}", f"{100 * record.timing.share:.0f} %"]
+    else:
+        cells += [f"{ms:.0f}", f"{int(case['B']) * int(case['S']) / ms * 1e3:.0f}"]
+    return f"| {' | '.join(cells)} |"
+
+
+def main() -> None:
+    for name in sys.argv[1:]:
+        path = Path(name).resolve()
+        records = read_model_steps(path)
+        for phase in HEADERS:
+            sys.stdout.write(f"{caption(records, path)}\n{model_table(records, phase)}\n\n")
+        sys.stdout.write("\n".join(proofs(records)) + "\n")
+
+
+if __name__ == "__main__":
+    main()
