@@ -17,6 +17,7 @@ from minimax_m2.harness.budget_tensor_core import cut_by_tensor_core
 
 # A row of hidden size has 24 groups of 128; a row of chance repetitions has hundreds.
 FEW_GROUPS = 64
+SMALLEST = 1e-300
 
 
 def _along_rows(x: Tensor) -> Tensor:
@@ -123,10 +124,22 @@ def _mean(x: Budgeted, dim: int | None = None, keepdim: bool = False) -> Budgete
 
 @rule("amax")
 def _amax(x: Budgeted, dim: int = -1, keepdim: bool = False) -> Budgeted:
-    # The error of a maximum is that of the element which attains it; a rival can at most add its own bound.
+    """The error of a maximum is that of the element which attains it, and of the nearest rival that may overtake it.
+
+    A rival whose difference from the maximum has standard deviation s, d of them below it, adds
+    ``s^2 E[(e - d)+^2] = s^2 ((1 + d^2) Phi(-d) - d phi(d))`` for normal e. Of n rivals as near as each other the
+    largest adds up to 2 ln n times as much; equal numbers err alike and are no rivals.
+    """
     index = x.value.argmax(dim, keepdim=True)
-    out = x.moved(lambda t: t.gather(dim, index) if keepdim else t.gather(dim, index).squeeze(dim))
-    return replace(out, bound=x.bound.amax(dim, keepdim), allowed=None)
+    top = x.moved(lambda t: t.gather(dim, index))
+    spread = (x.sigma.square() + top.sigma.square()).sqrt()
+    # From forty standard deviations on a normal density is 0 and its square no number.
+    behind = ((top.value - x.value) / spread.clamp_min(SMALLEST)).clamp(0, 40)
+    density = torch.exp(-behind.square() / 2) / math.sqrt(2 * math.pi)
+    ahead = ((1 + behind.square()) * torch.special.ndtr(-behind) - behind * density).clamp_min(0)
+    added = torch.where(x.value < top.value, spread.square() * ahead, 0.0).amax(dim, keepdim=True)
+    out = replace(top, var=top.var + added, bound=x.bound.amax(dim, keepdim=True), allowed=None)
+    return out if keepdim else out.moved(lambda t: t.squeeze(dim))
 
 
 @rule("matmul", "mm", "bmm")

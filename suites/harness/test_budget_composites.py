@@ -62,6 +62,20 @@ def test_softmax_is_calibrated_at_every_width(terms: int) -> None:
     assert 0.8 < float(z.square().mean()) < 1.25
 
 
+def test_a_rival_may_overtake_the_maximum() -> None:
+    """A sure maximum with an unsure number just below it: what the maximum errs by is the other's doing."""
+    rival = 1 - torch.linspace(0.001, 0.05, 4 * ROWS, dtype=torch.float64)
+    noise = 0.02 * drawn(12, 4 * ROWS).double()
+    values = torch.stack([torch.ones_like(rival), rival], -1)
+    spread = torch.stack([torch.zeros_like(rival), torch.full_like(rival, 0.02)], -1)
+    x: Any = replace(Budgeted.exact(values), var=spread.square(), bound=8 * spread)
+    budget = x.amax(-1)
+    error = torch.maximum(torch.ones_like(rival), rival + noise) - budget.value
+    assert 0.8 < float((error / budget.sigma).square().mean()) < 1.25
+    equal: Any = replace(x, value=torch.ones_like(values))
+    assert float(equal.amax(-1).sigma.max()) == 0, "equal numbers err alike"
+
+
 def test_errors_that_repeat_in_a_row_reach_an_exact_element_through_its_length() -> None:
     value, coef = torch.tensor([[3.0, 2.0, 1.0]]).double(), torch.tensor([[0.1, 0.2, 0.0]]).double()
     x: Any = replace(Budgeted.exact(value), shared=(Shared(new_source(), coef, torch.tensor([[7, 7, 8]])),))
