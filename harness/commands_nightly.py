@@ -296,15 +296,16 @@ def serve(
     host: Annotated[
         str, typer.Option(help="who may see it: only this machine, unless you say otherwise")
     ] = "localhost",
+    store: StoreOption = STORE,
 ) -> None:
-    """Show a page to a browser, on this machine only."""
+    """Show a page to a browser, on this machine only, with how far a running night is."""
     from minimax_m2.harness.cli import finish, told
     from minimax_m2.harness.history.serving import server
 
     with asked():
         if not page.is_file():
             raise FileNotFoundError(f"page {str(page)!r} does not exist; `m2check dash build` writes it")
-        serving = server(page, host, port)
+        serving = server(page, host, port, store=store)
     told(f"http://{host}:{serving.server_address[1]}/ shows {page}; Ctrl-C ends it")
     try:
         serving.serve_forever()

@@ -16,6 +16,7 @@ from minimax_m2.harness.history.files import Content
 from minimax_m2.harness.history.measuring import Night, Outcome, Planned, plan
 from minimax_m2.harness.history.panel import panels
 from minimax_m2.harness.history.store import Store
+from minimax_m2.harness.history.under_way import Standing, Told
 from minimax_m2.harness.history.watch import suspicious_tonight
 from minimax_m2.harness.provenance import commit
 from minimax_m2.harness.record import Log, read
@@ -79,6 +80,8 @@ def tonight(store: Store, asked: Asked, progress: Progress) -> Done:
     left = sorted(pending.glob(f"*-{asked.name()}.jsonl"))
     label = left[-1].name.rpartition("-")[0] if left else run_name()
     path = pending / f"{label}-{asked.name()}.jsonl"
+    told = Told(path, Standing(run=label, against=against, build=asked.build or commit(), budget=asked.budget))
+    progress = told.beside(progress)
     with Log(path) as log, ExitStack() as stack:
         progress("measuring the roof", 0.0)
         roof = measure()
@@ -101,18 +104,26 @@ def tonight(store: Store, asked: Asked, progress: Progress) -> Done:
             accepted=accepted,
             against=f"ours@{against[:12]}",
             seconds=asked.seconds,
+            build=build,
         )
         cells = plan(asked.ops, asked.providers, roof, shard=asked.shard)
+        told.write(planned=len(cells))
         night.run(cells, log, until=lambda: time.monotonic() > until, progress=progress)
         records = read(path)
-        path.unlink()
         if not records:
-            raise RuntimeError(f"none of {len(cells)} cells could be measured within {asked.budget:g} minutes")
+            path.unlink()
+            nothing = f"none of {len(cells)} cells could be measured within {asked.budget:g} minutes"
+            told.write(told=nothing, ended=True)
+            raise RuntimeError(nothing)
         kept, _ = store.keep(Content(records, {}))
         odd = odd_cells(store, label, cells)
-        if odd:
-            looked = [record for cell in odd for record in night.again(cell, progress)]
+        looked = [record for cell in odd for record in night.again(cell, progress)]
+        if looked:
             store.keep(Content(looked, {}))
+        # Only what is in the store is in no need of a journal.
+        path.unlink()
+        ending = f"{night.outcome.cells} cells are in the store, {len(odd)} were looked at again"
+        told.write(told=ending, measured=len(records), ended=True)
     return Done(kept, night.outcome, len(odd), bool(left), against)
 
 

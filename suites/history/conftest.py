@@ -12,6 +12,7 @@ from dataclasses import replace
 from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -96,3 +97,17 @@ def database(server: str) -> str:
     with psycopg.connect(f"postgresql:///postgres?{server}", autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name}")
     return f"postgresql:///{name}?{server}"
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Debian's chromium, driven by Playwright."""
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if found is None or find_spec("playwright") is None:
+        not_here("chromium", "an executable chromium and the Python package playwright")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        started = driver.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield started
+        started.close()

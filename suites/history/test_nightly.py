@@ -5,18 +5,22 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from minimax_m2.harness.history import nightly
 from minimax_m2.harness.history.builds import resolved, taken_out
 from minimax_m2.harness.history.files import Content
 from minimax_m2.harness.history.measuring import RERUNS, Canaries, Night, Planned, plan
-from minimax_m2.harness.history.nightly import Asked, accepted_commit, odd_cells
+from minimax_m2.harness.history.nightly import Asked, accepted_commit, odd_cells, tonight
 from minimax_m2.harness.history.panel import panels
 from minimax_m2.harness.history.store import Store
+from minimax_m2.harness.history.under_way import seen
 from minimax_m2.harness.provenance import commit, kernel_hash, position
 from minimax_m2.harness.record import Canary, Log, Pair, Record, read
 from minimax_m2.harness.roofline import SIZES, Roof
@@ -188,3 +192,39 @@ def test_another_builds_kernels_run_instead_of_ours(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "of the other build", done.stderr
+
+
+@pytest.fixture
+def pretended(record: Record, monkeypatch: pytest.MonkeyPatch) -> list[Night]:
+    """Nights as `tonight` makes them, which time nothing."""
+    made: list[Night] = []
+
+    def make(**given: Any) -> Night:
+        made.append(Pretended(record=record, canaries=Canaries(measure=lambda: USUAL), **given))
+        return made[-1]
+
+    monkeypatch.setattr(nightly, "Night", make)
+    monkeypatch.setattr(nightly, "measure", lambda: ROOF)
+    monkeypatch.setattr(nightly, "side", lambda name, own_process: nullcontext(name))
+    monkeypatch.setattr(nightly, "side_of", lambda build: nullcontext(build.name))
+    return made
+
+
+def test_a_night_is_in_the_store_before_its_journal_goes(
+    pretended: list[Night], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = Asked(ops=("routing",), against="HEAD", build="HEAD^")
+    with monkeypatch.context() as killed:
+        killed.setattr(Store, "keep", lambda store, content: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            tonight(Store(tmp_path), asked, lambda text, share: None)
+    assert len(list(tmp_path.glob("pending/*.jsonl"))) == 1
+    done = tonight(Store(tmp_path), asked, lambda text, share: None)
+    assert done.resumed
+    assert done.kept.is_file()
+    assert list(tmp_path.glob("pending/*.jsonl")) == []
+    standing = seen(tmp_path)
+    assert standing is not None
+    assert (standing["ended"], standing["measured"], standing["planned"]) == (True, 4, 4)
+    # Records of another commit's kernels must say so.
+    assert [one.build.name for one in pretended if one.build] == [resolved("HEAD^")[:12]] * 2

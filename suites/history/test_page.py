@@ -7,7 +7,6 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from shutil import which
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,6 @@ from minimax_m2.harness.history.pages import FOLDER, Extras, next_command, page
 from minimax_m2.harness.history.panel import Panel
 from minimax_m2.harness.history.simulated import OPS, Change, World, measured_again, simulated
 
-CHROMIUM = which("chromium") or which("chromium-browser") or which("google-chrome")
 HOSTILE = "</script><img src=x onerror=alert(1)>"
 COMMIT = Change(night=30, effect=0.12, ops=["experts"], providers=["ours"], hashes=True)
 
@@ -112,18 +110,6 @@ def test_a_year_of_1200_series_is_below_a_megabyte_and_a_half() -> None:
 
 def test_forty_nights_are_small(text: str) -> None:
     assert len(text) < 200_000
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Debian's chromium, driven by Playwright."""
-    if CHROMIUM is None:
-        pytest.skip("chromium is not here: no executable of that name")
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not here: pip install playwright")
-    with api.sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield started
-        started.close()
 
 
 class Opened:
