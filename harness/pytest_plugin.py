@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, settings
 from minimax_m2.harness.bench import Timed, benchmarked, timed_by
 from minimax_m2.harness.devices import DEVICES, absence
 from minimax_m2.harness.examples import SETTING, example_database
+from minimax_m2.harness.levels import level_records
 from minimax_m2.harness.matrix import Cell, cells, due, expected_dir, lost
 from minimax_m2.harness.op import all_ops
 from minimax_m2.harness.provider import Provider, from_file
@@ -34,6 +35,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("minimax-m2")
     group.addoption("--provider", action="append", default=[], metavar="FILE", help="judge this .py file (repeatable)")
     group.addoption("--op", action="append", default=[], metavar="OP", help="only this op (repeatable)")
+    group.addoption("--levels", metavar="FILE", help="append which ops passed which level without a device, as records")
     group.addoption("--expected", action="store_true", help="fail unless every cell of suites/expected was executed")
     for device in DEVICES[1:]:
         group.addoption(f"--{device}-require", choices=("device",), help=f"fail where no {device} is present")
@@ -165,9 +167,14 @@ _config: pytest.Config
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    if hasattr(session.config, "workerinput") or not session.config.getoption("expected"):
+    if hasattr(session.config, "workerinput"):
         return
-    if missing(session.config):
+    if path := session.config.getoption("levels"):
+        reports = session.config.stash[REPORTS]
+        found = level_records(reports, {level: device for device, names in LEVELS.items() for level in names})
+        with Path(path).open("a") as file:
+            file.writelines(f"{record.json}\n" for record in found)
+    if session.config.getoption("expected") and missing(session.config):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 

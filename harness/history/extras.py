@@ -10,17 +10,19 @@ from typing import Any
 
 from minimax_m2.harness.devices import absence
 from minimax_m2.harness.history.pages import Extras
+from minimax_m2.harness.levels import LevelRecord, read_levels
 
 # Figures of a replay that takes minutes; `replay.py` prints them, docs/nightly.md says when.
 SELFTEST = Path(__file__).with_name("selftest.toml")
 
 
-def extras(drift: Sequence[Path], trust: Path | None) -> Extras:
+def extras(drift: Sequence[Path], trust: Path | None, levels: Sequence[Path] = ()) -> Extras:
     """Read the files. Raises ValueError naming the one that is none, FileNotFoundError for one that is not there."""
     return Extras(
         drift=[drift_run(path) for path in drift],
         trust=[] if trust is None else scores(trust),
-        devices=devices(),
+        devices=devices(read_levels(levels)),
+        levels=[level_row(record) for record in read_levels(levels)],
         selftest=tomllib.loads(SELFTEST.read_text()),
     )
 
@@ -44,8 +46,16 @@ def scores(path: Path) -> list[dict[str, Any]]:
     return found
 
 
-def devices() -> list[dict[str, Any]]:
-    """What runs on this machine, at which level, and why not. Levels below a device's own are tests, not records."""
+def level_row(record: LevelRecord) -> dict[str, Any]:
+    """One op at one level, as the page shows it."""
+    shown = "passed" if record.passed else "FAILED"
+    date = f"{record.run[:4]}-{record.run[4:6]}-{record.run[6:8]}"
+    return {"device": record.device, "level": record.level, "op": record.op, "tests": shown, "night": date,
+            "commit": record.commit, "host": record.host}  # fmt: skip
+
+
+def devices(shown: Sequence[LevelRecord] = ()) -> list[dict[str, Any]]:
+    """What runs on this machine, at which level, and why not; below a device's own level, what tests recorded."""
     from minimax_m2.harness.providers.ours import instruction_set_table
 
     found = [
@@ -57,9 +67,16 @@ def devices() -> list[dict[str, Any]]:
         reason = absence(device)
         own = "here" if reason is None else f"not here: {reason}"
         for level, shows in levels.items():
-            standing = own if level in ON_DEVICE else f"pytest -m {device} says how far; it leaves no record"
+            standing = own if level in ON_DEVICE else _of_tests(device, level, shown)
             found.append({"device": device, "level": level, "shows": shows, "standing": standing})
     return found
+
+
+def _of_tests(device: str, level: str, shown: Sequence[LevelRecord]) -> str:
+    mine = [record for record in shown if record.device == device and record.level.startswith(level)]
+    if not mine:
+        return f"no record here: pytest -m {device} --levels FILE writes one"
+    return f"{sum(record.passed for record in mine)} of {len(mine)} ops pass, {max(record.run for record in mine)[:8]}"
 
 
 def _lacking(features: str) -> str:

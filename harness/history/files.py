@@ -19,7 +19,7 @@ from minimax_m2.harness.record import Pair, Record
 
 RUN = re.compile(r"\d{8}T\d{6}(?:\.\d{1,6})?Z")
 # Lines of other kinds that the project writes; they are no points of a series.
-OTHER_KINDS = ("model", "graph", "replay")
+OTHER_KINDS = ("model", "graph", "replay", "level")
 # A bomb of zeros is no file of records: gzip packs ours about twentyfold.
 LARGEST_BYTES = 2**30
 # Whole numbers of a database.
