@@ -15,12 +15,12 @@ from rich.table import Table
 
 from minimax_m2.harness.case import Case, Field
 from minimax_m2.harness.expectation import Outputs
-from minimax_m2.harness.judge import expected, malformed
+from minimax_m2.harness.judge import BITS, bits_of, expected, malformed
 from minimax_m2.harness.op import Op, all_ops, find_op
 from minimax_m2.harness.paired import BUSY, Others, Pairing, PairRecord, alone, paired
 from minimax_m2.harness.peers import PEERS, NotHere, apart, known_variant
 from minimax_m2.harness.provider import Provider, from_file
-from minimax_m2.harness.record import Canary, Log, Record, Timing
+from minimax_m2.harness.record import SAMPLES, Canary, Log, Record, Timing
 from minimax_m2.harness.roofline import Roof, measure
 from minimax_m2.harness.run import run_name
 from minimax_m2.harness.stopwatch import Remote, Stopwatch, Timed
@@ -72,6 +72,7 @@ class Side:
             outcome=outcome, op=op.name, case=case, provider=self.provider.name, device=self.provider.device,
             variant=self.variant(op), evidence=(evidence,), comparisons=comparisons,
             utilisation=max((c.utilisation for c in comparisons), default=0.0),
+            bits="" if fault else bits_of(tuple(o.detach().cpu() for o in outputs)).hex()[:BITS],
         )  # fmt: skip
 
 
@@ -126,8 +127,14 @@ def timing(op: Op, case: Case, shape: str, call: str, seconds: Sequence[float], 
     return Timing(
         shape=shape, call=call, median_us=statistics.median(seconds) * 1e6, best_us=min(seconds) * 1e6,
         calls=len(seconds), bytes=cost.bytes, flops=cost.flops, roof_us=roof.seconds(cost, dtype) * 1e6,
-        clock="stopwatch",
+        clock="stopwatch", samples_us=some_of(seconds),
     )  # fmt: skip
+
+
+def some_of(seconds: Sequence[float]) -> tuple[float, ...]:
+    """Up to ``SAMPLES`` of these in microseconds, in their order: whether they lie in one heap, or wander."""
+    taken = [seconds[at * len(seconds) // SAMPLES] for at in range(SAMPLES)] if len(seconds) > SAMPLES else seconds
+    return tuple(float(f"{1e6 * one:.3g}") for one in taken)
 
 
 def compare(

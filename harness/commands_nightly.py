@@ -257,6 +257,7 @@ def build(
     since: SinceOption = "",
     drift: Annotated[list[Path] | None, typer.Option(help="a .drift.json file to show (repeatable)")] = None,
     trust: Annotated[Path | None, typer.Option(help="what `m2check score --json` printed")] = None,
+    levels: Annotated[list[Path] | None, typer.Option(help="what `pytest --levels FILE` wrote (repeatable)")] = None,
 ) -> None:
     """Write one offline page: what moved, why, and what to run next."""
     from minimax_m2.harness.cli import finish
@@ -264,7 +265,7 @@ def build(
     from minimax_m2.harness.history.pages import page
 
     with asked():
-        beside = extras(drift or [], trust)
+        beside = extras(drift or [], trust, levels or [])
     lanes = lanes_asked(store, index, accepted, since)
     out.write_text(page(lanes, beside))
     count = sum(len(found) for _, found in lanes)

@@ -28,6 +28,8 @@ from minimax_m2.harness.worker import Ended
 # A case's false-alarm rate is shared by the two ways to call an op, whether a provider offers both or not: what a
 # corruption must overcome is then the same for every provider.
 ALPHA_OF_A_CALL = ALPHA / 2
+# Hex digits of the hash of the outputs' bits that a verdict bears.
+BITS = 16
 
 # Bytes of memory to be written above which inputs are drawn anew and not copied.
 COPIED_UP_TO = 2**24
@@ -65,12 +67,17 @@ def _full(op: Op, case: Case, declared: Declared) -> str:
     return json.dumps(op.full_contract(case, declared), sort_keys=True)
 
 
-def _compared(outputs: Outputs, known: Known) -> list[Comparison]:
-    """Judge outputs of the right shapes; equal bits, as of ``<op>`` and ``<op>_out``, are judged once."""
+def bits_of(outputs: Outputs) -> bytes:
+    """A hash of the outputs' bits, which lie on the host."""
     digest = hashlib.blake2b()
     for output in outputs:
         digest.update(output.reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
-    key = digest.digest()
+    return digest.digest()
+
+
+def _compared(outputs: Outputs, known: Known) -> list[Comparison]:
+    """Judge outputs of the right shapes; equal bits, as of ``<op>`` and ``<op>_out``, are judged once."""
+    key = bits_of(outputs)
     if key not in known.compared:
         known.compared[key] = known.right.judge(outputs, alpha=ALPHA_OF_A_CALL)
     return known.compared[key]
@@ -137,7 +144,8 @@ def judge(case: Case, provider: Provider, variant: str = "") -> Verdict:
             )  # fmt: skip
     utilisation = max((c.utilisation for c in comparisons), default=0.0)
     return verdict(
-        Outcome.PASS, comparisons=tuple(comparisons), utilisation=utilisation, due=right.kinds, applied=known.applied
+        Outcome.PASS, comparisons=tuple(comparisons), utilisation=utilisation, due=right.kinds, applied=known.applied,
+        bits=bits_of(passed[op.name]).hex()[:BITS],
     )  # fmt: skip
 
 

@@ -17,9 +17,12 @@ from minimax_m2.harness.provenance import code, machine
 from minimax_m2.harness.roofline import Roof
 from minimax_m2.harness.verdict import Outcome, Verdict
 
-SCHEMA = 3
-# Schema 1 had records of cases only, without their kind; 2 knew neither sources nor what a time was taken beside.
-READABLE = (1, 2, SCHEMA)
+SCHEMA = 4
+# Schema 1 had records of cases only, without their kind; 2 knew neither sources nor what a time was taken beside; 3
+# knew neither the outputs' bits nor raw times.
+READABLE = (1, 2, 3, SCHEMA)
+# Raw times that a record keeps.
+SAMPLES = 12
 # Who writes records. What was measured again because a night looked suspicious is told apart.
 PURPOSES = ("run", "bench", "compare", "pytest", "nightly", "rerun")
 Reporter = Callable[[str], None]
@@ -29,7 +32,8 @@ Reporter = Callable[[str], None]
 class Timing:
     """Time of one call. ``share`` is the roofline time over ours; ``call`` the function that was faster.
 
-    clock  how the time was taken: two clocks never share a series
+    clock       how the time was taken: two clocks never share a series
+    samples_us  up to ``SAMPLES`` raw times in the order they were taken in, evenly spread over all
     """
 
     shape: str
@@ -41,6 +45,7 @@ class Timing:
     flops: int
     roof_us: float
     clock: str = "loop"
+    samples_us: tuple[float, ...] = ()
 
     @property
     def share(self) -> float:
@@ -78,6 +83,7 @@ class Record:
     ``determinism`` is the cell's card (``D0+ D1+ D2-``, see ``determinism.py``) on the case that it was asked with, and
     empty elsewhere.
 
+    bits     hash of the outputs' bits, empty where they were not compared
     purpose  who wrote it, of ``PURPOSES``
     code     commit's date and height, hashes of the kernel's and the method's sources (``provenance.py``)
     canary   the machine's own speed meanwhile; ``paired`` the time beside another build's: None where not measured
@@ -100,6 +106,7 @@ class Record:
     machine: dict[str, str | int] = field(default_factory=dict)
     kind: str = "op"
     determinism: str = ""
+    bits: str = ""
     purpose: str = "run"
     code: dict[str, str | int] = field(default_factory=dict)
     canary: Canary | None = None
@@ -136,6 +143,7 @@ class Record:
             evidence=list(verdict.evidence),
             timing=timing,
             machine=machine(),
+            bits=verdict.bits,
             purpose=purpose,
             code=code(verdict.op, verdict.provider, verdict.device),
             canary=canary,
@@ -170,7 +178,7 @@ class Record:
 
     def fault(self) -> str:
         """What makes these values no record, empty where nothing does: a line of JSON may hold anything."""
-        words = ("run", "op", "case_id", "provider", "device", "variant", "kind", "determinism")
+        words = ("run", "op", "case_id", "provider", "device", "variant", "kind", "determinism", "bits")
         wrong = [name for name in words if not isinstance(getattr(self, name), str)]
         wrong += [name for name in ("case", "machine", "code") if not _is_flat(getattr(self, name))]
         if wrong:
@@ -201,7 +209,9 @@ Part = TypeVar("Part", Timing, Canary, Pair)
 
 def upgraded(found: dict[str, Any]) -> dict[str, Any]:
     """A record of an earlier schema with what later ones added; what was not written down stays unknown."""
-    new: dict[str, Any] = {"purpose": "run", "code": {}, "canary": None, "paired": None, "determinism": ""}
+    new: dict[str, Any] = {
+        "purpose": "run", "code": {}, "canary": None, "paired": None, "determinism": "", "bits": "",
+    }  # fmt: skip
     return new | {"kind": "op"} | found | {"schema": SCHEMA} if found["schema"] < SCHEMA else found
 
 
@@ -212,7 +222,12 @@ def _part(kind: type[Part], found: Any, what: str) -> Part | None:
     known = {f.name: f for f in fields(kind)}
     if not isinstance(found, dict) or not set(found) <= set(known):
         raise ValueError(f"{what} is {str(found)[:60]!r}; it has {', '.join(known)}")
+    samples = found.get("samples_us", ())
+    if not isinstance(samples, list | tuple) or len(samples) > SAMPLES or not all(map(_is_time, samples)):
+        raise ValueError(f"{what}.samples_us={str(samples)[:40]!r} is no list of up to {SAMPLES} times")
     for name, value in found.items():
+        if name == "samples_us":
+            continue
         if "str" in str(known[name].type) and not isinstance(value, str):
             raise ValueError(f"{what}.{name}={value!r} is no text")
         if "str" not in str(known[name].type) and not _is_number(value):
@@ -220,13 +235,17 @@ def _part(kind: type[Part], found: Any, what: str) -> Part | None:
         if name.endswith(("_us", "_gbps", "_gflops")) and not float(value) > 0:
             raise ValueError(f"{what}.{name}={value!r} is no time or speed; it must be above 0")
     try:
-        return kind(**found)
+        return kind(**found | ({"samples_us": tuple(samples)} if "samples_us" in found else {}))
     except TypeError as error:
         raise ValueError(f"{what}: {error}") from error
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_time(value: Any) -> bool:
+    return _is_number(value) and value > 0
 
 
 def _is_flat(value: Any) -> bool:

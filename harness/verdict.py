@@ -35,6 +35,7 @@ class Verdict:
 
     utilisation  largest test statistic over its limit: 1 is the edge of the budget, above is wrong
     evidence     sentences for a person: element, both values, budget
+    bits         hash of the outputs of the first call, empty where they were not compared
     due          kinds of corruption that some case of the op must let apply; ``applied`` those that this one did
     """
 
@@ -47,6 +48,7 @@ class Verdict:
     evidence: tuple[str, ...] = ()
     utilisation: float = float("nan")
     comparisons: tuple[Comparison, ...] = field(default=())
+    bits: str = ""
     due: frozenset[str] = frozenset()
     applied: frozenset[str] = frozenset()
 

@@ -137,14 +137,14 @@ def _grouped(panel: Panel, moved: list[Moved], night: int) -> list[Event]:
             and one.step.effect * head.step.effect > 0
             and abs(one.step.night - head.step.night) <= TOGETHER
         ]  # fmt: skip
-        for factor, rows in _factors(panel, sorted({one.row for one in same})):
+        for factor, rows in factors(panel, sorted({one.row for one in same})):
             members = [one for one in same if one.row in rows]
             found.append(_event(panel, members, factor, night))
         left = [one for one in left if one not in same]
     return found
 
 
-def _factors(panel: Panel, rows: Sequence[int]) -> list[tuple[str, set[int]]]:
+def factors(panel: Panel, rows: Sequence[int]) -> list[tuple[str, set[int]]]:
     """Rows by what they share, the widest factor first."""
     left, found = set(rows), list[tuple[str, set[int]]]()
     every = panel.series
@@ -186,12 +186,13 @@ def _settle(panel: Panel, event: Event) -> None:
     error = float(np.median([abs(one.step.effect) / max(one.step.errors, 1e-9) for one in event.moved]))
     half = 1.96 * error / math.sqrt(len(event.rows))
     event.low, event.high = event.effect - half, event.effect + half
-    _commits(panel, event)
+    set_commits(panel, event)
     event.evidence = evidence(panel, event)
     event.ruling = classified(event.evidence)
 
 
-def _commits(panel: Panel, event: Event) -> None:
+def set_commits(panel: Panel, event: Event) -> None:
+    """The commits between which an event lies."""
     before, after = panel.nights[max(0, event.night - 1)], panel.nights[event.night]
     event.good, event.bad = before.commit, after.commit
     event.commits = max(0, after.height - before.height)
@@ -260,7 +261,7 @@ def canary_events(panel: Panel, night: int) -> list[Event]:
             night,
         )
         event.effect, event.low, event.high = step.effect, step.effect - 1.96 * error, step.effect + 1.96 * error
-        _commits(panel, event)
+        set_commits(panel, event)
         event.evidence = replace(evidence(panel, event), canary=step.effect, is_canary=True, effect=step.effect)
         event.ruling = classified(event.evidence)
         found.append(event)
@@ -284,6 +285,6 @@ def wrong_tonight(panel: Panel) -> list[Event]:
         facts = Evidence(series=len(rows), effect=share, changed={}, is_wrong=True, providers=(provider,))
         event = Event(panel.lane, "error", last, f"{op} of {provider}", [], classified(facts), facts, last)
         event.rows, event.text, event.effect = rows, panel.wrong[rows[0], last], share
-        _commits(panel, event)
+        set_commits(panel, event)
         found.append(event)
     return found

@@ -39,6 +39,8 @@ def size(row: dict[str, Any]) -> str:
     """How far an event moved, in words."""
     if row["cause"] == "wrong":
         return "wrong" if row["effect"] is None else f"{row['effect']:.3g} x its bound"
+    if row["metric"] == "bits":
+        return "other bits"
     return f"{percent(row['effect'])} [{percent(row['low'])}, {percent(row['high'])}]"
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from minimax_m2.harness.history.series import series_of
 from minimax_m2.harness.record import Record
 
-SCHEMA = 2
+SCHEMA = 3
 # What databases call differently: a number that they give, bytes, text in the order of its bytes, and a table that is
 # kept in the order of its key.
 TABLES = """
@@ -34,7 +34,8 @@ CREATE TABLE points (
     purpose {text} NOT NULL, outcome {text} NOT NULL, evidence {text} NOT NULL, us DOUBLE PRECISION,
     best_us DOUBLE PRECISION, roof_us DOUBLE PRECISION, copy_gbps DOUBLE PRECISION, gemm_gflops DOUBLE PRECISION,
     against {text}, log_ratio DOUBLE PRECISION, low DOUBLE PRECISION, high DOUBLE PRECISION,
-    utilisation DOUBLE PRECISION, kernel {text} NOT NULL, context BIGINT NOT NULL REFERENCES contexts) {ordered};
+    utilisation DOUBLE PRECISION, kernel {text} NOT NULL, bits {text} NOT NULL,
+    samples {text} NOT NULL, context BIGINT NOT NULL REFERENCES contexts) {ordered};
 CREATE INDEX points_of_series ON points (series, run);
 CREATE INDEX points_of_run ON points (run);
 """
@@ -46,7 +47,7 @@ SERIES = (
 CONTEXTS = ("digest", "text")
 POINTS = (
     "digest", "series", "run", "purpose", "outcome", "evidence", "us", "best_us", "roof_us", "copy_gbps",
-    "gemm_gflops", "against", "log_ratio", "low", "high", "utilisation", "kernel", "context",
+    "gemm_gflops", "against", "log_ratio", "low", "high", "utilisation", "kernel", "bits", "samples", "context",
 )  # fmt: skip
 # Values of one statement: SQLite takes 32,766.
 AT_ONCE = 500
@@ -240,5 +241,7 @@ def _parts(record: Record) -> tuple[tuple[Any, ...], tuple[Any, ...], tuple[Any,
         paired and paired.high,
         record.utilisation,
         str(record.code.get("kernel", "")),
+        record.bits,
+        json.dumps(timing.samples_us) if timing and timing.samples_us else "",
     )
     return series, (_digest(context), context), point

@@ -20,8 +20,10 @@ from minimax_m2.harness.history import events as events_module
 from minimax_m2.harness.history import steps, watch
 from minimax_m2.harness.history.causes import Cause
 from minimax_m2.harness.history.events import Event
+from minimax_m2.harness.history.other_bits import METRIC, STEADY
 from minimax_m2.harness.history.packing import packed
 from minimax_m2.harness.history.panel import BALANCE, Floats, Panel
+from minimax_m2.harness.history.series import Series
 from minimax_m2.harness.history.weight import shares
 from minimax_m2.harness.peers import BUILT_IN, PEERS
 from minimax_m2.harness.provenance import commit
@@ -34,11 +36,12 @@ SCRIPTS = ("data", "format", "events", "matrix", "series", "charts", "drift", "t
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Extras:
-    """What a page shows beside the nights: drift runs as their JSON, scores, devices, the detector's own test."""
+    """What a page shows beside the nights: drift runs as their JSON, scores, devices, levels, the detector's test."""
 
     drift: Sequence[Mapping[str, Any]] = ()
     trust: Sequence[Mapping[str, Any]] = ()
     devices: Sequence[Mapping[str, Any]] = ()
+    levels: Sequence[Mapping[str, Any]] = ()
     selftest: Mapping[str, Any] = field(default_factory=dict)
     simulated: bool = False
 
@@ -59,6 +62,7 @@ def page(lanes: Sequence[tuple[Panel, Sequence[Event]]], extras: Extras | None =
         "drift": list(extra.drift),
         "trust": list(extra.trust),
         "devices": list(extra.devices),
+        "levels": list(extra.levels),
         "selftest": dict(extra.selftest),
     }
     arrays = [array for panel, _ in lanes for array in _arrays(panel)]
@@ -96,6 +100,7 @@ def _lane(panel: Panel) -> dict[str, Any]:
              int(panel.intensity[row] >= BALANCE), round(base[row], 4), round(fraction[row], 4), round(weight, 5)]
             for row, (one, weight) in enumerate(zip(panel.series, shares(panel), strict=True))
         ],
+        "samples": {row: list(times) for row, times in sorted(panel.samples.items())},
         "wrong": sorted({row for row, night in panel.wrong if night == len(panel.nights) - 1}),
     }  # fmt: skip
 
@@ -160,10 +165,9 @@ def next_command(panel: Panel, event: Event) -> str:
     """What to paste: a bisect where a commit is to blame, else what looks closer."""
     one = panel.series[event.rows[0]] if event.rows else None
     if event.ruling.cause is Cause.WRONG and one is not None:
-        variant = f" --variant {shlex.quote(one.variant)}" if one.variant else ""
-        known = one.provider in (*PEERS, *BUILT_IN)
-        provider = f"--with {one.provider}" if known else f"--provider {shlex.quote(f'{one.provider}.py')}"
-        return f"m2check repro {shlex.quote(one.case_id)} {provider}{variant}"
+        return f"m2check repro {shlex.quote(one.case_id)}{_asked_for(one)}"
+    if event.metric == METRIC and one is not None:
+        return f"m2check run --op {shlex.quote(one.op)} --no-times{_asked_for(one)}"
     ends = [text.rstrip("+") for text in (event.good, event.bad)]
     if event.ruling.cause is Cause.CODE and one is not None and all(COMMIT.fullmatch(end) for end in ends):
         metric = "util" if event.metric == "error" else "latency"
@@ -173,6 +177,13 @@ def next_command(panel: Panel, event: Event) -> str:
     if event.ruling.cause is Cause.NOISE and one is not None:
         return f"m2check nightly run --op {shlex.quote(one.op)} --budget 5"
     return f'm2check event {event.number} accept --reason "..."'
+
+
+def _asked_for(one: Series) -> str:
+    """The options that name a series' provider and variant."""
+    known = one.provider in (*PEERS, *BUILT_IN)
+    provider = f" --with {one.provider}" if known else f" --provider {shlex.quote(f'{one.provider}.py')}"
+    return provider + (f" --variant {shlex.quote(one.variant)}" if one.variant else "")
 
 
 def silent(panel: Panel, lane: int, newest: str) -> list[dict[str, Any]]:
@@ -193,6 +204,7 @@ def thresholds() -> dict[str, Any]:
         "nights looked back": watch.WINDOW,
         "re-runs agree from": f"half the step and {watch.AGREE_ERRORS:.0f} errors",
         "canary steps from": f"{100 * events_module.CANARY_LEAST:.0f} %",
+        "bits are steady after": f"{STEADY} nights",
         "clip": f"{steps.CLIP:.0f} MAD around {steps.AROUND} nights",
         "shared factor from": f"{100 * events_module.SHARED:.0f} % of its series",
     }

@@ -50,6 +50,8 @@ class Panel:
 
     us, roof_us, log_ratio, share  [S, N] time, roof, log of the time over the accepted build's, share of the budget
     kernels  [S, N] hash of the kernel's sources, "" where unknown
+    bits     [S, N] hash of the outputs' bits, "" where unknown
+    samples  raw times of the newest night in microseconds, by series
     again    what re-runs found, by (series, night)
     wrong    evidence of outcomes that are no pass, by (series, night)
     """
@@ -65,6 +67,12 @@ class Panel:
     intensity: Floats
     again: dict[tuple[int, int], list[Again]] = field(default_factory=dict)
     wrong: dict[tuple[int, int], str] = field(default_factory=dict)
+    bits: NDArray[np.object_] = field(default_factory=lambda: np.empty((0, 0), dtype=object))
+    samples: dict[int, tuple[float, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.bits.size:
+            self.bits = np.full(self.us.shape, "", dtype=object)
 
     @property
     def own(self) -> Floats:
@@ -148,6 +156,9 @@ def _panel(index: Index, lane: str, rows: list[Row], contexts: dict[int, dict[st
         found.log_ratio[where] = _median(same, "log_ratio")
         found.share[where] = max((p["utilisation"] for p in same if p["utilisation"] is not None), default=np.nan)
         found.kernels[where] = same[-1]["kernel"]
+        found.bits[where] = same[-1]["bits"]
+        if where[1] == len(nights) - 1 and same[-1]["samples"]:
+            found.samples[where[0]] = tuple(json.loads(same[-1]["samples"]))
     _forget_other_builds(found, {where: same[-1]["against"] for where, same in taken.items()})
     canary = found.canary
     for where, point in again:

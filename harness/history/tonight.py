@@ -8,6 +8,7 @@ from pathlib import Path
 from minimax_m2.harness.history.accepted import FOLDER, numbered
 from minimax_m2.harness.history.causes import Cause
 from minimax_m2.harness.history.events import Event, events_of
+from minimax_m2.harness.history.other_bits import bit_events
 from minimax_m2.harness.history.panel import Panel, panels
 from minimax_m2.harness.history.store import Store
 
@@ -22,7 +23,8 @@ def lanes_of(
         found: Lanes = []
         for panel in panels(index, since=since):
             progress(f"{panel.lane}: {len(panel.series)} series, {len(panel.nights)} nights")
-            found.append((panel, events_of(panel)))
+            events = events_of(panel)
+            found.append((panel, [*events, *bit_events(panel, events)]))
     numbered(found, accepted)
     return found
 

@@ -11,7 +11,7 @@ import pytest
 from minimax_m2.harness.judge import judge
 from minimax_m2.harness.op import find_op
 from minimax_m2.harness.providers.plain import plain
-from minimax_m2.harness.record import Record, find_case, read
+from minimax_m2.harness.record import Record, Timing, find_case, read
 from minimax_m2.harness.report import page
 from minimax_m2.harness.summary import lines
 
@@ -60,11 +60,26 @@ def test_a_truncated_line_is_refused(record: Record) -> None:
 
 def test_records_of_the_schemas_before_are_read(record: Record) -> None:
     old = json.loads(record.json) | {"schema": 2}
+    del old["bits"]
+    assert Record.from_json(json.dumps(old | {"schema": 3})) == replace(record, bits="")
     for name in ("purpose", "code", "canary", "paired"):
         del old[name]
-    assert Record.from_json(json.dumps(old)) == replace(record, code={})
+    assert Record.from_json(json.dumps(old)) == replace(record, bits="", code={})
     del old["kind"]
-    assert Record.from_json(json.dumps(old | {"schema": 1})) == replace(record, code={})
+    assert Record.from_json(json.dumps(old | {"schema": 1})) == replace(record, bits="", code={})
+
+
+@pytest.mark.parametrize("samples", [[0.0], [-1], "12", [1.0] * 13, [1e999], [True]])
+def test_raw_times_that_are_none_are_refused(record: Record, samples: object) -> None:
+    timed = replace(record, timing=Timing(
+        shape="decode", call="routing", median_us=4.0, best_us=3.0, calls=9, bytes=1, flops=1, roof_us=1.0,
+        samples_us=(4.0, 5.0),
+    ))  # fmt: skip
+    assert Record.from_json(timed.json) == timed
+    bad = json.loads(timed.json)
+    bad["timing"]["samples_us"] = samples
+    with pytest.raises(ValueError, match=r"samples_us.* is no list of up to 12 times"):
+        Record.from_json(json.dumps(bad))
 
 
 def test_a_half_written_last_line_is_reported_and_the_others_are_read(record: Record, tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[Panel, list[Event]]:
     panel, found = lane(World(seed=2, nights=40, changes=[COMMIT]))
     panel.series[3] = replace(panel.series[3], op=HOSTILE)
     panel.nights[39] = replace(panel.nights[39], commit=HOSTILE, context=panel.nights[39].context | {"host": HOSTILE})
+    panel.samples = {row: (40.0, 41.5, 39.8, 44.0) for row in range(len(panel.series))}
     for event in found:
         event.text = HOSTILE
     numbered([(panel, found)], tmp_path_factory.mktemp("accepted"))
@@ -180,6 +181,7 @@ def test_a_series_opens_with_its_lines_and_is_left_by_escape(opened: Opened) -> 
     opened.tab.click(".event .what a >> nth=0")
     opened.tab.wait_for_selector(".plot canvas")
     assert opened.tab.locator(".plot canvas").count() == 5
+    assert opened.tab.locator("#samples circle").count() == 4
     opened.tab.keyboard.press("j")
     opened.tab.wait_for_selector(".plot canvas")
     opened.tab.keyboard.press("Escape")

@@ -20,9 +20,20 @@ function seriesView(about, one) {
     make("dl", { class: "facts" }, fact("tonight", micros(one.now)), fact("of the roof", share(one.roof)), fact("of the error bound", share(one.used)), fact("share of the model's time", share(one.weight)),
       fact("bound by", one.bound ? "arithmetic" : "memory"), fact("timed by", one.clock), fact("case", one.caseId), fact("newest night", one.lane.nights[Math.max(0, one.night)].join(" · "))),
     make("div", { class: "run" }, make("button", { class: "copy", type: "button", onclick: () => copy(`m2check repro ${word(one.caseId)} --with ${word(one.provider)}${one.variant ? ` --variant ${word(one.variant)}` : ""}`) }, "Copy the replay command"), " ", make("a", { href: "#series" }, "all series")),
-    reading, place, told.length ? make("h2", {}, "Its events") : null, told.map(eventCard));
+    sampleStrip(one), reading, place, told.length ? make("h2", {}, "Its events") : null, told.map(eventCard));
   requestAnimationFrame(() => lines(about, one, place, reading));
   return view;
+}
+
+// Raw times of the newest night, in the order they were taken: two heaps or a drift hide behind a median.
+function sampleStrip(one) {
+  const times = one.lane.samples[one.row] || [];
+  if (times.length < 2) return null;
+  const width = 620, height = 64, low = Math.min(...times), high = Math.max(...times), span = high - low || high * 0.01, middle = [...times].sort((a, b) => a - b)[times.length >> 1];
+  const x = n => 10 + n / (times.length - 1) * (width - 20), y = v => height - 10 - (v - low) / span * (height - 20);
+  const picture = make("svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `${times.length} raw times of the newest night, ${micros(low)} to ${micros(high)}` },
+    make("line", { x1: 0, x2: width, y1: y(middle), y2: y(middle), stroke: "var(--line)" }), times.map((v, n) => make("circle", { cx: x(n), cy: y(v), r: 3.2, fill: "var(--accent)" }, make("title", {}, micros(v)))));
+  return make("div", { class: "plot", id: "samples" }, make("header", {}, make("h3", {}, "Raw times of the newest night"), make("span", { class: "small" }, `${times.length} of them in the order they were taken; ${micros(low)} to ${micros(high)}, median ${micros(middle)}`)), picture);
 }
 
 function lines(about, one, place, reading) {

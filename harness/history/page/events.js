@@ -10,10 +10,10 @@ function ordered(events) {
 
 function eventCard(event) {
   const one = event.lane.series[event.rows[0]];
-  const isWrong = event.cause === "wrong", isError = event.metric === "error";
-  const effect = isWrong ? (event.effect === null ? "wrong" : `${event.effect < 1000 ? Number(event.effect.toPrecision(3)) : event.effect.toExponential(1)} × bound`) : percent(event.effect);
+  const isWrong = event.cause === "wrong", isError = event.metric === "error", isBits = event.metric === "bits";
+  const effect = isWrong ? (event.effect === null ? "wrong" : `${event.effect < 1000 ? Number(event.effect.toPrecision(3)) : event.effect.toExponential(1)} × bound`) : isBits ? "other bits" : percent(event.effect);
   const interval = isWrong || event.low === event.high ? "" : `${percent(event.low).replace(" %", "")} to ${percent(event.high)} (95 %)`;
-  const meaning = isWrong ? "of the error budget" : isError ? "of the error budget" : event.metric === "canary" ? "machine's speed" : event.effect > 0 ? "slower" : "faster";
+  const meaning = isBits ? "time and error stayed" : isWrong ? "of the error budget" : isError ? "of the error budget" : event.metric === "canary" ? "machine's speed" : event.effect > 0 ? "slower" : "faster";
   const commits = event.bad ? `${event.good.slice(0, 10) || "?"}..${event.bad.slice(0, 10)}` : "";
   const series = event.metric === "canary" ? "the whole lane" : plural(event.rows.length, "case");
   return make("article", { class: `event cause-${event.cause}${event.accepted ? " accepted" : ""}`, "data-number": event.number },
@@ -31,7 +31,7 @@ function silentCard(line, about) {
 }
 
 function eventList(about, chosen, least) {
-  const shown = ordered(chosen).filter(event => event.cause === "wrong" || Math.abs(Math.expm1(event.effect)) * 100 >= least);
+  const shown = ordered(chosen).filter(event => event.cause === "wrong" || event.metric === "bits" || Math.abs(Math.expm1(event.effect)) * 100 >= least);
   const noise = shown.filter(event => event.cause === "noise" && !event.accepted), told = shown.filter(event => !noise.includes(event));
   const list = make("section", { "aria-label": "Events" }, make("h2", {}, "What moved", make("small", {}, "wrong first, then by effect × share of the model's time")));
   const slider = make("input", { type: "range", min: 0, max: 20, step: 1, value: least, "aria-label": "Smallest effect shown, percent", oninput: event => { state.least = Number(event.target.value); draw(); document.querySelector("input[type=range]").focus(); } });

@@ -23,5 +23,6 @@ function deviceView(about) {
     return { lane: lane.name, host: lane.host, "newest night": lane.nights[last][0], series: lane.series.length, "measured then": now, wrong: lane.wrong.length, nights: lane.size };
   });
   return make("section", { "aria-label": "Devices" }, make("h2", {}, "Lanes", make("small", {}, "one chip, one axis")), rowsTable(lanes, ""),
-    make("h2", {}, "Levels", make("small", {}, "what was shown with a device, and what without")), rowsTable(about.devices, "Nothing was said of devices."));
+    make("h2", {}, "Levels", make("small", {}, "what was shown with a device, and what without")), rowsTable(about.devices, "Nothing was said of devices."),
+    make("h2", {}, "Ops by level", make("small", {}, "what tests showed of each kernel without its device")), rowsTable(about.levels, "No record is here. pytest suites -m npu --levels FILE writes one; m2check dash build --levels FILE shows it."));
 }
