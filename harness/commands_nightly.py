@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from minimax_m2.harness.options import ShardOption
+from minimax_m2.harness.options import AddressOption, Executor, ExecutorOption, ShardOption
 from minimax_m2.harness.wrong_use import WrongUse, asked
 
 STORE = Path("runs/nightly")
@@ -97,6 +97,9 @@ def run(
     budget: Annotated[float, typer.Option(min=0.1, help="minutes for the plan; re-runs come on top")] = 40.0,
     seconds: Annotated[float, typer.Option(min=0.05, help="seconds of interleaved blocks a cell")] = 1.5,
     shard: ShardOption = "1/1",
+    executor: ExecutorOption = Executor.LOCAL,
+    address: AddressOption = "auto",
+    resource: Annotated[str, typer.Option(help="with --executor ray: what its machines have")] = "cpu",
     store: StoreOption = STORE,
     index: IndexOption = "",
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
@@ -105,6 +108,8 @@ def run(
     from dataclasses import asdict
 
     from minimax_m2.harness.cli import finish, working
+    from minimax_m2.harness.commands_fleet import joined_fleet
+    from minimax_m2.harness.history.fleet_night import tonight_on
     from minimax_m2.harness.history.nightly import Asked, tonight
     from minimax_m2.harness.history.store import Store
     from minimax_m2.harness.op import find_op
@@ -115,14 +120,22 @@ def run(
         wanted = Asked(
             ops=tuple(find_op(name).name for name in op or ()), providers=tuple(provider or ("ours", "plain")),
             against=against, build=build, budget=budget, seconds=seconds, shard=sharded(shard),
+            resource=resource if executor is Executor.RAY else "",
         )  # fmt: skip
+        if wanted.resource and not wanted.shard.is_whole:
+            raise WrongUse("--executor ray deals cells; leave --shard out")
         try:
             with working() as bar:
                 task = bar.add_task("starting", total=1.0)
-                done = tonight(
-                    Store(store, index=index), wanted,
-                    lambda text, share: bar.update(task, description=text, completed=share),
-                )  # fmt: skip
+
+                def tell(text: str, share: float) -> None:
+                    bar.update(task, description=text, completed=share)
+
+                if wanted.resource:
+                    with joined_fleet(address, [wanted.resource]) as fleet:
+                        done = tonight_on(fleet, Store(store, index=index), wanted, tell)
+                else:
+                    done = tonight(Store(store, index=index), wanted, tell)
         except (RuntimeError, NotHere) as error:
             finish(NOTHING_MEASURED, "nothing was measured", str(error), "m2check doctor")
     if as_json:

@@ -47,6 +47,11 @@ class Planned:
         return self.op.shape(self.shape)
 
 
+def place(cell: Planned) -> tuple[str, str, str]:
+    """What names a cell: op, shape, provider."""
+    return cell.op.name, cell.shape, cell.provider
+
+
 def plan(ops: Sequence[str], providers: Sequence[str], roof: Roof, *, shard: Shard = WHOLE) -> list[Planned]:
     """Cells by their op's share of a step, the largest first; of these a part, dealt in turn.
 
@@ -136,7 +141,7 @@ class Night:
         self.outcome.planned = len(cells)
         before = self.canaries.take()
         for number, cell in enumerate(cells):
-            if (cell.op.name, cell.shape, cell.provider) in done:
+            if place(cell) in done:
                 self.outcome.cells += 1
                 continue
             if until():

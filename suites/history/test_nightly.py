@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from minimax_m2.harness.history import nightly
+from minimax_m2.harness.fleet import Done, Fleet
+from minimax_m2.harness.hands import Job, Unit
+from minimax_m2.harness.history import fleet_night, nightly
 from minimax_m2.harness.history.builds import resolved, taken_out
 from minimax_m2.harness.history.files import Content
-from minimax_m2.harness.history.measuring import RERUNS, Canaries, Night, Planned, plan
-from minimax_m2.harness.history.nightly import Asked, accepted_commit, odd_cells, tonight
+from minimax_m2.harness.history.fleet_night import NightHand, NightJob, tonight_on
+from minimax_m2.harness.history.measuring import RERUNS, Canaries, Night, Planned, place, plan
+from minimax_m2.harness.history.nightly import Asked, accepted_commit, odd_places, tonight
 from minimax_m2.harness.history.panel import panels
 from minimax_m2.harness.history.store import Store
 from minimax_m2.harness.history.under_way import seen
@@ -128,8 +132,8 @@ def test_suspicious_cells_are_measured_again(record: Record, tmp_path: Path) -> 
                         machine=record.machine | {"commit": f"{day:012x}"},
                         timing=replace(record.timing, median_us=40 * slow))  # fmt: skip
         store.keep(Content([timed], {}))
-    (odd,) = odd_cells(store, "20260120T020000.000000Z", cells())
-    assert (odd.op.name, odd.shape, odd.provider) == ("routing", "decode", "plain")
+    assert odd_places(store, "20260120T020000.000000Z") == {("routing", "decode", "plain")}
+    odd = next(cell for cell in cells() if place(cell) == ("routing", "decode", "plain"))
     looked = night(record).again(odd, lambda text, share: None)
     assert [one.purpose for one in looked] == ["rerun"] * RERUNS
 
@@ -228,3 +232,59 @@ def test_a_night_is_in_the_store_before_its_journal_goes(
     assert (standing["ended"], standing["measured"], standing["planned"]) == (True, 4, 4)
     # Records of another commit's kernels must say so.
     assert [one.build.name for one in pretended if one.build] == [resolved("HEAD^")[:12]] * 2
+
+
+class OneMachine:
+    """A fleet of one, which may die after some units."""
+
+    def __init__(self, most: int = 99) -> None:
+        self.most = most
+
+    def spread(self, job: Job, *, chosen: Callable[[Unit], bool] = lambda unit: True, **given: Any) -> Iterator[Done]:
+        hand = job.hand("cpu")
+        for number, unit in enumerate([unit for unit, _ in hand.plan() if chosen(unit)]):
+            if number == self.most:
+                raise RuntimeError("nobody of the fleet has answered")
+            yield Done(unit, hand.do(unit), "here")
+
+
+@pytest.fixture
+def on_a_fleet(pretended: list[Night], monkeypatch: pytest.MonkeyPatch) -> Callable[[Store, int], Any]:
+    def measured(store: Store, most: int = 99) -> Any:
+        asked = Asked(ops=("routing", "swiglu"), against="HEAD", resource="cpu")
+        fleet = cast(Fleet, OneMachine(most))
+        return tonight_on(fleet, store, asked, lambda text, share: None)
+
+    return measured
+
+
+def test_a_night_of_a_fleet_goes_on_where_it_was(
+    on_a_fleet: Callable[..., Any], pretended: list[Night], tmp_path: Path
+) -> None:
+    store = Store(tmp_path)
+    with pytest.raises(RuntimeError, match="nobody of the fleet"):
+        on_a_fleet(store, 3)
+    done = on_a_fleet(store)
+    assert done.resumed
+    assert (done.outcome.planned, done.outcome.cells, done.outcome.throttled) == (8, 8, 0)
+    first, second = (one.took for one in pretended if isinstance(one, Pretended))
+    assert (len(first), len(second)) == (3, 5)
+    assert not set(first) & set(second)
+    with store.connect() as index:
+        rows = list(index.rows("SELECT run, purpose FROM points"))
+    # Every record of the pretended night is one case: eight cells, eight series.
+    assert [row["purpose"] for row in rows] == ["nightly"] * 8
+    assert list(tmp_path.glob("pending/*.jsonl")) == []
+    assert len(list(tmp_path.glob("runs/*/cpu-a/*.jsonl.gz"))) == 1
+
+
+def test_cells_of_a_fleet_beside_a_slow_machine_are_counted_and_leave_no_times(
+    record: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    speeds = iter([USUAL, SLOW, SLOW, USUAL, USUAL])
+    monkeypatch.setattr(fleet_night, "night_of", lambda *given: night(record, lambda: next(speeds)))
+    asked = Asked(ops=("routing",), against="HEAD", resource="cpu")
+    hand = NightHand(NightJob(label="x", asked=asked, against="HEAD"))
+    first, second = [unit for unit, _ in hand.plan()][:2]
+    assert json.loads(hand.do(first)[0]) == {"kind": "left out", "throttled": 1}
+    assert Record.from_json(hand.do(second)[0]).op == second[0]
