@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from minimax_m2.kernels.gpu.launch import on_device_of, power_of_two, registered
-from minimax_m2.kernels.schema import rms_norm as rms_norm_schema
+from minimax_m2.kernels.launched import rms_norm as launched
 
 
 @triton.jit
@@ -42,35 +41,4 @@ def warps_of(block: int) -> int:
     return min(16, max(1, block // 512))
 
 
-_call = registered("rms_norm", _launch)
-
-
-def rms_norm(x: Tensor, weight: Tensor, *, eps: float) -> Tensor:
-    """Scale each row to root mean square 1, then each channel by its weight.
-
-        y = x * rsqrt(mean(x^2) + eps) * weight
-
-    x       [T, H] float32, bfloat16 or float16, row stride free
-    weight  [H] dtype of x
-    returns [T, H] dtype of x, contiguous
-
-    One program a row; float32 in between; one rounding, of y.
-
-    Raises ValueError or TypeError for shapes, dtypes, strides and devices outside the above.
-    """
-    rms_norm_schema.check(x, weight)
-
-    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-
-    if y.numel() > 0:
-        _call(x, weight, eps, y)
-    return y
-
-
-def rms_norm_out(x: Tensor, weight: Tensor, y: Tensor, *, eps: float) -> None:
-    """Do what ``rms_norm`` does, into ``y``, contiguous ``[T, H]``; it may be x itself."""
-    rms_norm_schema.check(x, weight)
-    rms_norm_schema.check_output("y", y, shape=tuple(x.shape), symbols="[T, H]", dtype=x.dtype, device=x.device)
-
-    if y.numel() > 0:
-        _call(x, weight, eps, y)
+rms_norm, rms_norm_out = launched.functions(registered("rms_norm", _launch))

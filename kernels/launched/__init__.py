@@ -1,0 +1,11 @@
+"""The public functions of ops on devices to which kernels are launched, one file an op: check, allocate, launch.
+
+They are the same on every such device, so a device's file holds its kernels and how each is launched, and calls
+``functions``. The host waits for nothing that a kernel computes: what an argument holds is no error there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+Launch = Callable[..., None]
