@@ -123,7 +123,7 @@ def judge(case: Case, provider: Provider, variant: str = "") -> Verdict:
             return verdict(Outcome.RAISED, f"{way} raised {type(error).__name__}: {error}")
         if written:
             return verdict(Outcome.WROTE_INPUT, f"{way} wrote to its input {written}")
-        fault = malformed(right, outputs)
+        fault = malformed(right, outputs) or misplaced(right, outputs, provider.device)
         if fault is not None:
             return verdict(fault[0], f"{way}: {fault[1]}")
         on_host = tuple(o.detach().cpu() for o in outputs)
@@ -310,6 +310,15 @@ def malformed(right: Expectation, outputs: Outputs) -> tuple[Outcome, str] | Non
             return Outcome.WRONG_SHAPE, f"{name} has shape {list(output.shape)}, expected {list(right.shapes[name])}"
         if output.dtype != dtype:
             return Outcome.WRONG_DTYPE, f"{name} has dtype {output.dtype}, expected {dtype}"
+    return None
+
+
+def misplaced(right: Expectation, outputs: Outputs, device: str) -> tuple[Outcome, str] | None:
+    """Say which output lies on another device than the case's tensors did."""
+    expected_type = torch_device(device)
+    for name, output in zip(right.dtypes, outputs, strict=True):
+        if output.device.type != expected_type:
+            return Outcome.WRONG_LAYOUT, f"{name} lies on {output.device}, expected {expected_type}"
     return None
 
 

@@ -15,7 +15,7 @@ from minimax_m2.harness import expectation, ties
 from minimax_m2.harness.budget import Budgeted
 from minimax_m2.harness.case import Case
 from minimax_m2.harness.compare import ALPHA, Comparison, compare
-from minimax_m2.harness.judge import _expected, expected, judge, repeat
+from minimax_m2.harness.judge import _expected, expected, judge, misplaced, repeat
 from minimax_m2.harness.op import find_op
 from minimax_m2.harness.provider import from_object
 from minimax_m2.harness.providers.plain import plain
@@ -84,6 +84,12 @@ def test_each_defect_has_its_outcome(linear: Callable[..., Any], outcome: Outcom
     verdict = judged(linear)
     assert verdict.outcome is outcome
     assert evidence in " ".join(verdict.evidence)
+
+
+def test_an_output_on_another_device_is_told() -> None:
+    y, known = torch.empty(5, 128), expected(LINEAR, CASE, {})[0]
+    assert misplaced(known, (y,), "cpu") is None
+    assert misplaced(known, (y,), "gpu") == (Outcome.WRONG_LAYOUT, "y lies on cpu, expected cuda")
 
 
 def test_writing_to_a_packed_weight_is_told() -> None:
