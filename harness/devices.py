@@ -38,6 +38,8 @@ def absence(device: str) -> str | None:
     if device == "npu":
         if not hasattr(torch, "npu"):
             return "torch_npu is not imported and no NPU is present"
+        if getattr(torch.npu, "is_fake", False):
+            return "npu:0 is a fake device of this process, made of its CPU"
         return _cannot_add("npu")
     raise ValueError(f"device={device!r} is unknown; use one of {', '.join(DEVICES)}")
 

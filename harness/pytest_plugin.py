@@ -26,7 +26,7 @@ FILES = pytest.StashKey[set[str]]()
 PROVIDERS = pytest.StashKey[list[Provider]]()
 # Levels shown without a device: by level and op, whether every test of it passed. Their tests' ids begin with both.
 REPORTS = pytest.StashKey[dict[str, dict[str, bool]]]()
-LEVELS = {"gpu": ("G0", "G1"), "npu": ("N0", "N1", "N2", "N3a")}
+LEVELS = {"gpu": ("G0", "G1"), "npu": ("N0", "N1", "N2", "N3a", "N4")}
 ON_DEVICE = {"gpu": "G2", "npu": "N5"}
 LEVEL_ID = re.compile(r"\[(?P<level>G\d|N\d[ab]?)-(?P<op>\w+)")
 
@@ -196,11 +196,14 @@ def levels(config: pytest.Config, device: str) -> list[str]:
     """``G0 12/13, G1 13/13, G2 0/13 NOT RUN``: kernels of a device that passed each level, of those that are built."""
     names = LEVELS.get(device, ())
     reports = config.stash[REPORTS]
-    built = {op for level in names for op in reports.get(level, {})}
+    built = {op for level in names for op in reports.get(level, {}) if op in all_ops()}
     if not built:
         return []
     executed = {Cell.parse(text).op for text in config.stash[EXECUTED] if Cell.parse(text).device == device}
-    said = [f"{level} {sum(reports.get(level, {}).values())}/{len(built)}" for level in names]
+    said = [
+        f"{level} {sum(passed for op, passed in reports.get(level, {}).items() if op in built)}/{len(built)}"
+        for level in names
+    ]
     return [
         ", ".join([*said, f"{ON_DEVICE[device]} {len(executed & built)}/{len(built)}"])
         + ("" if executed else " NOT RUN")
