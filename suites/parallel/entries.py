@@ -12,11 +12,13 @@ from typing import Any
 
 import torch
 
+from minimax_m2.harness.case import Case
 from minimax_m2.harness.collective_order import order_grades
 from minimax_m2.harness.graph_decode import GraphDecoder, StaticStep
 from minimax_m2.harness.judge import judge
 from minimax_m2.harness.language import eval_windows, language_score, placed, provider_table, reference_logits
 from minimax_m2.harness.models import tiny_m2
+from minimax_m2.harness.op import find_op
 from minimax_m2.harness.parallel import CONFIGS, Split, another_order, difference_of, rank_outcome
 from minimax_m2.harness.parallel_bench import layer_bytes
 from minimax_m2.harness.parallel_ops import SPLIT_OPS, split_cases, split_over
@@ -131,18 +133,23 @@ def counted(communicator: Communicator) -> str:
     return said(what="collectives", counts=found)
 
 
+def keeps_groups(case: Case, ranks: int) -> bool:
+    """Whether kernels that quantise activations compute the same over ranks: finer blocks are finer groups of those."""
+    return case.op != "experts" or case["quant"] == "none" or case.number("I") % (ranks * case.number("block")) == 0
+
+
 def every_op(communicator: Communicator, cases: str = "4") -> str:
     """Judge our kernels of each op that ranks share, every rank its share, by the budgets of the unsplit op."""
     device = "gpu" if device_of_ranks() == "cuda" else "cpu"
     provider = split_over(ours(device), tp=communicator.size, voice=communicator)
-    verdicts = [
-        judge(case, provider, provider.variants[-1])
+    drawn = [
+        case
         for op in SPLIT_OPS
-        # Our kernels take no blocks of one column, which is all that an odd width leaves two ranks.
-        for case in [case for case in split_cases(op, 40) if "I" not in case or case.number("I") % 16 == 0][
-            : int(cases)
-        ]
+        for case in [case for case in split_cases(op, 40) if keeps_groups(case, communicator.size)][: int(cases)]
     ]
+    # M2's own: shares are whole blocks.
+    drawn.append(find_op("experts").case(T=5, E=4, K=2, H=256, I=128 * communicator.size, quant="weights"))
+    verdicts = [judge(case, provider, provider.variants[-1]) for case in drawn]
     wrong = [verdict.explain() for verdict in verdicts if not verdict.passed]
     return said(what="ops", cases=Counter(v.outcome.value for v in verdicts), wrong=wrong)
 
