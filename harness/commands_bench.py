@@ -274,6 +274,7 @@ def bench(
     load: Annotated[list[str] | None, typer.Option(help="with --model: sequences x tokens held, 8x4096")] = None,
     prompt: Annotated[list[str] | None, typer.Option(help="with --model: prompts x tokens, as --load if none")] = None,
     device: Annotated[str, typer.Option(help="with --model: cpu or gpu")] = "cpu",
+    ablate: Annotated[bool, typer.Option("--ablate", help="with --model: each fused op beside its parts")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Time every op of some providers, judge what they returned, and hold it against the measured roof."""
@@ -285,7 +286,7 @@ def bench(
             if op or provider or shape:
                 raise ValueError("bench takes one of --model MODEL and --op, --provider, --shape")
             setting = settings(set_ or ())
-        bench_model(model, device, setting, loads=load or [], prompts=prompt or [], as_json=as_json)
+        bench_model(model, device, setting, loads=load or [], prompts=prompt or [], ablate=ablate, as_json=as_json)
         return
     with asked():
         ops, setting, label = [find_op(name) for name in op or all_ops()], settings(set_ or ()), run_name()

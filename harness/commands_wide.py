@@ -7,20 +7,22 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import typer
 from rich.table import Table
 
+from minimax_m2.harness.ablation import ablated
 from minimax_m2.harness.continuation import continued
 from minimax_m2.harness.devices import absence, synchronise
 from minimax_m2.harness.language import eval_windows, provider_model
 from minimax_m2.harness.model_bench import Plan, timed_plan
 from minimax_m2.harness.models import tiny_m2
+from minimax_m2.harness.paired import PairRecord
 from minimax_m2.harness.providers.ours import ours
 from minimax_m2.harness.ranks import RanksFailed, launch, shortage
-from minimax_m2.harness.record import Record
+from minimax_m2.harness.record import Log, Record
 from minimax_m2.harness.run import new_log
 from minimax_m2.harness.wrong_use import WrongUse, asked
 from minimax_m2.reference.config import MiniMaxM2Config
@@ -64,7 +66,8 @@ def _load(text: str) -> tuple[int, int]:
 
 
 def bench_model(
-    model: str, device: str, setting: dict[str, Any], *, loads: Sequence[str], prompts: Sequence[str], as_json: bool
+    model: str, device: str, setting: dict[str, Any], *, loads: Sequence[str], prompts: Sequence[str], ablate: bool,
+    as_json: bool,
 ) -> None:  # fmt: skip
     """Time a decode step and the time to the first token of a model of M2's widths, proven first."""
     from minimax_m2.harness.cli import NOTHING_MEASURED, RUNS, WRONG, console, finish, working
@@ -73,14 +76,18 @@ def bench_model(
         if model != "m2":
             raise ValueError(f"model {model!r} is unknown to bench; it times m2, compare --model times the others")
         plan, ranks = wide_plan(setting, loads or ["1x4096"], prompts)
+        if ablate and (ranks > 1 or loads or prompts):
+            raise ValueError("--ablate compares on one rank, by batches of its own; leave ranks, --load, --prompt out")
     said = f"m2check bench --model {model} --device {device}"
     options = [f"--set {name}={value}" for name, value in setting.items()]
     options += [f"--load {text}" for text in loads] + [f"--prompt {text}" for text in prompts]
-    again = " ".join([said, *options])
+    again = " ".join([said, *options, *(["--ablate"] if ablate else [])])
     if (reason := shortage(device, ranks) or absence(device)) is not None:
         finish(NOTHING_MEASURED, "nothing was measured", reason, "m2check doctor")
     _, log = new_log(RUNS)
     records: list[Record] = []
+    if ablate:
+        ablation(plan, device, log, again, as_json=as_json)
     with log, working() as bar:
         task = bar.add_task("starting", total=None)
         try:
@@ -100,6 +107,40 @@ def bench_model(
     if not any(record.timing for record in records):
         finish(NOTHING_MEASURED, "nothing was measured", records[-1].evidence[0], again)
     finish(0, f"{plan.layers} layers over {ranks} ranks timed", f"records: {log.path}", again)
+
+
+def ablation(plan: Plan, device: str, log: Log, again: str, *, as_json: bool) -> NoReturn:
+    """Compare a model with each of its fused ops in parts, and exit with what came of it."""
+    from minimax_m2.harness.cli import WRONG, console, finish, working
+
+    pairs: list[PairRecord] = []
+    with log, working() as bar, torch.inference_mode():
+        task = bar.add_task("starting", total=None)
+        for pair in ablated(
+            plan, MiniMaxM2Config(), device=device, tell=lambda text: bar.update(task, description=text)
+        ):  # fmt: skip
+            log.append(pair.json)
+            pairs.append(pair)
+    if as_json:
+        for pair in pairs:
+            typer.echo(pair.json)
+    else:
+        console.print(_ablation_table(pairs))
+    wrong = [side for pair in pairs for side in (pair.a, pair.b) if not side.passed]
+    if wrong:
+        finish(WRONG, f"a model {wrong[0].variant or 'whole'} is wrong", wrong[0].evidence[0], again)
+    finish(0, f"{len(pairs)} comparisons of {plan.layers} layers", f"records: {log.path}", again)
+
+
+def _ablation_table(pairs: list[PairRecord]) -> Table:
+    table = Table("fusion", "phase", "batch", "whole us", "in parts us", "worth", "95 % interval")
+    for pair in pairs:
+        times = [side.timing.median_us if side.timing else float("nan") for side in (pair.a, pair.b)]
+        table.add_row(
+            str(pair.setting["fusion"]), str(pair.a.case["phase"]), str(pair.setting["B"]), f"{times[0]:.4g}",
+            f"{times[1]:.4g}", f"{pair.ratio:.3f}", f"{pair.low:.3f} to {pair.high:.3f}",
+        )  # fmt: skip
+    return table
 
 
 def _records(plan: Plan, ranks: int, device: str, tell: Callable[[str], None]) -> Iterator[Record]:

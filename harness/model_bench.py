@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -28,7 +27,7 @@ from minimax_m2.harness.relay import Relay
 from minimax_m2.harness.run import run_name
 from minimax_m2.harness.symmetric import Symmetric
 from minimax_m2.harness.verdict import Outcome, Verdict
-from minimax_m2.harness.wide_model import Bytes, WideModel, active_experts, bytes_of, proof, wide_model
+from minimax_m2.harness.wide_model import Bytes, WideModel, active_experts, bytes_of, judge_of, proof, wide_model
 from minimax_m2.reference.communicator import Communicator, Single
 from minimax_m2.reference.config import MiniMaxM2Config
 
@@ -92,7 +91,7 @@ def timed_plan(
     if plan.is_proven:
         tell("the reference, float32, and its defects")
         known = tuple(DEFECTS) if plan.layers <= SHALLOW else GREATEST
-        verdicts = proof(wide, known=known, is_captured=device == "gpu")
+        verdicts = proof(wide, judge_of(wide, known=known), is_captured=device == "gpu")
         yield from (replace(Record.of(v, run=label, purpose="bench"), kind="model proof") for v in verdicts)
         if not all(verdict.passed for verdict in verdicts):
             return
@@ -141,7 +140,7 @@ def _decode(wide: WideModel, case: Case, tokens: int, size: Bytes, speed: float)
     for _ in range(2):
         # The first round warms up.
         going.start(first)
-        seconds = _stepped(going, tokens, wide.provider.device)
+        seconds = going.timed(tokens)
     if not bool(((going.tokens >= 0) & (going.tokens < wide.config.vocab_size)).all()):
         raise ValueError(f"{case}: a chosen token is outside the vocabulary")
     if not bool(torch.isfinite(going.static.logits).all()):
@@ -152,24 +151,6 @@ def _decode(wide: WideModel, case: Case, tokens: int, size: Bytes, speed: float)
     return _timing(case, "graph" if is_gpu else "step", seconds, cost, speed), f"{active:.1f} active experts a layer"
 
 
-def _stepped(going: Continuation, tokens: int, device: str) -> list[float]:
-    """Seconds of each step."""
-    if device != "gpu":
-        found = []
-        for _ in range(tokens):
-            start = time.perf_counter()
-            going.step()
-            found.append(time.perf_counter() - start)
-        return found
-    marks = [torch.cuda.Event(enable_timing=True) for _ in range(tokens + 1)]
-    marks[0].record()
-    for mark in marks[1:]:
-        going.step()
-        mark.record()
-    torch.cuda.synchronize()
-    return [before.elapsed_time(after) * 1e-3 for before, after in pairwise(marks)]
-
-
 def _prefill(wide: WideModel, case: Case, tokens: int, size: Bytes, speed: float) -> tuple[Timing, str]:
     """Time from prompts on the device to their first tokens on the host."""
     sequences, held = case.number("B"), case.number("S")
@@ -177,7 +158,7 @@ def _prefill(wide: WideModel, case: Case, tokens: int, size: Bytes, speed: float
     prompts = torch.randint(wide.config.vocab_size, (sequences, held), generator=generator).to(wide.model.device)
     cache = wide.model.new_cache(tokens=[held] * sequences)
     seconds, logits = list[float](), torch.empty(0)
-    while len(seconds) <= REPEATS and sum(seconds) < SECONDS:
+    while len(seconds) < 2 or (len(seconds) <= REPEATS and sum(seconds) < SECONDS):
         for sequence in range(sequences):
             cache.release(sequence)
         synchronise(wide.provider.device)
@@ -193,8 +174,8 @@ def _prefill(wide: WideModel, case: Case, tokens: int, size: Bytes, speed: float
     passes = -(-sequences * held // CHUNK)
     # Every pass of thousands of tokens meets all experts, and reads what its sequences hold by then.
     cost = size.of(active=wide.config.num_local_experts, cached=0) * passes + size.keys * sequences * held
-    # The first run compiles what meets its sizes for the first time; a long one has no second.
-    return _timing(case, f"{passes} passes", seconds[1:] or seconds, cost, speed), f"{sequences * held} tokens"
+    # The first run compiles what meets its sizes for the first time.
+    return _timing(case, f"{passes} passes", seconds[1:], cost, speed), f"{sequences * held} tokens"
 
 
 def _timing(case: Case, call: str, seconds: Sequence[float], moved: int, speed: float) -> Timing:

@@ -14,7 +14,7 @@ from minimax_m2.harness.record import Record, parsed
 
 HEADERS = {
     "decode": (
-        "| layers | GPUs | sums by | batch | context | ms a token | tokens/s | of the byte floor |",
+        "| layers | GPUs | sums by | batch | context | ms a step | tokens/s | of the byte floor |",
         "|---|---|---|---|---|---|---|---|",
     ),
     "prefill": (
@@ -36,7 +36,7 @@ def read_model_steps(path: Path) -> list[Record]:
 def model_table(records: Sequence[Record], phase: str) -> str:
     """Markdown: one row a load, the reason where it was not timed."""
     chosen = [record for record in records if record.kind == "model step" and record.case["phase"] == phase]
-    order = sorted(chosen, key=lambda r: [str(r.case["sums"]), int(r.case["tp"]), int(r.case["S"]), int(r.case["B"])])
+    order = sorted(chosen, key=lambda r: [str(r.case["sums"]), *(int(r.case[n]) for n in ("tp", "layers", "S", "B"))])
     return "\n".join([*HEADERS[phase], *(_row(record, phase) for record in order)])
 
 
@@ -49,19 +49,24 @@ def caption(records: Sequence[Record], path: Path) -> str:
     )
 
 
-def proofs(records: Sequence[Record]) -> list[str]:
-    """What was held against the reference: phase, layers, ranks, verdict and evidence, a line each."""
-    return [
-        f"- {r.case['phase']}, {r.case['layers']} layers, {r.case['tp']} GPUs, sums by {r.case['sums']}: {r.outcome}, "
-        f"{r.evidence[0]}"
+def proof_table(records: Sequence[Record]) -> str:
+    """Markdown: what of each model was held against the reference, the verdict and its evidence."""
+    rows = [
+        f"| {r.case['layers']} | {r.case['tp']} | {_sums(r)} | {r.case['phase']} | {r.outcome} | {r.evidence[0]} |"
         for r in records
         if r.kind == "model proof"
-    ]  # fmt: skip
+    ]
+    return "\n".join(["| layers | GPUs | sums by | phase | verdict | evidence |", "|---|---|---|---|---|---|", *rows])
+
+
+def _sums(record: Record) -> str:
+    case = record.case
+    return "" if case["tp"] == 1 else {"ranks": "NCCL", "symmetric": "peers' memory"}[str(case["sums"])]
 
 
 def _row(record: Record, phase: str) -> str:
     case = record.case
-    cells = [str(case[name]) for name in ("layers", "tp", "sums", "B", "S")]
+    cells = [str(case["layers"]), str(case["tp"]), _sums(record), str(case["B"]), str(case["S"])]
     if record.timing is None:
         return f"| {' | '.join([*cells, record.evidence[0], *[''] * (2 if phase == 'decode' else 1)])} |"
     ms = record.timing.median_us / 1e3
@@ -76,9 +81,8 @@ def main() -> None:
     for name in sys.argv[1:]:
         path = Path(name).resolve()
         records = read_model_steps(path)
-        for phase in HEADERS:
-            sys.stdout.write(f"{caption(records, path)}\n{model_table(records, phase)}\n\n")
-        sys.stdout.write("\n".join(proofs(records)) + "\n")
+        tables = [proof_table(records), *(model_table(records, phase) for phase in HEADERS)]
+        sys.stdout.write("".join(f"{caption(records, path)}\n{table}\n\n" for table in tables))
 
 
 if __name__ == "__main__":

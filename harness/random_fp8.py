@@ -1,12 +1,15 @@
 """Weights of a model too large to be read from anywhere: drawn layer by layer on the device, e4m3 in blocks of 128.
 
 Every rank draws the whole layer and keeps its share, so ranks and one device hold the same model; no more than one
-whole layer is ever there beside the shares.
+whole layer is ever there beside the shares. Those get their memory before the layers that they are cut from: a share
+put where a larger tensor was would leave the rest of that place to nobody.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,8 +21,9 @@ from minimax_m2.reference.weights import BLOCK, BlockQuantized, LayerWeights, Mo
 
 # Codes are normal with this deviation: a block's largest comes near 448, e4m3's largest.
 DEVIATION = 100.0
+NAMES = tuple(field.name for field in fields(LayerWeights))
 # Elements drawn at once, as float32 before they become codes.
-AT_ONCE = 1 << 28
+AT_ONCE = 1 << 24
 # The bias that balances a trained router moves few choices; near uniform routing is what it is trained for.
 BIAS = 0.02
 
@@ -36,10 +40,15 @@ def random_fp8(
 
     The same seed gives the same bits on every device of one kind; a CPU draws other numbers than a GPU.
     """
-    layout, layers = layout or Layout(), []
+    layout, layers = layout or Layout(), list[LayerWeights]()
     for index in range(config.num_hidden_layers):
-        whole = _layer(config, _generator(device, seed, index))
-        layers.append(whole if layout.world == 1 else shard_layer(whole, config, layout))
+        share = _layer(config, _generator(device, seed, index))
+        if layout.world > 1:
+            share = shard_layer(share, config, layout)
+            layers = layers or _room(share, config.num_hidden_layers)
+            _copy(share, layers[index])
+        else:
+            layers.append(share)
         progress(index + 1, config.num_hidden_layers, "layers drawn")
     draw, hidden = _generator(device, seed, config.num_hidden_layers), config.hidden_size
     rows = span_cut(layout.vocabulary(config))
@@ -62,6 +71,32 @@ def _layer(config: MiniMaxM2Config, draw: torch.Generator) -> LayerWeights:
         w13=_quantized(draw, experts, 2 * width, hidden),
         w2=_quantized(draw, experts, hidden, width),
     )
+
+
+def tensors_of(weight: object) -> list[Tensor]:
+    """A weight's tensors: its codes and scales, itself, or none."""
+    if isinstance(weight, BlockQuantized):
+        return [weight.weight, weight.scale]
+    return [weight] if isinstance(weight, Tensor) else []
+
+
+def _room(share: LayerWeights, count: int) -> list[LayerWeights]:
+    """Memory for so many shares, in places of their own."""
+    if (device := share.input_layernorm.device).type != "cpu":
+        torch.get_device_module(device).empty_cache()
+    return [replace(share, **{name: _empty(getattr(share, name)) for name in NAMES}) for _ in range(count)]
+
+
+def _empty(weight: Any) -> Any:
+    if isinstance(weight, BlockQuantized):
+        return weight._replace(weight=torch.empty_like(weight.weight), scale=torch.empty_like(weight.scale))
+    return torch.empty_like(weight)
+
+
+def _copy(share: LayerWeights, into: LayerWeights) -> None:
+    for name in NAMES:
+        for source, target in zip(tensors_of(getattr(share, name)), tensors_of(getattr(into, name)), strict=True):
+            target.copy_(source)
 
 
 def _generator(device: str, seed: int, part: int) -> torch.Generator:

@@ -5,8 +5,8 @@ Its weights are drawn (``random_fp8``), so what it says is noise; what its steps
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass, fields, replace
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -17,14 +17,14 @@ from minimax_m2.harness.graph_decode import GraphDecoder, StaticStep
 from minimax_m2.harness.language import provider_table
 from minimax_m2.harness.model_verdict import DEFECTS, ModelJudge, defective, widened
 from minimax_m2.harness.provider import Provider
-from minimax_m2.harness.random_fp8 import random_fp8
+from minimax_m2.harness.random_fp8 import NAMES, random_fp8, tensors_of
 from minimax_m2.harness.verdict import Verdict
 from minimax_m2.reference.communicator import Communicator
 from minimax_m2.reference.config import MiniMaxM2Config
 from minimax_m2.reference.model import MiniMaxM2
 from minimax_m2.reference.sharding import Layout
 from minimax_m2.reference.table import OpTable
-from minimax_m2.reference.weights import BlockQuantized, LayerWeights, ModelWeights
+from minimax_m2.reference.weights import ModelWeights
 
 # Sequences and tokens of the proof: draws of equally many sequences, each of a prompt and one decoded token.
 DRAWS, SEQUENCES, PROMPT = 2, 2, 32
@@ -68,21 +68,15 @@ def bytes_of(weights: ModelWeights, config: MiniMaxM2Config) -> Bytes:
     """Count a rank's weights; the embedding, of which a step reads a few rows, is left out."""
     experts, dense = 0, weights.lm_head.nbytes + weights.norm.nbytes
     for layer in weights.layers:
-        for name in (f.name for f in fields(LayerWeights)):
-            size = sum(x.nbytes for x in _tensors(getattr(layer, name)))
+        for name in NAMES:
+            size = sum(x.nbytes for x in tensors_of(getattr(layer, name)))
             if name in ("w13", "w2"):
                 experts += size
             else:
                 dense += size
-    held = _tensors(weights.layers[0].w13)[0].shape[0]
+    held = tensors_of(weights.layers[0].w13)[0].shape[0]
     keys = 2 * weights.layers[0].k_norm.numel() * weights.norm.element_size() * config.num_hidden_layers
     return Bytes(dense, experts // held, keys)
-
-
-def _tensors(value: object) -> list[Tensor]:
-    if isinstance(value, BlockQuantized):
-        return [value.weight, value.scale]
-    return [value] if isinstance(value, Tensor) else []
 
 
 def active_experts(static: StaticStep) -> float:
@@ -97,20 +91,31 @@ def active_experts(static: StaticStep) -> float:
     return sum(counts) / len(counts)
 
 
-def proof(wide: WideModel, *, known: Collection[str] = tuple(DEFECTS), is_captured: bool = True) -> list[Verdict]:
-    """The verdicts on a prefill and on a decode of the last token, which a graph replays: all ranks call it.
+def judge_of(wide: WideModel, *, known: Collection[str] = tuple(DEFECTS)) -> ModelJudge:
+    """The reference in float32 on the very weights, quantised activations left out, over the same ranks.
 
-    The reference runs in float32 on the very weights, quantised activations left out, over the same ranks; ``known``
-    names the defects that logits must not be nearer to. Logits of 0 and another draw's always are among them.
+    ``known`` names the defects that logits must not be nearer to; logits of 0 and another draw's always are among them.
     """
-    generator = torch.Generator().manual_seed(wide.case.number("seed"))
-    shape = (DRAWS, SEQUENCES, PROMPT + 1)
-    ids = torch.randint(wide.config.vocab_size, shape, generator=generator).to(wide.model.device)
-    judge = _judge(wide, ids, known)
-    flat = ids.flatten(0, 1)
-    whole = wide.model.new_cache(tokens=[PROMPT + 1] * len(flat))
+    weights, ids = widened(wide.weights), _ids(wide)
+
+    def logits(ops: OpTable | None) -> Tensor:
+        model = MiniMaxM2(wide.config, weights, ops=ops, communicator=wide.voice, layout=wide.model.layout)
+        flat = ids.flatten(0, 1)
+        cache = model.new_cache(tokens=[ids.shape[2]] * len(flat))
+        found = model.prefill(dict(enumerate(flat)), cache)
+        return found.reshape(*ids.shape[:2], -1).to(torch.float64)
+
+    expected = logits(None)
+    defects = {"logits are 0": torch.zeros_like(expected), "draws are exchanged": expected.roll(1, 0)}
+    tables = dict(defective())
+    return ModelJudge(wide.case, expected, defects | {name: logits(tables[name]) for name in known})
+
+
+def proof(wide: WideModel, judge: ModelJudge, *, is_captured: bool = True) -> list[Verdict]:
+    """The verdicts on a prefill and on a decode of the last token, which a graph replays: all ranks call it."""
+    flat = _ids(wide).flatten(0, 1)
+    whole, cache = (wide.model.new_cache(tokens=[PROMPT + 1] * len(flat)) for _ in range(2))
     prefill = wide.model.prefill(dict(enumerate(flat)), whole)
-    cache = wide.model.new_cache(tokens=[PROMPT + 1] * len(flat))
     static = (GraphDecoder if is_captured else StaticStep)(
         wide.model, cache, sequences=len(flat), max_seq_len=PROMPT + 1
     )
@@ -124,17 +129,8 @@ def proof(wide: WideModel, *, known: Collection[str] = tuple(DEFECTS), is_captur
     ]
 
 
-def _judge(wide: WideModel, ids: Tensor, known: Iterable[str]) -> ModelJudge:
-    weights = widened(wide.weights)
-
-    def logits(ops: OpTable | None) -> Tensor:
-        model = MiniMaxM2(wide.config, weights, ops=ops, communicator=wide.voice, layout=wide.model.layout)
-        flat = ids.flatten(0, 1)
-        cache = model.new_cache(tokens=[ids.shape[2]] * len(flat))
-        found = model.prefill(dict(enumerate(flat)), cache)
-        return found.reshape(*ids.shape[:2], -1).to(torch.float64)
-
-    expected = logits(None)
-    defects = {"logits are 0": torch.zeros_like(expected), "draws are exchanged": expected.roll(1, 0)}
-    tables = dict(defective())
-    return ModelJudge(wide.case, expected, defects | {name: logits(tables[name]) for name in known})
+def _ids(wide: WideModel) -> Tensor:
+    """The tokens of the proof, ``[draws, B, T]``."""
+    generator = torch.Generator().manual_seed(wide.case.number("seed"))
+    shape = (DRAWS, SEQUENCES, PROMPT + 1)
+    return torch.randint(wide.config.vocab_size, shape, generator=generator).to(wide.model.device)

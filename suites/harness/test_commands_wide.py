@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
+from minimax_m2.harness.commands_bench import bench
+from minimax_m2.harness.commands_known import generate
 from minimax_m2.harness.commands_wide import wide_plan
 from minimax_m2.harness.devices import absence
-
-
-def m2check(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "minimax_m2.harness.cli", *words]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+from minimax_m2.harness.wrong_use import WrongUse
 
 
 def test_a_plan_takes_loads_and_prompts_apart() -> None:
@@ -41,25 +38,44 @@ def test_what_a_plan_does_not_take_is_named(setting: dict[str, object], load: st
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "told"),
+    ("given", "told"),
     [
-        (("bench", "--model", "m3"), 2, "model 'm3' is unknown to bench"),
-        (("bench", "--model", "m2", "--op", "rope"), 2, "takes one of --model MODEL and --op"),
-        (("generate", "--model", "m2"), 2, "generate --model takes tiny-m2"),
-        (("generate",), 2, "takes one of --op OP and --model MODEL"),
-        (("generate", "--model", "tiny-m2", "--tokens", "3"), 0, "3 tokens in "),
+        ({"model": "m3"}, "model 'm3' is unknown to bench"),
+        ({"model": "m2", "op": ["rope"]}, "takes one of --model MODEL and --op"),
+        ({"model": "m2", "ablate": True, "load": ["1x8"]}, "--ablate compares on one rank, by batches of its own"),
+        ({"model": "m2", "ablate": True, "set_": ["ranks=2"]}, "--ablate compares on one rank"),
     ],
 )
-def test_each_way_to_ask_for_a_model_ends_as_it_should(
-    tmp_path: Path, words: tuple[str, ...], code: int, told: str
-) -> None:
-    done = m2check(tmp_path, *words)
-    assert done.returncode == code, done.stderr
-    assert told in done.stderr
+def test_a_model_that_bench_cannot_time_is_wrong_use(given: dict[str, Any], told: str) -> None:
+    with pytest.raises(WrongUse, match=told):
+        bench(**given)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"model": "m2"}, "generate --model takes tiny-m2"),
+        ({}, "takes one of --op OP and --model MODEL"),
+        ({"op": "rope", "model": "tiny-m2"}, "takes one of --op OP and --model MODEL"),
+    ],
+)
+def test_a_model_that_has_nothing_to_say_is_wrong_use(given: dict[str, Any], told: str) -> None:
+    with pytest.raises(WrongUse, match=told):
+        generate(**given)
+
+
+def test_a_trained_model_continues_a_text(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.Exit) as ended:
+        generate(model="tiny-m2", tokens=3)
+    said = capsys.readouterr()
+    assert ended.value.exit_code == 0
+    assert "3 tokens in " in said.err
+    assert said.out.strip()
 
 
 @pytest.mark.skipif(absence("gpu") is None, reason="a GPU is here")
-def test_a_model_without_its_device_is_not_measured(tmp_path: Path) -> None:
-    done = m2check(tmp_path, "bench", "--model", "m2", "--device", "gpu")
-    assert done.returncode == 5, done.stderr
-    assert "nothing was measured" in done.stderr
+def test_a_model_without_its_device_is_not_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.Exit) as ended:
+        bench(model="m2", device="gpu")
+    assert ended.value.exit_code == 5
+    assert "nothing was measured" in capsys.readouterr().err
