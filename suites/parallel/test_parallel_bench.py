@@ -6,7 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from minimax_m2.harness.parallel_bench import LINKS, Device, collective_us, device, step_us, table, weight_bytes
+from minimax_m2.harness.parallel_bench import (
+    LINKS,
+    Device,
+    collective_us,
+    collectives_table,
+    device,
+    step_us,
+    table,
+    weight_bytes,
+)
 from minimax_m2.harness.record import read
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,6 +43,11 @@ def test_a_step_of_one_rank_has_no_talk() -> None:
 
 def test_the_table_of_the_docs_is_what_the_records_give() -> None:
     assert table(device(read(RECORDS))) in (ROOT / "docs" / "parallel.md").read_text()
+
+
+def test_the_measured_sums_of_the_docs_are_what_the_records_give() -> None:
+    records = ROOT / "ci" / "results" / "gpu-h200x2-20261122-collectives.jsonl"
+    assert collectives_table(records) in (ROOT / "docs" / "parallel.md").read_text()
 
 
 def test_records_that_lack_a_step_are_refused() -> None:
