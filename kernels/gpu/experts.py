@@ -10,7 +10,16 @@ import triton
 from torch import Tensor
 
 from minimax_m2.kernels import schema
+from minimax_m2.kernels.gpu import toolkit, tuned
 from minimax_m2.kernels.gpu.block_quant import block_quant
+from minimax_m2.kernels.gpu.experts_products import (
+    PRODUCTS,
+    UNSORTED,
+    by_products,
+    launch_products,
+    products_of,
+    rows_begin_evenly,
+)
 from minimax_m2.kernels.gpu.experts_rows import down_rows_kernel, gate_up_rows_kernel
 from minimax_m2.kernels.gpu.experts_tiles import down_kernel, gate_up_kernel, sum_choices_kernel
 from minimax_m2.kernels.gpu.launch import capability, converts_e4m3, on_device_of, overlaps, power_of_two, registered
@@ -26,6 +35,10 @@ ROW_SLOTS = 32
 # Rows of the weight that a program reads, of gate and of up each, and of down.
 GATE_ROWS, DOWN_ROWS = 4, 16
 SUMMED_COLUMNS = 256
+# Up to so many slots an expert, tiles are ahead of the products of sm_90.
+FEW_SLOTS = 8
+# The code paths beside the products of sm_90.
+ROWS, TILES = "rows", "tiles"
 
 
 def contract(case: Mapping[str, Any]) -> dict[str, Any]:
@@ -75,6 +88,27 @@ def tiling(num_slots: int, num_experts: int, hardware: bool) -> Tiling:
 def by_rows(num_slots: int, hidden: int, width: int, columns: int, *, scaled: bool) -> bool:
     """Whether each slot's rows of e4m3 are multiplied without tensor cores."""
     return scaled and num_slots <= ROW_SLOTS and fits(hidden, columns) and fits(width, columns)
+
+
+def paths(
+    num_slots: int, num_experts: int, hidden: int, width: int, block: tuple[int, int], *, capability: int,
+    compiler: str | None, scaled: bool, aligned: bool,
+) -> tuple[str, ...]:  # fmt: skip
+    """The code paths that can run, the one that is taken first; a tuned choice is one of the others."""
+    products: tuple[str, ...] = ()
+    if by_products(hidden, width, block, capability=capability, compiler=compiler, scaled=scaled, aligned=aligned):
+        products = products_of(num_slots, num_experts)
+    by_row = (ROWS,) if by_rows(num_slots, hidden, width, block[1], scaled=scaled) else ()
+    # Where a few slots share an expert, memory sets the time, and many small programs end together: 1 % was measured.
+    tiles_first = UNSORTED < num_slots <= FEW_SLOTS * num_experts
+    return (TILES, *products) if tiles_first else (*products, *by_row, TILES)
+
+
+def bucket(num_slots: int, num_experts: int) -> str:
+    """The sizes that share a tuned choice: few slots by their number, more by how many an expert has."""
+    if num_slots <= UNSORTED:
+        return f"slots <= {power_of_two(num_slots)}"
+    return f"slots of an expert <= {power_of_two(triton.cdiv(num_slots, num_experts))}"
 
 
 def pack_experts(
@@ -185,18 +219,25 @@ def _launch(
     x_scale: Tensor | None, out: Tensor,
 ) -> None:  # fmt: skip
     w13, _, w13_scale, _, extent = packed
-    _, H, I, columns, _ = extent.shape
+    _, H, I, columns, block_rows = extent.shape
     num_slots, top_k = ids.numel(), ids.shape[1]
     mapped = 0 if expert_map is None else expert_map.numel()
     y = torch.empty((num_slots, H), dtype=out.dtype if x_scale is not None else x.dtype, device=x.device)
-    rows = by_rows(num_slots, H, I, columns, scaled=w13_scale.numel() > 0)
-    # Only the launches by rows let the next one begin early.
-    overlap = rows and overlaps(capability(x))
+    scaled, arch = w13_scale.numel() > 0, capability(x)
+    able = paths(
+        num_slots, w13.shape[0], H, I, (block_rows, columns), capability=arch, compiler=toolkit.compiler(),
+        scaled=scaled, aligned=x.is_cuda and rows_begin_evenly(x, packed, x_scale is not None),
+    )  # fmt: skip
+    path = tuned.chosen("experts", bucket(num_slots, w13.shape[0]), able, x)
+    # The launches in tiles do not let the next one begin early.
+    overlap = path != TILES and overlaps(arch)
     with on_device_of(x):
-        if rows:
+        if path == ROWS:
             _launch_rows(x, packed, weights, ids, expert_map, x_scale, y, overlap)
-        else:
+        elif path == TILES:
             _launch_tiles(x, packed, weights, ids, expert_map, x_scale, y)
+        else:
+            launch_products(x, packed, weights, ids, expert_map, x_scale, y, rows=PRODUCTS[path])
         summed = min(SUMMED_COLUMNS, power_of_two(H))
         sum_choices_kernel[(triton.cdiv(H, summed), ids.shape[0])](
             y, ids, expert_map, out, num_slots, w13.shape[0], mapped, top_k, H, CHOICES=top_k, COLUMNS=summed,

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from minimax_m2.kernels.gpu import scaled_product, toolkit, tuned
 from minimax_m2.kernels.gpu.block_quant import quantise
 from minimax_m2.kernels.gpu.fp8_linear_row import fp8_linear_row_kernel
 from minimax_m2.kernels.gpu.launch import (
@@ -30,12 +31,12 @@ from minimax_m2.kernels.schema.block_quant import allocated
 
 contract = {"activation": "e4m3", "reciprocal": "float32", "tensor_core": "e4m3"}
 
-# Up to so many tokens a program quantises its own activations; above, a launch of its own is cheaper than repeating it.
-QUANTISED_IN_PLACE = 16
-
-
-# Up to so many tokens, rows of the weight are multiplied without tensor cores, and so many of them by a program.
-ROW_TOKENS, ROW_COLUMNS = 4, 4
+# Rows of the weight that a program multiplies for a single token, without tensor cores.
+ROW_COLUMNS = 4
+# The code paths beside the products of sm_90.
+ROW, TILES = "row", "tiles"
+# Programs of the kernel of sm_90 that keep a GPU's memory or tensor cores busy.
+BUSY = 96
 
 
 class PackedFp8Linear(NamedTuple):
@@ -65,6 +66,53 @@ def tiling(num_tokens: int, hardware: bool) -> Tiling:
     if num_tokens <= 32 or not hardware:
         return Tiling(32, 64, 4, 4)
     return Tiling(64, 128, 4, 3 if num_tokens <= 64 else 4)
+
+
+def by_product(channels: int, columns: int, block: tuple[int, int], *, capability: int, compiler: str | None,
+               aligned: bool) -> bool:  # fmt: skip
+    """Whether tokens take the kernel of sm_90."""
+    return scaled_product.available(capability, compiler) and scaled_product.fits(channels, columns, block) and aligned
+
+
+def product_cut(num_tokens: int, columns: int, groups: int) -> tuple[scaled_product.Tile, int]:
+    """The widest tile that leaves few multiprocessors idle, and the parts of its sum where even narrow ones are few."""
+    for tile in (scaled_product.Tile(128, 256), scaled_product.Tile(64, 256)):
+        if triton.cdiv(num_tokens, tile.rows) * triton.cdiv(columns, tile.columns) >= BUSY and num_tokens > tile.rows:
+            return tile, 1
+    rows = next((rows for rows in (16, 32) if num_tokens <= rows), 64)
+    tile = scaled_product.Tile(rows, 64 if num_tokens <= 64 else 128)
+    tiles = triton.cdiv(num_tokens, tile.rows) * triton.cdiv(columns, tile.columns)
+    most = BUSY * scaled_product.SHARING.get(tile, 1) // tiles
+    return tile, max((parts for parts in range(1, min(most, groups) + 1) if groups % parts == 0), default=1)
+
+
+def products_of(num_tokens: int, columns: int, groups: int) -> dict[str, tuple[scaled_product.Tile, int]]:
+    """The ways to cut a product of sm_90 by the name of their path, the best first."""
+    best = product_cut(num_tokens, columns, groups)
+    cuts = [best] + [
+        (tile, parts)
+        for tile in scaled_product.DENSE_TILES if tile.rows < 4 * max(num_tokens, 8)
+        for parts in (1, 2, 4) if groups % parts == 0 and (parts == 1 or num_tokens <= 256)
+    ]  # fmt: skip
+    return {f"products of {tile.rows} x {tile.columns} in {parts}": (tile, parts) for tile, parts in cuts}
+
+
+def paths(
+    num_tokens: int, columns: int, hidden: int, block: tuple[int, int], *, capability: int, compiler: str | None,
+    aligned: bool,
+) -> tuple[str, ...]:  # fmt: skip
+    """The code paths that can run, the one that is taken first; a tuned choice is one of the others."""
+    row = (ROW,) if num_tokens == 1 and fits(hidden, block[1]) else ()
+    products: tuple[str, ...] = ()
+    if by_product(hidden, columns, block, capability=capability, compiler=compiler, aligned=aligned):
+        products = tuple(products_of(num_tokens, columns, hidden // block[1]))
+    # Up to 64 tokens they are half of a tensor core's rows either way: tiles were up to 10 % ahead, and 4 % behind.
+    return (TILES, *products) if 32 < num_tokens <= 64 else (*products, *row, TILES)
+
+
+def bucket(num_tokens: int, columns: int, hidden: int) -> str:
+    """The sizes that share a tuned choice."""
+    return f"N={columns} H={hidden} T <= {power_of_two(num_tokens)}"
 
 
 @triton.jit
@@ -102,16 +150,40 @@ def fp8_linear_kernel(
 
 def _launch(x: Tensor, weight: Tensor, scale: Tensor, block: Tensor, x_scale: Tensor | None, out: Tensor) -> None:
     rows, columns = int(block[0]), int(block[1])
-    num_tokens, hidden = x.shape
+    (num_tokens, hidden), num_columns = x.shape, out.shape[1]
+    # A quantised x of our own is aligned.
+    given = (weight, out) if x_scale is None else (x, weight, out)
+    able = paths(
+        num_tokens, num_columns, hidden, (rows, columns), capability=capability(x), compiler=toolkit.compiler(),
+        aligned=x.is_cuda and scaled_product.aligned(*given),
+    )  # fmt: skip
+    path = tuned.chosen("fp8_linear", bucket(num_tokens, num_columns, hidden), able, x)
     with on_device_of(x):
-        if num_tokens == 1 and fits(hidden, columns):
+        if path == ROW:
             _launch_row(x, weight, scale, rows, columns, x_scale, out)
             return
         if x_scale is None:
             q, x_scale = allocated(*x.shape, group=columns, dtype=weight.dtype, device=x.device)
             quantise(x, columns, False, q, x_scale, followed=True)
             x = q
-        _launch_tiles(x, weight, scale, rows, columns, x_scale, out)
+        if path == TILES:
+            _launch_tiles(x, weight, scale, rows, columns, x_scale, out)
+        else:
+            _launch_product(
+                x, weight, scale, x_scale, out, *products_of(num_tokens, num_columns, hidden // columns)[path]
+            )
+
+
+def _launch_product(
+    x: Tensor, weight: Tensor, scale: Tensor, x_scale: Tensor, out: Tensor, tile: scaled_product.Tile, parts: int
+) -> None:
+    sums = part_sums(parts, out)
+    scaled_product.launch(
+        scaled_product.Mode.DENSE, tile, weight, x=x, x_scale=x_scale, w_scale=scale, out=sums, rows=out.shape[0],
+        width=out.shape[1], parts=parts, prefetch=True,
+    )  # fmt: skip
+    if parts > 1:
+        add_parts(sums, None, out, capability(x))
 
 
 def _launch_row(

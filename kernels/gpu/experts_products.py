@@ -1,0 +1,90 @@
+"""Gate and up, and down, of ``experts`` by the kernel of sm_90: two products whose ring of weights never runs dry."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from minimax_m2.kernels.gpu.block_quant import quantise
+from minimax_m2.kernels.gpu.gathered_rows import gathered_rows
+from minimax_m2.kernels.gpu.moe_align import moe_align
+from minimax_m2.kernels.gpu.scaled_product import GROUP, Mode, Sorting, Tile, aligned, available, fits, launch
+from minimax_m2.kernels.schema.block_quant import allocated
+
+# Up to so many slots each is a block of its own: sorting costs more than reading an expert twice.
+UNSORTED = 64
+# The most slots an expert, on average, for blocks of so many: few experts then have more than one block.
+BLOCKS = {16: 8, 32: 20}
+# Rows of a block by path; 1 where nothing is sorted.
+PRODUCTS = {f"products of {rows}": rows for rows in (1, 16, 32, 128)}
+
+
+def by_products(
+    hidden: int, width: int, block: tuple[int, int], *, capability: int, compiler: str | None, scaled: bool,
+    aligned: bool,
+) -> bool:  # fmt: skip
+    """Whether e4m3 experts can take the kernel of sm_90."""
+    whole = fits(hidden, width, block) and fits(width, hidden, block)
+    return scaled and aligned and whole and available(capability, compiler)
+
+
+def products_of(num_slots: int, num_experts: int) -> tuple[str, ...]:
+    """The paths of this kernel, the best first. Without sorting every slot reads an expert for itself."""
+    best = rows_of_block(num_slots, num_experts)
+    return tuple(
+        path for path, rows in sorted(PRODUCTS.items(), key=lambda item: item[1] != best)
+        if rows > 1 or num_slots <= 4 * UNSORTED
+    )  # fmt: skip
+
+
+def rows_of_block(num_slots: int, num_experts: int) -> int:
+    """Slots that share an expert's tile: 1 where nothing is sorted."""
+    if num_slots <= UNSORTED:
+        return 1
+    return next((rows for rows, most in BLOCKS.items() if num_slots <= most * num_experts), 128)
+
+
+def rows_begin_evenly(x: Tensor, packed: list[Tensor], coded: bool) -> bool:
+    """Whether the kernel's copies of 16 bytes fit what the caller gave."""
+    return aligned(*packed[:2], *([x] if coded else []))
+
+
+def launch_products(
+    x: Tensor, packed: list[Tensor], weights: Tensor | None, ids: Tensor, expert_map: Tensor | None,
+    x_scale: Tensor | None, y: Tensor, rows: int,
+) -> None:  # fmt: skip
+    """Write the weighted row of every slot, in blocks of ``rows`` slots of one expert."""
+    w13, w2, w13_scale, w2_scale, extent = packed
+    _, H, I, _, _ = extent.shape
+    num_slots, num_experts, top_k = ids.numel(), w13.shape[0], ids.shape[1]
+    sorting, quantised, places = None, x_scale is None, num_slots
+    if rows > 1:
+        # Words of pack_routing hold the id in their upper half.
+        plain_ids = (ids >> 16).contiguous() if weights is None else ids
+        sorting = Sorting(*moe_align(plain_ids, num_experts=num_experts, block=rows, expert_map=expert_map)[:3])
+        x, x_scale = gathered_rows(x, x_scale, sorting.slots, num_slots, top_k, GROUP)
+        places = len(sorting.slots)
+    elif x_scale is None:
+        q, x_scale = allocated(*x.shape, group=GROUP, dtype=w13.dtype, device=x.device)
+        quantise(x, GROUP, False, q, x_scale, followed=True)
+        x = q
+
+    act, act_scale = allocated(places, I, group=GROUP, dtype=w13.dtype, device=x.device)
+    tile_rows = max(rows, 16)
+    shared: dict[str, Any] = {
+        "rows": num_slots,
+        "sorting": sorting,
+        "ids": ids,
+        "expert_map": expert_map,
+        "weights": weights,
+    }
+    # Ids and sorted slots are older than the launch just ahead, which began after they were written.
+    launch(
+        Mode.GATE_UP, Tile(tile_rows, 128), w13, x=x, x_scale=x_scale, w_scale=w13_scale, out=act, out_scale=act_scale,
+        width=I, top_k=top_k, prefetch=quantised or rows > 1, **shared,
+    )  # fmt: skip
+    launch(
+        Mode.DOWN, Tile(tile_rows, 256), w2, x=act, x_scale=act_scale, w_scale=w2_scale, out=y, width=H, prefetch=True,
+        **shared,
+    )  # fmt: skip

@@ -1,0 +1,112 @@
+// Products of e4m3 rows and an e4m3 weight with a scale a block of 128 x 128, on sm_90a.
+//
+// One thread has the copy engine fetch tiles of x and of the weight into a ring in shared memory; its warps fetch the
+// scales. One or two groups of four warps multiply a step of 128 channels on the tensor cores and add it, times both
+// scales, to float32 sums in registers. A program takes one tile after the other; the ring knows no tile's end.
+#include "scaled_product_narrow.cuh"
+#include "scaled_product_wide.cuh"
+
+namespace {
+
+// Of so few rows of x the weight's rows are the tensor core's rows.
+template <class S>
+constexpr bool kNarrow = S::kRows <= 64;
+
+template <class S>
+__global__ void __launch_bounds__(S::kThreads, S::kPrograms)
+    scaled_product(const __grid_constant__ CUtensorMap x_map, const __grid_constant__ CUtensorMap w_map,
+                   const __grid_constant__ Product p) {
+  extern __shared__ uint8_t bytes[];
+  __shared__ Exchange exchange;
+  const Ring ring = ring_at<S>(bytes);
+  // Sums of many rows take more registers than a program's share: fetching warps leave theirs.
+  constexpr bool kTrades = !kNarrow<S> && S::kWarpgroups == 2;
+  if (threadIdx.x >= 128 * S::kWarpgroups) {
+    if constexpr (kTrades) hopper::give_registers<40>();
+    fetch<S>(&x_map, &w_map, p, ring);
+  } else {
+    if constexpr (kTrades) hopper::take_registers<232>();
+    if constexpr (kNarrow<S>) {
+      multiply_narrow<S>(p, ring, exchange);
+    } else {
+      multiply_wide<S>(p, ring);
+    }
+  }
+}
+
+using Encode = decltype(&cuTensorMapEncodeTiled);
+
+Encode encoder() {
+  static const Encode found = [] {
+    void* function = nullptr;
+    cudaDriverEntryPointQueryResult result;
+    cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &result);
+    return result == cudaDriverEntryPointSuccess ? reinterpret_cast<Encode>(function) : nullptr;
+  }();
+  return found;
+}
+
+// Rows of codes, ``box_rows`` of which are fetched at a time, a step of channels wide.
+bool rows_map(CUtensorMap* map, const void* codes, long long rows, long long stride, int groups, int box_rows) {
+  const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(groups) * kStep, static_cast<cuuint64_t>(rows)};
+  const cuuint64_t strides[1] = {static_cast<cuuint64_t>(stride)};
+  const cuuint32_t box[2] = {kStep, static_cast<cuuint32_t>(box_rows)}, every[2] = {1, 1};
+  return encoder() != nullptr &&
+         encoder()(map, CU_TENSOR_MAP_DATA_TYPE_UINT8, 2, const_cast<void*>(codes), sizes, strides, box, every,
+                   CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                   CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+}
+
+struct Rows {
+  const void* codes;
+  long long count, stride;
+};
+
+template <class S>
+int launched(const Rows& x, const Rows& weight, const Product& p, int programs, cudaStream_t stream) {
+  auto* kernel = scaled_product<S>;
+  static const cudaError_t allowed =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::kBytes);
+  if (allowed != cudaSuccess) return allowed;
+  CUtensorMap x_map, w_map;
+  if (!rows_map(&x_map, x.codes, x.count, x.stride, p.groups, kBoxRows) ||
+      !rows_map(&w_map, weight.codes, weight.count, weight.stride, p.groups, S::kColumns))
+    return cudaErrorInvalidValue;
+  cudaLaunchAttribute early[1];
+  early[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early[0].val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = programs, config.blockDim = S::kThreads, config.dynamicSmemBytes = S::kBytes;
+  config.stream = stream, config.attrs = early, config.numAttrs = 1;
+  return cudaLaunchKernelEx(&config, kernel, x_map, w_map, p);
+}
+
+}  // namespace
+
+extern "C" const char* minimax_m2_error(int code) { return cudaGetErrorString(static_cast<cudaError_t>(code)); }
+
+// Launches the kernel of a mode and a tile (rows, columns); returns a cudaError_t.
+extern "C" int minimax_m2_scaled_product(int mode, int rows, int columns, const void* x, long long x_rows,
+                                         long long x_stride, const void* weight, long long weight_rows,
+                                         long long weight_stride, const void* arguments, int programs, void* stream) {
+  const Rows left{x, x_rows, x_stride}, right{weight, weight_rows, weight_stride};
+  const Product& p = *static_cast<const Product*>(arguments);
+  const auto at = static_cast<cudaStream_t>(stream);
+#define LAUNCH(MODE, ROWS, COLUMNS, BLOCKS, EACH, WARPGROUPS, STAGES) \
+  if (mode == MODE && rows == ROWS && columns == COLUMNS)             \
+    return launched<Shape<MODE, ROWS, BLOCKS, EACH, WARPGROUPS, STAGES>>(left, right, p, programs, at);
+  LAUNCH(kDense, 16, 64, 1, 64, 1, 8)
+  LAUNCH(kDense, 32, 64, 1, 64, 1, 8)
+  LAUNCH(kDense, 64, 64, 1, 64, 1, 6)
+  LAUNCH(kDense, 64, 128, 1, 128, 2, 8)
+  LAUNCH(kDense, 64, 256, 2, 128, 2, 5)
+  LAUNCH(kDense, 128, 256, 2, 128, 2, 4)
+  LAUNCH(kGateUp, 16, 128, 2, 128, 2, 6)
+  LAUNCH(kGateUp, 32, 128, 2, 128, 2, 5)
+  LAUNCH(kGateUp, 128, 128, 2, 128, 2, 4)
+  LAUNCH(kDown, 16, 256, 2, 128, 2, 6)
+  LAUNCH(kDown, 32, 256, 2, 128, 2, 5)
+  LAUNCH(kDown, 128, 256, 2, 128, 2, 4)
+#undef LAUNCH
+  return cudaErrorInvalidValue;
+}

@@ -1,0 +1,129 @@
+"""Launches of ``scaled_product.cu``: e4m3 rows times an e4m3 weight in blocks of 128 x 128, on sm_90."""
+
+from __future__ import annotations
+
+import ctypes
+from enum import IntEnum
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from minimax_m2.kernels.gpu import toolkit
+
+# Channels of a scale, and of a step.
+GROUP = 128
+
+
+class Mode(IntEnum):
+    """What a product is of: tokens, gate and up of slots with SwiGLU, act of slots with its weight."""
+
+    DENSE, GATE_UP, DOWN = range(3)
+
+
+class Tile(NamedTuple):
+    """Rows of x and columns of the result that a program makes at a time."""
+
+    rows: int
+    columns: int
+
+
+DENSE_TILES = (Tile(16, 64), Tile(32, 64), Tile(64, 64), Tile(64, 128), Tile(64, 256), Tile(128, 256))
+# Programs that one multiprocessor holds: their rings are short.
+SHARING = {Tile(16, 64): 2, Tile(32, 64): 2, Tile(64, 64): 2}
+
+_OUT = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+
+
+class Product(ctypes.Structure):
+    """The arguments of the kernel, as its source declares them."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in (
+            "x_scale", "w_scale", "sorted_slots", "block_experts", "num_padded", "ids", "expert_map", "weights",
+            "out", "out_scale",
+        )),
+        *((name, ctypes.c_int) for name in (
+            "x_scale_stride", "w_scale_stride", "scale_rows", "weight_rows", "rows", "top_k", "width", "groups",
+            "parts", "num_experts", "num_mapped", "ids_kind", "out_kind", "prefetch",
+        )),
+    ]  # fmt: skip
+
+
+class Sorting(NamedTuple):
+    """What moe_align gives: slots in the order of their experts, the expert of each block, and the padded count."""
+
+    slots: Tensor
+    experts: Tensor
+    padded: Tensor
+
+
+def available(capability: int, compiler: str | None) -> bool:
+    """Whether the kernel exists here: sm_90 alone has its instructions, and nvcc makes it on first use."""
+    return capability == 90 and compiler is not None
+
+
+def fits(channels: int, columns: int, block: tuple[int, int]) -> bool:
+    """Whether a weight ``[columns, channels]`` can be cut into its tiles: whole groups, whole runs of stores."""
+    return block == (GROUP, GROUP) and channels % GROUP == 0 and columns % 16 == 0
+
+
+def aligned(*tensors: Tensor) -> bool:
+    """Whether rows begin at multiples of 16 bytes, as its copies do."""
+    return all(x.data_ptr() % 16 == 0 and x.stride(0) * x.element_size() % 16 == 0 for x in tensors)
+
+
+def launch(
+    mode: Mode, tile: Tile, weight: Tensor, *, x: Tensor, x_scale: Tensor, w_scale: Tensor, out: Tensor, rows: int,
+    width: int, prefetch: bool, out_scale: Tensor | None = None, parts: int = 1, top_k: int = 1,
+    sorting: Sorting | None = None, ids: Tensor | None = None, expert_map: Tensor | None = None,
+    weights: Tensor | None = None,
+) -> None:  # fmt: skip
+    """Launch one product.
+
+    weight    ``[N, K]`` or ``[E, N, K]`` codes, w_scale its scales
+    x         ``[rows, K]`` codes: tokens, or slots in the order of ``sorting``; without it each slot is a block of its
+              own, and gate and up read its token
+    prefetch  the kernel ahead writes nothing that says which tiles there are, so the weight may be read before it ends
+    """
+    slots, experts, padded = sorting or (None, None, None)
+    scale_rows = w_scale.shape[-2]
+    arguments = Product(
+        x_scale=x_scale.data_ptr(), w_scale=w_scale.data_ptr(), sorted_slots=_place(slots),
+        block_experts=_place(experts), num_padded=_place(padded), ids=_place(ids), expert_map=_place(expert_map),
+        weights=_place(weights), out=out.data_ptr(), out_scale=_place(out_scale),
+        x_scale_stride=x_scale.stride(0), w_scale_stride=w_scale.stride(-2), scale_rows=scale_rows,
+        weight_rows=weight.shape[-2], rows=rows, top_k=top_k, width=width, groups=weight.shape[-1] // GROUP,
+        parts=parts, num_experts=weight.shape[0] if weight.dim() == 3 else 1,
+        num_mapped=0 if expert_map is None else expert_map.numel(),
+        ids_kind=2 if weights is None else int(ids is not None and ids.dtype == torch.int64),
+        out_kind=_OUT.get(out.dtype, 0), prefetch=prefetch,
+    )  # fmt: skip
+    blocks = -(-rows // tile.rows) if mode is Mode.DENSE else rows if experts is None else experts.numel()
+    tiles = blocks * -(-width // tile.columns) * parts
+    places = _multiprocessors(x.device.index or 0) * SHARING.get(tile, 1)
+    library = toolkit.loaded("scaled_product", "90a")
+    wrong = library.minimax_m2_scaled_product(
+        int(mode), tile.rows, tile.columns, *_rows(x), *_rows(weight.view(-1, weight.shape[-1])),
+        ctypes.byref(arguments), min(tiles, places),
+        ctypes.c_void_p(torch.cuda.current_stream(x.device).cuda_stream),
+    )  # fmt: skip
+    if wrong:
+        library.minimax_m2_error.restype = ctypes.c_char_p
+        said = library.minimax_m2_error(wrong).decode()
+        raise RuntimeError(f"scaled_product {mode.name} {tile} was not launched: {said} (CUDA error {wrong})")
+
+
+@cache
+def _multiprocessors(device: int) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def _rows(x: Tensor) -> tuple[ctypes.c_void_p, ctypes.c_longlong, ctypes.c_longlong]:
+    """Codes, how many rows there are, and how far apart they begin."""
+    return ctypes.c_void_p(x.data_ptr()), ctypes.c_longlong(x.shape[0]), ctypes.c_longlong(x.stride(0))
+
+
+def _place(x: Tensor | None) -> int | None:
+    return None if x is None else x.data_ptr()

@@ -1,0 +1,183 @@
+"""The kernel of sm_90 that multiplies e4m3 rows: what it takes, how it is cut, its machine code, and what it gives."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("triton", reason="Triton is not installed; no GPU kernel can be imported")
+
+from minimax_m2.harness.case import Case, Field
+from minimax_m2.harness.devices import absence
+from minimax_m2.harness.judge import judge
+from minimax_m2.harness.op import find_op
+from minimax_m2.harness.providers.ours import ours
+from minimax_m2.kernels.gpu import fp8_linear, toolkit
+from minimax_m2.kernels.gpu.experts import paths
+from minimax_m2.kernels.gpu.experts_products import by_products, rows_of_block
+from minimax_m2.kernels.gpu.fp8_linear import by_product, product_cut
+from minimax_m2.kernels.gpu.scaled_product import Product
+
+M2: dict[str, Any] = {"hidden": 3072, "width": 1536, "block": (128, 128), "capability": 90, "compiler": "nvcc",
+      "scaled": True, "aligned": True}  # fmt: skip
+QKV: dict[str, Any] = {
+    "channels": 3072,
+    "columns": 8192,
+    "block": (128, 128),
+    "capability": 90,
+    "compiler": "nvcc",
+    "aligned": True,
+}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"hidden": 3008}, {"width": 192}, {"block": (128, 64)}, {"capability": 89}, {"capability": 100},
+     {"compiler": None}, {"scaled": False}, {"aligned": False}],
+    ids=str,
+)  # fmt: skip
+def test_experts_take_it_where_it_can_run(change: dict[str, Any]) -> None:
+    assert by_products(**M2)
+    assert not by_products(**{**M2, **change})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"channels": 192}, {"columns": 129}, {"block": (64, 128)}, {"capability": 80}, {"capability": 120},
+     {"compiler": None}, {"aligned": False}],
+    ids=str,
+)  # fmt: skip
+def test_dense_layers_take_it_where_it_can_run(change: dict[str, Any]) -> None:
+    assert by_product(**QKV)
+    assert not by_product(**{**QKV, **change})
+
+
+@pytest.mark.parametrize(
+    ("slots", "first"),
+    [
+        (1, "products of 1"), (64, "products of 1"), (65, "tiles"), (2048, "tiles"), (2049, "products of 32"),
+        (5120, "products of 32"), (5121, "products of 128"), (131072, "products of 128"),
+    ],
+)  # fmt: skip
+def test_m2_experts_change_paths_with_their_slots(slots: int, first: str) -> None:
+    assert paths(slots, 256, **M2)[0] == first
+
+
+@pytest.mark.parametrize(
+    ("tokens", "first"),
+    [(1, "products of 16 x 64 in 1"), (32, "products of 32 x 64 in 1"), (33, "tiles"), (64, "tiles"),
+     (65, "products of 64 x 128 in 1"), (257, "products of 128 x 256 in 1")],
+)  # fmt: skip
+def test_dense_layers_change_paths_with_their_tokens(tokens: int, first: str) -> None:
+    assert fp8_linear.paths(tokens, 8192, 3072, (128, 128), capability=90, compiler="nvcc", aligned=True)[0] == first
+
+
+def test_without_sm_90_or_its_compiler_the_other_paths_remain() -> None:
+    assert paths(8, 256, **{**M2, "compiler": None}) == ("rows", "tiles")
+    assert paths(65, 256, **{**M2, "capability": 80}) == ("tiles",)
+    assert fp8_linear.paths(1, 8192, 3072, (128, 128), capability=90, compiler=None, aligned=True) == ("row", "tiles")
+    assert fp8_linear.paths(2, 8192, 3072, (128, 128), capability=100, compiler="nvcc", aligned=True) == ("tiles",)
+
+
+@pytest.mark.parametrize(
+    ("slots", "experts", "rows"),
+    [(1, 256, 1), (64, 256, 1), (65, 256, 16), (2048, 256, 16), (2049, 256, 32), (5121, 256, 128), (65, 1, 128)],
+)
+def test_blocks_grow_with_the_slots_of_an_expert(slots: int, experts: int, rows: int) -> None:
+    assert rows_of_block(slots, experts) == rows
+
+
+@pytest.mark.parametrize(
+    ("tokens", "columns", "groups", "cut"),
+    [
+        (4096, 8192, 24, ((128, 256), 1)), (1024, 3072, 48, ((128, 256), 1)), (512, 3072, 48, ((64, 256), 1)),
+        (128, 3072, 48, ((64, 128), 2)), (64, 8192, 24, ((64, 64), 1)), (64, 3072, 48, ((64, 64), 4)),
+        (17, 8192, 24, ((32, 64), 1)), (1, 8192, 24, ((16, 64), 1)), (2, 1024, 24, ((16, 64), 12)),
+        (2, 128, 1, ((16, 64), 1)),
+    ],
+)  # fmt: skip
+def test_tiles_are_as_wide_as_leaves_all_busy(tokens: int, columns: int, groups: int, cut: tuple[Any, int]) -> None:
+    assert product_cut(tokens, columns, groups) == cut
+    assert groups % cut[1] == 0
+
+
+def test_python_declares_the_arguments_as_the_source_does() -> None:
+    source = (toolkit.SOURCE_DIR / "scaled_product.cuh").read_text()
+    body = source.partition("struct Product {")[2].partition("};")[0]
+    declared = [name for line in re.sub("//.*", "", body).split(";") for name in re.findall(r"(\w+)\s*(?:,|$)", line)]
+
+    assert declared == [field[0] for field in Product._fields_]
+
+
+@pytest.fixture(scope="module")
+def machine_code(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, str]]:
+    """Resource usage and disassembly of every kernel of the unit, by name."""
+    if toolkit.compiler() is None:
+        pytest.skip("nvcc is not here")
+    import triton
+
+    tools = Path(triton.__file__).parent / "backends/nvidia/bin"
+    library = tmp_path_factory.mktemp("unit") / "scaled_product.so"
+    done = subprocess.run(toolkit.command("scaled_product", "90a", library), capture_output=True, text=True, check=True)
+    # The compiler says so where it would make products wait for each other.
+    assert "serialized" not in done.stderr
+    usage, code = (
+        subprocess.run([tools / tool, option, library], capture_output=True, text=True, check=True).stdout
+        for tool, option in (("cuobjdump", "--dump-resource-usage"), ("cuobjdump", "--dump-sass"))
+    )
+    return {
+        name: (line, body)
+        for name, line in re.findall(r"Function (\S+?):\n\s*(.*)", usage)
+        for body in re.findall(rf"Function : {re.escape(name)}\n(.*?)(?=Function :|\Z)", code, re.DOTALL)
+    }
+
+
+@pytest.mark.gpu
+@pytest.mark.nightly
+def test_machine_code_has_tensor_cores_and_the_copy_engine_and_spills_nothing(
+    machine_code: dict[str, tuple[str, str]],
+) -> None:
+    assert len(machine_code) == 12
+    for name, (usage, code) in machine_code.items():
+        assert "STACK:0" in usage, f"{name} keeps registers in memory: {usage}"
+        assert "QGMMA" in code, f"{name} multiplies without the tensor cores of sm_90"
+        assert "UTMALDG" in code, f"{name} fetches weights without the copy engine"
+
+
+def _cases() -> Iterator[Case]:
+    """Sizes on both sides of every change of path, loads that are skewed or empty, all kinds of ids, all dtypes."""
+    experts, dense = find_op("experts"), find_op("fp8_linear")
+    small: dict[str, Field] = {"H": 256, "I": 128, "E": 16, "K": 2, "active": 32, "quant": "weights"}
+    for T in (16, 32, 33, 64, 65, 160, 161, 353):
+        yield experts.case(**small, T=T, seed=T)
+    for load in ("hot", "same", "holes", "none"):
+        for T, ids, mapped in ((20, "int32", 1), (50, "int64", 0), (100, "packed", 1), (300, "int32", 0),
+                               (400, "packed", 0), (400, "int64", 1)):  # fmt: skip
+            yield experts.case(**small, T=T, load=load, ids=ids, map=mapped, seed=T)
+    for regime in ("heavy", "tiny", "huge", "equal", "signed_zero"):
+        for T in (30, 70, 400):
+            yield experts.case(**{**small, "I": 256, "H": 384}, T=T, regime=regime)
+    for dtype, out in (("float16", "same"), ("float32", "same"), ("bfloat16", "float32")):
+        for T in (5, 100, 400):
+            yield experts.case(**{**small, "quant": "both"}, T=T, dtype=dtype, out=out, gap=16)
+            yield dense.case(T=T, N=272, H=384, x="e4m3", dtype=dtype, out=out, gap=16)
+    for T in (16, 17, 32, 33, 64, 65, 121, 300):
+        yield dense.case(T=T, N=1024, H=3072, seed=T)
+    for T in (700, 1600):
+        yield dense.case(T=T, N=2048, H=384, seed=T)
+    for regime in ("heavy", "tiny", "huge", "equal", "signed_zero"):
+        yield dense.case(T=130, N=128, H=128, regime=regime)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(absence("gpu") is not None, reason=f"{absence('gpu')}")
+@pytest.mark.parametrize("case", [pytest.param(case, id=f"G2-{case.op}-{case.id}") for case in _cases()])
+def test_outputs_are_right_at_every_threshold(case: Case) -> None:
+    verdict = judge(case, ours("gpu"))
+
+    assert verdict.passed, verdict.explain()
