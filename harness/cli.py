@@ -26,6 +26,7 @@ from minimax_m2.harness.commands_drift import drift, write_step
 from minimax_m2.harness.commands_known import doctor, generate
 from minimax_m2.harness.commands_run import run
 from minimax_m2.harness.commands_score import score
+from minimax_m2.harness.commands_tune import tune
 from minimax_m2.harness.corpus import validated
 from minimax_m2.harness.devices import DEVICES, absence
 from minimax_m2.harness.drift import record as drift_record
@@ -126,6 +127,7 @@ app.command()(generate)
 app.command()(score)
 app.command()(bench)
 app.command()(compare)
+app.command()(tune)
 app.command()(drift)
 app.command()(predicate)
 app.add_typer(commands_corpus.app, name="corpus")

@@ -49,6 +49,11 @@ def cpu_extension() -> ModuleType:
     return importlib.import_module("minimax_m2.kernels.cpu.extension")
 
 
+def gpu_choices() -> ModuleType:
+    """What holds the tuned choices among the GPU kernels' code paths."""
+    return importlib.import_module("minimax_m2.kernels.gpu.tuned")
+
+
 def tiled_ops() -> tuple[str, ...]:
     """Our CPU ops with a tile unit: the only ones that have the variant ``amx``."""
     return tuple(op for op in all_ops() if cpu_extension().has_tiles(stem_of(op)))
