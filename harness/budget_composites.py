@@ -210,10 +210,10 @@ def _jacobian(x: Budgeted, value: Tensor, gain: Tensor, own: Tensor, others: Ten
 def _sum_by_label(values: Tensor, label: Tensor) -> Tensor:
     """Per row, the sum over labels of the squared sum of ``values``, ``[..., 1]``."""
     wide, names = values.reshape(-1, values.shape[-1]), label.expand(values.shape).reshape(-1, values.shape[-1])
-    rows = torch.arange(len(wide))[:, None].expand(wide.shape)
+    rows = torch.arange(len(wide), device=wide.device)[:, None].expand(wide.shape)
     keys, place = torch.stack([rows, names], -1).reshape(-1, 2).unique(dim=0, return_inverse=True)
-    sums = torch.zeros(len(keys), dtype=wide.dtype).index_add(0, place, wide.flatten())
-    return torch.zeros(len(wide), dtype=wide.dtype).index_add(0, keys[:, 0], sums.square()).view(*values.shape[:-1], 1)
+    sums = wide.new_zeros(len(keys)).index_add(0, place, wide.flatten())
+    return wide.new_zeros(len(wide)).index_add(0, keys[:, 0], sums.square()).view(*values.shape[:-1], 1)
 
 
 def _with_row_error(x: Budgeted, relative: Tensor | float, *, bounded: bool = False) -> Budgeted:

@@ -48,7 +48,8 @@ def _added(rows: Tensor, lanes: int) -> Tensor:
     steps = -(-rows.shape[-1] // lanes)
     padded = torch.nn.functional.pad(rows, (0, steps * lanes - rows.shape[-1])).to(torch.float32)
     # numpy adds one after the other in the format that it is given; torch's cumsum does so in float64.
-    sums = torch.from_numpy(np.add.accumulate(padded.view(len(rows), steps, lanes).numpy(), axis=1)[:, -1])
+    added = np.add.accumulate(padded.view(len(rows), steps, lanes).cpu().numpy(), axis=1)[:, -1]
+    sums = torch.from_numpy(added).to(rows.device)
     while sums.shape[-1] > 1:
         sums = torch.nn.functional.pad(sums, (0, sums.shape[-1] % 2))
         sums = sums[:, ::2] + sums[:, 1::2]

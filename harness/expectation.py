@@ -119,9 +119,11 @@ def specified(x: Budgeted) -> Tensor:
     return torch.where(torch.isfinite(x.bound), x.value, torch.nan)
 
 
-def expectation(op: Op, case: Case, contract: Mapping[str, Any]) -> Expectation:
-    """Run the reference on budgeted inputs under a full contract."""
-    arguments = op.inputs(case, Bits(case))
+def expectation(
+    op: Op, case: Case, contract: Mapping[str, Any], given: Mapping[str, Any] | None = None
+) -> Expectation:  # fmt: skip
+    """Run the reference on budgeted inputs under a full contract: the case's own, or those ``given``."""
+    arguments = op.inputs(case, Bits(case)) if given is None else dict(given)
     dtypes = {name: _dtype(case, kind) for name, kind in op.outputs.items()}
     arithmetic = Arithmetic(
         FORMATS[str(contract["arithmetic"])], float(contract["exp_ulps"]), int(contract["lanes"]),
@@ -131,14 +133,18 @@ def expectation(op: Op, case: Case, contract: Mapping[str, Any]) -> Expectation:
     if op.expect is not None:
         return op.expect(op, case, oracle, Contract(contract), dtypes)
     values = call_reference(op, oracle, Contract(contract))
-    return Tensors(op, dict(zip(op.outputs, values, strict=True)), dtypes, cache(partial(emulated, op, case, contract)))
+    emulate = cache(partial(emulated, op, case, contract, given=given))
+    return Tensors(op, dict(zip(op.outputs, values, strict=True)), dtypes, emulate)
 
 
-def emulated(op: Op, case: Case, contract: Mapping[str, Any], working: torch.dtype = torch.float64) -> Outputs:
+def emulated(
+    op: Op, case: Case, contract: Mapping[str, Any], working: torch.dtype = torch.float64,
+    given: Mapping[str, Any] | None = None,
+) -> Outputs:  # fmt: skip
     """What a kernel returns that rounds where ``contract`` says, and otherwise computes in ``working``."""
     arguments = {
         name: value if name in op.mutates else _in_dtype(op, value, working)
-        for name, value in op.inputs(case, Bits(case)).items()
+        for name, value in (op.inputs(case, Bits(case)) if given is None else given).items()
     }
     returned = call_reference(op, arguments, Contract(contract))
     return tuple(value.to(_dtype(case, kind)) for value, kind in zip(returned, op.outputs.values(), strict=True))

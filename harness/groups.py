@@ -11,7 +11,7 @@ DENSE_UP_TO = 4
 
 def by_group(values: Tensor, group: Tensor, groups: int) -> Tensor:
     """Sum of ``values`` in each group."""
-    return torch.zeros(groups, dtype=torch.float64).index_add(0, group.flatten(), values.flatten())
+    return values.new_zeros(groups, dtype=torch.float64).index_add(0, group.flatten(), values.flatten())
 
 
 def coherence(values: Tensor, label: Tensor, group: Tensor, groups: int) -> Tensor:
@@ -19,13 +19,13 @@ def coherence(values: Tensor, label: Tensor, group: Tensor, groups: int) -> Tens
     if int(label.flatten().bincount().max()) <= 1:
         return by_group(values.square(), group, groups)
     sums, owner = _by_label(values, label, group, groups)
-    return torch.zeros(groups, dtype=torch.float64).index_add(0, owner, sums.square())
+    return values.new_zeros(groups, dtype=torch.float64).index_add(0, owner, sums.square())
 
 
 def heaviest(values: Tensor, label: Tensor, group: Tensor, groups: int) -> Tensor:
     """Per group, the largest sum of ``values >= 0`` under one label."""
     sums, owner = _by_label(values, label, group, groups)
-    return torch.zeros(groups, dtype=torch.float64).scatter_reduce(0, owner, sums, "amax")
+    return values.new_zeros(groups, dtype=torch.float64).scatter_reduce(0, owner, sums, "amax")
 
 
 def _by_label(values: Tensor, label: Tensor, group: Tensor, groups: int) -> tuple[Tensor, Tensor]:
@@ -33,10 +33,10 @@ def _by_label(values: Tensor, label: Tensor, group: Tensor, groups: int) -> tupl
     labels = int(label.max()) + 1
     keys = group.flatten() * labels + label.flatten()
     if groups * labels <= DENSE_UP_TO * keys.numel():
-        sums = torch.zeros(groups * labels, dtype=torch.float64).index_add(0, keys, values.flatten())
-        return sums, torch.arange(groups).repeat_interleave(labels)
+        sums = values.new_zeros(groups * labels, dtype=torch.float64).index_add(0, keys, values.flatten())
+        return sums, torch.arange(groups, device=keys.device).repeat_interleave(labels)
     keys, inverse = keys.unique(return_inverse=True)
-    sums = torch.zeros(len(keys), dtype=torch.float64).index_add(0, inverse, values.flatten())
+    sums = values.new_zeros(len(keys), dtype=torch.float64).index_add(0, inverse, values.flatten())
     return sums, torch.div(keys, labels, rounding_mode="floor")
 
 

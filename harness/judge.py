@@ -266,11 +266,11 @@ def _placed(value: Any, provider: Provider) -> Any:
             raise ValueError(f"provider {provider.name!r} offers the op but not {value.function}; define both")
         return pack(**{k: _placed(v, provider) for k, v in value.arguments.items()})
     if isinstance(value, Tensor) and provider.device != "cpu":
-        return _moved(value, torch_device(provider.device))
+        return moved(value, torch_device(provider.device))
     return value
 
 
-def _moved(value: Tensor, device: str) -> Tensor:
+def moved(value: Tensor, device: str) -> Tensor:
     """Copy to a device with strides and gaps kept."""
     whole = torch.as_strided(value, (value.untyped_storage().nbytes() // value.element_size(),), (1,), 0)
     return torch.as_strided(whole.to(device), value.shape, value.stride(), value.storage_offset())
