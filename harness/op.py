@@ -40,6 +40,10 @@ class Spoilt(NamedTuple):
     implausible: Callable[[tuple[Tensor, ...]], str]
 
 
+# Arguments that give some rows of the outputs, from all arguments and the rows' numbers.
+Rows = Callable[[dict[str, Any], Tensor], dict[str, Any]]
+
+
 class Cost(NamedTuple):
     """What a call must at least do: bytes moved once, floating-point operations (a multiply-add is two)."""
 
@@ -68,6 +72,7 @@ class Op:
     contiguous  returned outputs that are contiguous as a whole; of the others the last dimension is
     expect    builds the expectation, where comparing tensors is not enough (routing is discrete)
     spoil     spoils some rows of the arguments, where nothing plausible may come of them; None where no row is left
+    rows      the arguments that some rows of the outputs hang on alone: large cases are judged by rows
     """
 
     name: str
@@ -86,6 +91,7 @@ class Op:
     contiguous: tuple[str, ...] = ()
     expect: Callable[..., Any] | None = field(default=None)
     spoil: Callable[[Case, dict[str, Any]], Spoilt | None] | None = field(default=None)
+    rows: Rows | None = field(default=None)
 
     @property
     def reference(self) -> Callable[..., Any]:
@@ -151,11 +157,22 @@ class Op:
 
 # A grid that a kernel caps, as one did at 1,408 rows (kvcache-ai/sglang#68), ends far beyond the tiles.
 MANY_ROWS = 2049
+# From so many on, what is drawn to be judged is narrow.
+NARROW_FROM = 1024
+
+
+def by_row(*names: str) -> Rows:
+    """For ``Op.rows``: a row of each output is made of the same row of these arguments, and of the others whole."""
+
+    def restricted(arguments: dict[str, Any], rows: Tensor) -> dict[str, Any]:
+        return arguments | {name: arguments[name][rows] for name in names if arguments[name] is not None}
+
+    return restricted
 
 
 def narrowed(fields: dict[str, Field], **widest: int) -> dict[str, Field]:
     """The fields of a case with at least 1,024 rows, each of ``widest`` at most so wide; other cases as they are."""
-    if int(fields["T"]) < 1024:
+    if int(fields["T"]) < NARROW_FROM:
         return fields
     return fields | {name: min(int(fields[name]), width) for name, width in widest.items()}
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from minimax_m2.harness.bits import Bits
 from minimax_m2.harness.case import Case, Field
-from minimax_m2.harness.op import Cost, Op
+from minimax_m2.harness.op import Cost, Op, by_row
 from minimax_m2.harness.ops import rms_norm
 
 FACTORS: dict[str, tuple[Field, ...]] = {
@@ -57,4 +57,5 @@ OP = Op(
     shapes={"decode": {"T": 4, "H": 3072}, "prefill": {"T": 256, "H": 3072}},
     cost=cost,
     budgeted=("x", "residual"),
+    rows=by_row("x", "residual"),
 )

@@ -6,7 +6,7 @@ from typing import Any
 
 from minimax_m2.harness.bits import Bits
 from minimax_m2.harness.case import Case, Field
-from minimax_m2.harness.op import Cost, Op
+from minimax_m2.harness.op import Cost, Op, by_row
 from minimax_m2.harness.ops import add_rms_norm, block_quant, rms_norm
 
 FACTORS: dict[str, tuple[Field, ...]] = {**add_rms_norm.FACTORS, "group": (128, 64, 32, 7)}
@@ -43,4 +43,5 @@ OP = Op(
     cost=cost,
     parts=("add_rms_norm", "block_quant"),
     budgeted=("x", "residual"),
+    rows=by_row("x", "residual"),
 )

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from minimax_m2.harness.bits import REGIMES, Bits, regime_values
 from minimax_m2.harness.case import Case, Field
-from minimax_m2.harness.op import MANY_ROWS, Cost, Op
+from minimax_m2.harness.op import MANY_ROWS, Cost, Op, by_row
 from minimax_m2.harness.ops import rms_norm
 
 FACTORS: dict[str, tuple[Field, ...]] = {
@@ -80,4 +80,5 @@ OP = Op(
     shapes={"decode": {"T": 4, "H": 3072}, "prefill": {"T": 256, "H": 3072}},
     cost=cost,
     budgeted=("x",),
+    rows=by_row("x"),
 )

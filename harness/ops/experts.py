@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -10,13 +11,17 @@ from torch import Tensor
 
 from minimax_m2.harness.bits import Bits, regime_values, strided
 from minimax_m2.harness.case import Case, Field
-from minimax_m2.harness.op import MANY_ROWS, Cost, Op, Pack, narrowed
+from minimax_m2.harness.op import MANY_ROWS, Cost, Op, Pack, by_row, narrowed
 from minimax_m2.harness.ops import fp8_linear, swiglu
 from minimax_m2.reference.routing import pack_routing
 
 # Half-widths of uniform weights, dyadic, whose standard deviation is the scale's name.
 HALF_WIDTHS = {"0.02": 9 * 2.0**-8, "0.005": 9 * 2.0**-10, "0.1": 11 * 2.0**-6}
 LARGEST_E4M3 = 448.0
+# Bytes of an operand's weights that are drawn; experts beyond repeat them with rows moved, whatever the seed: gigabytes
+# take long to draw, and whoever times M2's 256 experts wants them once. Scales are every expert's own.
+DRAWN_WEIGHTS = 1 << 28
+ROWS_MOVED = 41
 
 FACTORS: dict[str, tuple[Field, ...]] = {
     # Around strips of 2 and 6 rows, two of them, and blocks of 16, 32 and 64 rows.
@@ -88,16 +93,37 @@ def map_of(case: Case) -> Tensor | None:
 
 def weight_of(case: Case, bits: Bits, name: str, shape: tuple[int, ...]) -> tuple[Tensor, Tensor | None]:
     """A weight ``[E, N, M]`` and its scales: one random byte an element, so that M2's width costs seconds."""
-    count = int(torch.Size(shape).numel())
-    raw = torch.from_numpy(bits.words(name, -(-count // 8)).view("int8")[:count]).reshape(shape)
     half_width = HALF_WIDTHS[case.word("weights")]
-    if case.word("quant") == "none":
-        dtype = getattr(torch, case.word("dtype"))
-        return (raw.to(torch.float32) * (half_width / 128)).to(dtype), None
+    plain = case.word("quant") == "none"
+    factor, dtype = (half_width / 128, getattr(torch, case.word("dtype"))) if plain else (1.0, torch.float8_e4m3fn)
+    if torch.Size(shape).numel() > DRAWN_WEIGHTS:
+        weight = _repeated(name, shape, factor, dtype)
+    else:
+        weight = _drawn(bits, name, shape, factor, dtype)
+    if plain:
+        return weight, None
     block = case.number("block")
     grid = (shape[0], -(-shape[1] // block), -(-shape[2] // block))
-    scale = fp8_linear.scales(bits, f"{name}/scale", grid, half_width / 128)
-    return raw.to(torch.float32).to(torch.float8_e4m3fn), scale
+    return weight, fp8_linear.scales(bits, f"{name}/scale", grid, half_width / 128)
+
+
+def _drawn(bits: Bits, name: str, shape: tuple[int, ...], factor: float, dtype: torch.dtype) -> Tensor:
+    count = int(torch.Size(shape).numel())
+    raw = torch.from_numpy(bits.words(name, -(-count // 8)).view("int8")[:count]).reshape(shape)
+    return (raw.to(torch.float32) * factor).to(dtype)
+
+
+@lru_cache(maxsize=2)
+def _repeated(name: str, shape: tuple[int, ...], factor: float, dtype: torch.dtype) -> Tensor:
+    """A weight too large to draw whole; whoever gets it must not write to it."""
+    first = min(shape[0], max(1, DRAWN_WEIGHTS // (shape[1] * shape[2])))
+    drawn = _drawn(Bits(Case({"op": "experts", "seed": 0})), name, (first, *shape[1:]), factor, dtype)
+    weight = torch.empty(shape, dtype=dtype)
+    # float8 has no roll, so bytes are moved.
+    source, target = drawn.view(torch.uint8), weight.view(torch.uint8)
+    for expert in range(shape[0]):
+        target[expert] = source[expert % first].roll(ROWS_MOVED * (expert // first), 0)
+    return weight
 
 
 def x_of(case: Case, bits: Bits) -> tuple[Tensor, Tensor | None]:
@@ -132,6 +158,23 @@ def inputs(case: Case, bits: Bits) -> dict[str, Any]:
         "expert_map": map_of(case),
         "x_scale": x_scale,
         "out_dtype": getattr(torch, case.word("out")),
+    }
+
+
+def rows(arguments: dict[str, Any], chosen: Tensor) -> dict[str, Any]:
+    """The arguments of some tokens, with the weights of those experts only that they need."""
+    taken = by_row("x", "weights", "ids", "x_scale")(arguments, chosen)
+    pack, ids, expert_map = taken["packed"], taken["ids"], taken["expert_map"]
+    if taken["weights"] is None or expert_map is not None:
+        return taken
+    used = ids[ids >= 0].unique().long()
+    names = ("w13", "w2", "w13_scale", "w2_scale")
+    kept = {name: pack.arguments[name][used] for name in names if pack.arguments[name] is not None}
+    place = torch.zeros(int(ids.max()) + 2, dtype=ids.dtype, device=ids.device)
+    place[used] = torch.arange(len(used), dtype=ids.dtype, device=ids.device)
+    return taken | {
+        "packed": Pack(pack.function, pack.arguments | kept),
+        "ids": torch.where(ids < 0, ids, place[ids.long().clamp(min=0)]),
     }
 
 
@@ -210,4 +253,5 @@ OP = Op(
     shapes={"decode": {**M2_WIDTH, "E": 4, "T": 4}, "prefill": {**M2_WIDTH, "E": 4, "T": 64}},
     cost=cost,
     budgeted=("x",),
+    rows=rows,
 )

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from minimax_m2.harness.bits import REGIMES, Bits, regime_values, strided
 from minimax_m2.harness.case import Case, Field
-from minimax_m2.harness.op import MANY_ROWS, Cost, Op, Pack, narrowed
+from minimax_m2.harness.op import MANY_ROWS, Cost, Op, Pack, by_row, narrowed
 from minimax_m2.harness.ops import block_quant
 
 FACTORS: dict[str, tuple[Field, ...]] = {
@@ -108,4 +108,5 @@ OP = Op(
     shapes={"decode": {"T": 4, "N": 1024, "H": 3072}, "prefill": {"T": 256, "N": 1024, "H": 3072}},
     cost=cost,
     budgeted=("x",),
+    rows=by_row("x", "x_scale"),
 )

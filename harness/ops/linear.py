@@ -8,7 +8,7 @@ import torch
 
 from minimax_m2.harness.bits import REGIMES, Bits, regime_values, strided
 from minimax_m2.harness.case import Case, Field
-from minimax_m2.harness.op import MANY_ROWS, Cost, Op, narrowed
+from minimax_m2.harness.op import MANY_ROWS, Cost, Op, by_row, narrowed
 
 FACTORS: dict[str, tuple[Field, ...]] = {
     # Around register blocks of 2 and 6 rows, a 64-token tile and a slab of 120 rows.
@@ -66,4 +66,5 @@ OP = Op(
     shapes={"decode": {"T": 4, "N": 1024, "H": 3072}, "prefill": {"T": 256, "N": 1024, "H": 3072}},
     cost=cost,
     budgeted=("x",),
+    rows=by_row("x"),
 )

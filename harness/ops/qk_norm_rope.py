@@ -9,7 +9,7 @@ from torch import Tensor
 
 from minimax_m2.harness.bits import REGIMES, Bits, strided
 from minimax_m2.harness.case import Case, Field
-from minimax_m2.harness.op import Cost, Op
+from minimax_m2.harness.op import Cost, Op, by_row
 from minimax_m2.harness.ops import rope
 from minimax_m2.harness.ops.rope import MODEL_DTYPE, ROTATION, ROTATION_CHOICES, channels, dtype_of, positions, table
 
@@ -166,5 +166,6 @@ OPS = (
         parts=("qk_sum_squares", "rope"),
         budgeted=("qkv", "stats"),
         contiguous=("q", "k", "v"),
+        rows=by_row("qkv", "stats", "positions"),
     ),
 )

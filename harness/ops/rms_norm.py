@@ -9,7 +9,7 @@ from torch import Tensor
 
 from minimax_m2.harness.bits import REGIMES, Bits, regime_values, strided
 from minimax_m2.harness.case import Case, Field
-from minimax_m2.harness.op import MANY_ROWS, Cost, Op, narrowed
+from minimax_m2.harness.op import MANY_ROWS, Cost, Op, by_row, narrowed
 
 FACTORS: dict[str, tuple[Field, ...]] = {
     "T": (1, 0, 2, 5, 33, MANY_ROWS),
@@ -88,4 +88,5 @@ OP = Op(
     shapes={"decode": {"T": 4, "H": 3072}, "prefill": {"T": 256, "H": 3072}},
     cost=cost,
     budgeted=("x",),
+    rows=by_row("x"),
 )

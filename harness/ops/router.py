@@ -9,7 +9,7 @@ import torch
 from minimax_m2.harness.bits import Bits, regime_values, strided
 from minimax_m2.harness.budget import as_budgeted
 from minimax_m2.harness.case import Case, Field
-from minimax_m2.harness.op import MANY_ROWS, Cost, Op, Spoilt, narrowed
+from minimax_m2.harness.op import MANY_ROWS, Cost, Op, Spoilt, by_row, narrowed
 from minimax_m2.harness.ops.routing import spoilt
 from minimax_m2.harness.ties import Choice
 from minimax_m2.reference.contract import Contract
@@ -99,4 +99,5 @@ OP = Op(
     budgeted=("x",),
     expect=expect,
     spoil=spoil,
+    rows=by_row("x"),
 )

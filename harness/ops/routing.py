@@ -11,7 +11,7 @@ from torch import Tensor
 from minimax_m2.harness.bits import Bits, strided
 from minimax_m2.harness.budget import as_budgeted
 from minimax_m2.harness.case import Case, Field
-from minimax_m2.harness.op import MANY_ROWS, Cost, Op, Spoilt, narrowed
+from minimax_m2.harness.op import MANY_ROWS, Cost, Op, Spoilt, by_row, narrowed
 from minimax_m2.harness.ties import Choice, implausible
 from minimax_m2.reference.contract import Contract
 from minimax_m2.reference.routing import pack_routing, selection_scores, weights_at
@@ -159,6 +159,7 @@ OP = Op(
     budgeted=("logits",),
     expect=expect,
     spoil=spoil,
+    rows=by_row("logits"),
 )
 
 PACKING_FACTORS: dict[str, tuple[Field, ...]] = {

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from minimax_m2.harness.bits import Bits
 from minimax_m2.harness.case import Case, Field
-from minimax_m2.harness.op import MANY_ROWS, Cost, Op, narrowed
+from minimax_m2.harness.op import MANY_ROWS, Cost, Op, by_row, narrowed
 from minimax_m2.harness.ops import rms_norm
 
 FACTORS: dict[str, tuple[Field, ...]] = {
@@ -59,4 +59,5 @@ OP = Op(
     shapes={"decode": {"T": 32, "I": 1536}, "prefill": {"T": 256, "I": 1536}},
     cost=cost,
     budgeted=("gate_up",),
+    rows=by_row("gate_up"),
 )

@@ -6,7 +6,7 @@ from typing import Any
 
 from minimax_m2.harness.bits import Bits
 from minimax_m2.harness.case import Case, Field
-from minimax_m2.harness.op import Cost, Op
+from minimax_m2.harness.op import Cost, Op, by_row
 from minimax_m2.harness.ops import block_quant, rms_norm, swiglu
 
 FACTORS: dict[str, tuple[Field, ...]] = {
@@ -50,4 +50,5 @@ OP = Op(
     cost=cost,
     parts=("swiglu", "block_quant"),
     budgeted=("gate_up",),
+    rows=by_row("gate_up"),
 )
