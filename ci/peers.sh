@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# Peers: the wheels of ci/constraints/peers.txt, each below .peers/, without what they depend on.
+# Peers: the wheels of a list, each below .peers/, without what they depend on: ci/peers.sh [LIST] [pip's options]
 set -euo pipefail
 cd "$(dirname "$0")/.."
-grep -v '^#' ci/constraints/peers.txt | while read -r wheel with; do
+list=ci/constraints/peers.txt
+[[ ${1:-} == *.txt ]] && { list=$1; shift; }
+grep -v '^#' "$list" | while read -r wheel with; do
     folder=.peers/${wheel%%==*}
     [[ -e $folder/$wheel ]] && continue
     rm -rf "$folder"

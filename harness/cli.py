@@ -61,9 +61,9 @@ def built_in(name: str, device: str = "cpu") -> Provider:
     found = peers.source(name)
     if (reason := peers.absence(name)) is not None:
         raise ValueError(f"provider {name!r} is not here: {reason}")
-    if device != "cpu":
-        raise ValueError(f"provider {name!r} runs on cpu, not on {device}")
-    return isolated(found, name=name)
+    if device != peers.device_of(name):
+        raise ValueError(f"provider {name!r} runs on {peers.device_of(name)}, not on {device}")
+    return isolated(found, name=name) if device == "cpu" else peers.on_gpu(name)
 
 
 def chosen(files: list[Path] | None, names: list[str] | None, device: str = "cpu") -> list[Provider]:

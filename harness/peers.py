@@ -1,7 +1,8 @@
 """Other engines' kernels, by name: where their wheels lie, and why one is not here.
 
 ``make peers`` puts each wheel, without what it depends on, into a folder of its own under ``.peers/``; their libraries
-clash in one process and some kill it, so each peer runs in a worker.
+clash in one process and some kill it, so each peer of a CPU runs in a worker. Those of a GPU run in the process that
+asks: a second one would take turns with it on the device.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 
 import torch
 
@@ -29,6 +31,10 @@ PEERS = {
     "zentorch": ("zentorch", "provider"),
     "kt-kernel": ("kt_kernel", "provider"),
     "torch-compile": ("torch_compile", "provider"),
+    "vllm-cuda": ("vllm_cuda", "vllm"),
+    "vllm-cuda-grouped": ("vllm_cuda", "grouped"),
+    "deep-gemm": ("deep_gemm", "provider"),
+    "torch-cuda": ("torch_cuda", "provider"),
 }
 # Providers that need no process of their own, and may have one.
 BUILT_IN = {
@@ -75,20 +81,34 @@ def source(name: str) -> str:
 
 def can(name: str) -> Refusals:
     """What a peer can express; no library is loaded for it."""
-    module, function = PEERS[name]
-    return importlib.import_module(f"minimax_m2.harness.providers.{module}").CAN[function]
+    return _module(name).CAN[PEERS[name][1]]
 
 
 def offers(name: str) -> tuple[str, ...]:
     """The ops that a peer offers; no library is loaded for it."""
-    module, function = PEERS[name]
-    offered = importlib.import_module(f"minimax_m2.harness.providers.{module}").OFFERS[function]
+    offered = _module(name).OFFERS[PEERS[name][1]]
     return tuple(op for op in all_ops() if op in offered)
+
+
+def device_of(name: str) -> str:
+    """Where a peer's kernels run."""
+    return getattr(_module(name), "DEVICE", "cpu")
 
 
 def absence(name: str) -> str | None:
     """Why a peer cannot run here, or None."""
-    return importlib.import_module(source(name).partition(":")[0]).absence()
+    return _module(name).absence()
+
+
+def on_gpu(name: str) -> Provider:
+    """A peer's kernels on the GPU, in this process. Raises NotHere with the reason where it is absent."""
+    if (reason := absence(name)) is not None:
+        raise NotHere(f"{name} is not here: {reason}")
+    return getattr(_module(name), PEERS[name][1])()
+
+
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(source(name).partition(":")[0])
 
 
 def process_source(name: str) -> str:
@@ -100,8 +120,10 @@ def process_source(name: str) -> str:
 def apart(name: str, *, deadline: float = DEADLINE) -> Iterator[tuple[Worker, Provider]]:
     """A provider by name or file in a process of its own, which ends with the block.
 
-    Raises NotHere with the reason where a peer is absent, ValueError for an unknown name.
+    Raises NotHere with the reason where a peer is absent, ValueError for an unknown name or a peer of a GPU.
     """
+    if name in PEERS and device_of(name) != "cpu":
+        raise ValueError(f"provider {name!r} runs on {device_of(name)}, in the process that asks; it has no own one")
     if name in PEERS and (reason := absence(name)) is not None:
         raise NotHere(f"{name} is not here: {reason}")
     with closing(Worker(process_source(name), deadline=deadline)) as worker:

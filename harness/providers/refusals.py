@@ -18,11 +18,13 @@ class Refusals:
     engine  its name in the message
     can     the values it can express, by op and case field; a field left out is free
     sizes   by op, why a case's sizes are refused, or None
+    fits    by op, sizes that are not, where hardly a drawn case has such
     """
 
     engine: str
     can: Mapping[str, Mapping[str, tuple[Field, ...]]]
     sizes: Mapping[str, Callable[[Case], str | None]] = field(default_factory=dict)
+    fits: Mapping[str, Mapping[str, tuple[Field, ...]]] = field(default_factory=dict)
 
     def __call__(self, op: Op, case: Case) -> str | None:
         for name, values in self.can.get(op.name, {}).items():
@@ -37,6 +39,7 @@ class Refusals:
         for i in count():
             for case in sampled(op, 1, start=i):
                 moved = {name: values[i % len(values)] for name, values in can.items() if case[name] not in values}
+                moved |= {name: values[i % len(values)] for name, values in self.fits.get(op.name, {}).items()}
                 settled = op.settle({name: value for name, value in case.but(**moved).items() if name != "op"})
                 fit = None if settled is None else Case({"op": op.name, **settled})
                 if fit is not None and self(op, fit) is None:

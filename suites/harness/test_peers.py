@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
 
+from minimax_m2.harness import devices
 from minimax_m2.harness.bits import Bits
 from minimax_m2.harness.case import Case
 from minimax_m2.harness.cli import built_in
 from minimax_m2.harness.judge import judge
 from minimax_m2.harness.op import find_op
 from minimax_m2.harness.ops.experts import ids_of
-from minimax_m2.harness.peers import PEERS, NotHere, absence, apart, built_for, can, library, offers, source
+from minimax_m2.harness.peers import PEERS, NotHere, absence, apart, built_for, can, device_of, library, offers, source
 from minimax_m2.harness.provider import Provider
 from minimax_m2.harness.verdict import Outcome
 
@@ -58,7 +60,9 @@ def peers() -> Iterator[Callable[[str], Provider]]:
             reason = absence(name)
             if reason is not None:
                 pytest.skip(f"{name} is not here: {reason}")
-            if name not in providers:
+            if name not in providers and device_of(name) == "gpu":
+                providers[name] = built_in(name, "gpu")
+            elif name not in providers:
                 _, providers[name] = stack.enter_context(apart(name))
             return providers[name]
 
@@ -114,6 +118,38 @@ def test_what_a_peer_cannot_express_is_refused_by_name(name: str, op: str) -> No
     for field, values in refuses.can.get(op, {}).items():
         for other in set(declared.factors.get(field, ())) - set(values):
             assert f"{field}={other}" in str(refuses(declared, fits[0].but(**{field: other})))
+
+
+@pytest.mark.parametrize("name, op", ALL, ids=lambda word: word)
+def test_a_contract_is_one_that_an_engine_has(name: str, op: str) -> None:
+    declared, (case,) = find_op(op), can(name).fitting(find_op(op), 1)
+    module, _ = PEERS[name]
+    contracts = import_module(f"minimax_m2.harness.providers.{module}").__dict__.get("CONTRACT", {})
+    found = contracts.get(op, {})
+    # full_contract refuses what no source stands behind.
+    assert declared.full_contract(case, found)["tensor_core"] in (None, "bfloat16", "e4m3")
+
+
+@pytest.mark.parametrize("name", [name for name in PEERS if device_of(name) == "gpu"])
+def test_a_peer_of_a_gpu_has_no_process_of_its_own(name: str) -> None:
+    with pytest.raises(ValueError, match=f"'{name}' runs on gpu, in the process that asks"), apart(name):
+        pass
+    with pytest.raises(ValueError, match=f"provider '{name}' (is not here|runs on gpu, not on cpu)"):
+        built_in(name)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what is missing where there is no GPU")
+@pytest.mark.parametrize("name", [name for name in PEERS if device_of(name) == "gpu"])
+def test_a_peer_of_a_gpu_is_not_here_without_one(name: str) -> None:
+    assert absence(name) == "torch sees no CUDA device"
+
+
+def test_a_wheel_for_a_gpu_that_is_not_installed_has_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MINIMAX_M2_PEERS", str(tmp_path))
+    monkeypatch.setattr(devices, "absence", lambda device: None)
+    told = "_C_stable_libtorch.abi3.so of vllm is not installed; make peers-gpu"
+    assert absence("vllm-cuda") == absence("vllm-cuda-grouped") == absence("deep-gemm") == told
+    assert absence("torch-cuda") is None
 
 
 def test_a_peer_is_a_provider_of_every_command(peers: Callable[[str], Provider]) -> None:
