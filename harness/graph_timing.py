@@ -19,6 +19,11 @@ def sets_for(bytes_of_a_call: int) -> int:
     return max(1, min(MOST_SETS, math.ceil(ROTATED_BYTES / max(bytes_of_a_call, 1))))
 
 
+def is_cold(bytes_of_a_call: int) -> bool:
+    """Whether the sets together are so large that no call finds its inputs in the cache."""
+    return sets_for(bytes_of_a_call) * bytes_of_a_call >= ROTATED_BYTES
+
+
 def replayed(calls: Sequence[Callable[[], object]], *, budget: float) -> list[float]:
     """Seconds a call, one figure a replay, within about ``budget`` seconds of replays.
 

@@ -11,9 +11,11 @@ import json
 import os
 import statistics
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from math import comb
 from pathlib import Path
+
+import torch
 
 from minimax_m2.harness.record import Record
 from minimax_m2.harness.stopwatch import Clock, Timed
@@ -112,6 +114,8 @@ class PairRecord:
     setting    the case fields that were set beside the shape's
     processes  1 where both ran in this process, 2 where each had its own
     others     how many cores other work took meanwhile: a kernel of several threads waits for each of them
+    at_least   the ratio that was asked for, if any
+    clocks     of a GPU right after: ``sm_mhz``, ``power_w`` and ``celsius``, where it tells
     """
 
     a: Record
@@ -124,6 +128,8 @@ class PairRecord:
     others: float
     setting: dict[str, int | str]
     date: str
+    at_least: float | None = None
+    clocks: dict[str, int] = field(default_factory=dict)
     schema: int = SCHEMA
 
     @property
@@ -138,6 +144,20 @@ class PairRecord:
             raise ValueError(f"line {line[:60]!r} is no comparison of schema {SCHEMA}")
         a, b = (Record.from_json(json.dumps(found.pop(side))) for side in ("a", "b"))
         return cls(a=a, b=b, **found)
+
+
+def clocks(device: str) -> dict[str, int]:
+    """What a GPU's clocks and power are now; nothing of other devices, or where no library of the driver tells."""
+    if device != "gpu":
+        return {}
+    try:
+        return {
+            "sm_mhz": int(torch.cuda.clock_rate()),
+            "power_w": round(torch.cuda.power_draw() / 1000),
+            "celsius": int(torch.cuda.temperature()),
+        }
+    except (ModuleNotFoundError, RuntimeError):
+        return {}
 
 
 class Others:

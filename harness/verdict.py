@@ -25,6 +25,7 @@ class Outcome(Enum):
     OUT_OF_MEMORY = "out of memory"
     NOT_A_NUMBER = "not a number"
     WROTE_INPUT = "wrote its input"
+    IMPOSSIBLE = "impossible"
     VACUOUS = "vacuous"
     UNSUPPORTED = "unsupported"
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from minimax_m2.harness.commands_bench import Side
+from minimax_m2.harness.contenders import Side
 from minimax_m2.harness.provenance import ROOT
 from minimax_m2.harness.providers.ours import BUILD
 from minimax_m2.harness.worker import Worker, provider_in

@@ -16,7 +16,8 @@ from pathlib import Path
 import torch
 
 from minimax_m2.harness.case import Case
-from minimax_m2.harness.commands_bench import Refused, Side, compared, timed_alone
+from minimax_m2.harness.commands_bench import timed_alone
+from minimax_m2.harness.contenders import Refused, Side, compared
 from minimax_m2.harness.history.weight import CALLS
 from minimax_m2.harness.op import Op, all_ops, find_op
 from minimax_m2.harness.provenance import kernel_hash, position

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from minimax_m2.harness.commands_bench import side
+from minimax_m2.harness.contenders import side
 from minimax_m2.harness.history.builds import resolved, side_of, taken_out
 from minimax_m2.harness.history.files import Content
 from minimax_m2.harness.history.measuring import Night, Outcome, place, plan

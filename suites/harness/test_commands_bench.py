@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from minimax_m2.harness.commands_bench import draws, settings, shaped
+from minimax_m2.harness.contenders import draws, settings, shaped
 from minimax_m2.harness.op import find_op
 from minimax_m2.harness.paired import read_pairs
 from minimax_m2.harness.record import read
