@@ -16,22 +16,39 @@ HEADER = (
     "| op | case | ours us | peer | peer us | ratio | 95 % interval | of roof |",
     "|---|---|---|---|---|---|---|---|",
 )
+# What two runs of one kernel differ by.
+SLACK = 0.03
 
 
 def performance_table(pairs: Sequence[PairRecord]) -> str:
-    """Markdown: one row a comparison, by op; where a side is wrong or the machine was busy, that instead of a ratio."""
-    rows: list[str] = list(HEADER)
+    """Markdown: one row a comparison, by op; where a side is wrong or the machine was busy, that instead of a ratio.
+
+    Where ratios were asked for, a last column says which of them were reached.
+    """
+    asked = any(pair.at_least is not None for pair in pairs)
+    rows: list[str] = [f"{HEADER[0]} asked |", f"{HEADER[1]}---|"] if asked else list(HEADER)
     for pair in sorted(pairs, key=lambda p: (p.a.op, p.b.provider)):
-        rows.append(_row(pair))
+        rows.append(_row(pair) + (f" {reached(pair)} |" if asked else ""))
     return "\n".join(rows)
+
+
+def reached(pair: PairRecord) -> str:
+    """The ratio that was asked for, and whether it was reached but for what runs differ by."""
+    if pair.at_least is None:
+        return ""
+    right = pair.a.passed and pair.b.passed
+    return f"{pair.at_least:g} {'met' if right and pair.ratio >= pair.at_least * (1 - SLACK) else 'missed'}"
 
 
 def caption(pairs: Sequence[PairRecord], path: Path) -> str:
     """The line above the table: that it is measured, from which record, when and where."""
     machine, dates = pairs[0].a.machine, sorted({pair.date for pair in pairs})
+    place = f"{machine['processor']}, {machine['threads']} threads"
+    if pairs[0].a.device == "gpu":
+        place = f"{machine['accelerator']}, driver {machine['driver']}"
     return (
         f"*measured* ({path.parent.parent.name}/{path.parent.name}/{path.name}, {', '.join(dates)}, "
-        f"{machine['processor']}, {machine['threads']} threads, torch {machine['torch']})"
+        f"{place}, torch {machine['torch']})"
     )
 
 
@@ -41,7 +58,7 @@ def _row(pair: PairRecord) -> str:
     cells = [pair.a.op, _case(pair), _us(pair.a), peer, _us(pair.b)]
     if wrong:
         cells += [f"{wrong[0].provider} is {wrong[0].outcome}", "", ""]
-    elif pair.others > BUSY:
+    elif pair.others > BUSY and pair.a.device != "gpu":
         cells += ["busy machine", f"{pair.low:.2f} to {pair.high:.2f}", ""]
     else:
         share = "" if pair.a.timing is None else f"{100 * pair.a.timing.share:.0f} %"

@@ -5,13 +5,21 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from minimax_m2.harness.judge import judge
 from minimax_m2.harness.op import find_op
-from minimax_m2.harness.paired import BUSY, Others, PairRecord
+from minimax_m2.harness.paired import BUSY, Others, PairRecord, read_pairs
 from minimax_m2.harness.performance import caption, performance_table
 from minimax_m2.harness.providers.plain import plain
 from minimax_m2.harness.record import Record, Timing
 
+ROOT = Path(__file__).resolve().parents[2]
+# Records that a table of docs/performance.md is made of.
+PAGES = [
+    ROOT / "ci" / "results" / name
+    for name in ("pairs-20261122.jsonl", "models-20261122.jsonl", "gpu-h200-20261122-pairs.jsonl")
+]
 TIMING = Timing(
     shape="decode", call="rms_norm", median_us=2.5, best_us=2.0, calls=24, bytes=10, flops=10, roof_us=1.0
 )  # fmt: skip
@@ -40,6 +48,36 @@ def test_a_ratio_of_a_busy_machine_is_no_result() -> None:
     found = row(replace(PAIR, others=2 * BUSY))
     assert "busy machine" in found
     assert "1.75" not in found
+
+
+@pytest.mark.parametrize(
+    "asked, told", [(1.75, "1.75 met"), (1.8, "1.8 met"), (1.81, "1.81 missed"), (1, "1 met"), (None, "")]
+)
+def test_a_ratio_that_was_asked_for_is_met_but_for_what_runs_differ_by(asked: float | None, told: str) -> None:
+    table = performance_table([replace(PAIR, at_least=asked), replace(PAIR, at_least=1.0)]).splitlines()
+    assert table[0].endswith("| of roof | asked |")
+    assert table[2].endswith(f"| 40 % | {told} |")
+
+
+def test_a_wrong_peer_meets_no_target() -> None:
+    assert row(replace(PAIR, at_least=1.0, b=replace(PAIR.b, outcome="impossible"))).endswith("| 1 missed |")
+
+
+def test_other_work_on_the_processor_is_no_matter_to_a_gpu() -> None:
+    assert "1.75" in row(replace(PAIR, others=2 * BUSY, a=replace(SIDE, device="gpu")))
+
+
+def test_the_caption_names_the_gpu() -> None:
+    card = SIDE.machine | {"accelerator": "NVIDIA H200", "driver": "580"}
+    found = caption([replace(PAIR, a=replace(SIDE, device="gpu", machine=card))], Path("ci/results/pairs.jsonl"))
+    assert ", NVIDIA H200, driver 580, torch " in found
+
+
+@pytest.mark.parametrize("record", PAGES, ids=lambda path: path.name)
+def test_the_page_shows_a_record_as_it_is(record: Path) -> None:
+    pairs, page = read_pairs(record), (ROOT / "docs" / "performance.md").read_text()
+    assert caption(pairs, record) in page
+    assert performance_table(pairs) in page
 
 
 def test_the_caption_names_record_date_and_machine() -> None:
