@@ -114,8 +114,9 @@ def _models(providers: Iterable[Provider], folder: Path) -> dict[str, tuple[Call
         own, steps = own_steps(provider)
         # Plain torch is the reference in float32; transformers is scored below as the model that it ships.
         if provider.name not in ("plain", "transformers") and own:
-            found[f"{provider.name} bfloat16"] = (partial(provider_model, provider, folder), own, steps)
-            found[f"{provider.name} fp8"] = (partial(provider_model, provider, folder, keep_quantized=True), own, steps)
+            name = provider.name if provider.device == "cpu" else f"{provider.name} {provider.device}"
+            found[f"{name} bfloat16"] = (partial(provider_model, provider, folder), own, steps)
+            found[f"{name} fp8"] = (partial(provider_model, provider, folder, keep_quantized=True), own, steps)
     if importlib.util.find_spec("transformers") is not None:
         found["transformers bfloat16"] = (partial(_transformers_bfloat16, folder), 0, 0)
     return found

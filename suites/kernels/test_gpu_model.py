@@ -26,11 +26,11 @@ pytestmark = [
 def test_it_reads_text_as_the_reference_does() -> None:
     assert FOLDER is not None
     rows = {row.provider: row for row in score_models([ours("gpu")], FOLDER, windows=1, length=128, run="now")}
-    plain, fast = rows["reference bfloat16"].score, rows["ours bfloat16"].score
+    plain, fast = rows["reference bfloat16"].score, rows["ours gpu bfloat16"].score
     assert plain is not None
-    assert fast is not None, rows["ours bfloat16"].reason
+    assert fast is not None, rows["ours gpu bfloat16"].reason
     assert fast.divergence <= 2 * plain.divergence
-    assert rows["ours fp8"].score is not None, rows["ours fp8"].reason
+    assert rows["ours gpu fp8"].score is not None, rows["ours gpu fp8"].reason
 
 
 def test_every_step_is_ours_and_captured_states_are_the_stream() -> None:
