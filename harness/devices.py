@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from functools import cache
+from pathlib import Path
 
 import torch
 
@@ -21,6 +23,15 @@ def synchronise(device: str) -> None:
         torch.cuda.synchronize()
     elif device == "npu":
         torch.npu.synchronize()  # type: ignore[attr-defined]
+
+
+def available_bytes() -> int:
+    """Memory of the host that can be had without taking it from anybody: what Linux says, or its free pages."""
+    info = Path("/proc/meminfo")
+    if info.is_file():
+        found = dict(line.split(":", 1) for line in info.read_text().splitlines())
+        return int(found["MemAvailable"].split()[0]) << 10
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 @cache

@@ -18,7 +18,7 @@ import torch
 
 from minimax_m2.harness.case import Case
 from minimax_m2.harness.continuation import CHUNK, Continuation, likeliest, prefilled
-from minimax_m2.harness.devices import synchronise, torch_device
+from minimax_m2.harness.devices import available_bytes, synchronise, torch_device
 from minimax_m2.harness.graph_timing import replayed
 from minimax_m2.harness.model_verdict import DEFECTS
 from minimax_m2.harness.providers.ours import ours
@@ -27,7 +27,16 @@ from minimax_m2.harness.relay import Relay
 from minimax_m2.harness.run import run_name
 from minimax_m2.harness.symmetric import Symmetric
 from minimax_m2.harness.verdict import Outcome, Verdict
-from minimax_m2.harness.wide_model import Bytes, WideModel, active_experts, bytes_of, judge_of, proof, wide_model
+from minimax_m2.harness.wide_model import (
+    Bytes,
+    WideModel,
+    active_experts,
+    bytes_of,
+    drawn_bytes,
+    judge_of,
+    proof,
+    wide_model,
+)
 from minimax_m2.reference.communicator import Communicator, Single
 from minimax_m2.reference.config import MiniMaxM2Config
 
@@ -82,9 +91,13 @@ def timed_plan(
     plan: Plan, config: MiniMaxM2Config, voice: Communicator | None = None, *, device: str,
     tell: Tell = lambda text: None,
 ) -> Iterator[Record]:  # fmt: skip
-    """Draw the model, prove it, time its loads; a wrong one is not timed, a load that does not fit is told so."""
+    """Draw the model, prove it, time its loads; a wrong one is not timed, what does not fit is told so."""
     voice, label = voice or Single(), run_name()
     config = replace(config, num_hidden_layers=plan.layers)
+    if (reason := _refusal(voice, device, drawn_bytes(config, voice.size) + SPARE_BYTES)) is not None:
+        told = f"{plan.layers} layers do not fit: {reason}; set fewer layers, or more ranks"
+        yield _record(plan.case(voice.size), device, label, None, told, Outcome.UNSUPPORTED)
+        return
     tell(f"drawing {plan.layers} layers")
     wide = wide_model(plan.case(voice.size), config, ours(device), voice, torch_device(device))
     size, evidence = bytes_of(wide.weights, config), ""
@@ -104,21 +117,20 @@ def timed_plan(
             case = wide.case.but(phase=phase, B=sequences, S=held)
             needed = sequences * (held + plan.tokens + 16) * size.keys + SPARE_BYTES
             if (reason := _refusal(voice, device, needed)) is not None:
-                yield _record(case, wide, label, None, reason, Outcome.UNSUPPORTED)
+                yield _record(case, device, label, None, reason, Outcome.UNSUPPORTED)
                 continue
             timing, told = timed(wide, case, plan.tokens, size, speed)
-            yield _record(case, wide, label, timing, f"{told}; {evidence}" if evidence else told, Outcome.PASS)
+            yield _record(case, device, label, timing, f"{told}; {evidence}" if evidence else told, Outcome.PASS)
             _free(device)
 
 
 def _refusal(voice: Communicator, device: str, needed: int) -> str | None:
-    """Why a cache does not fit on some rank, or None; all ranks agree."""
-    if device != "gpu":
+    """Why so much does not fit on some rank, or None; all ranks agree."""
+    free = torch.cuda.mem_get_info()[0] if device == "gpu" else available_bytes()
+    lacking = torch.tensor([float(max(0, needed - free))], device=torch_device(device))
+    if not float(voice.all_reduce(lacking, label="free memory")):
         return None
-    free = torch.cuda.mem_get_info()[0]
-    shortest = -torch.tensor([float(max(0, needed - free))], device="cuda")
-    lacks = -float(voice.all_reduce(shortest, label="free memory"))
-    return f"{needed / 1e9:.1f} GB of cache and workspace are needed, {free / 1e9:.1f} GB are free" if lacks else None
+    return f"{needed / 1e9:.1f} GB of weights, cache and workspace are needed, {free / 1e9:.1f} GB are free"
 
 
 def _free(device: str) -> None:
@@ -187,12 +199,11 @@ def _timing(case: Case, call: str, seconds: Sequence[float], moved: int, speed: 
 
 
 def _record(
-    case: Case, wide: WideModel, label: str, timing: Timing | None, evidence: str, outcome: Outcome
+    case: Case, device: str, label: str, timing: Timing | None, evidence: str, outcome: Outcome
 ) -> Record:  # fmt: skip
     found = Verdict(
-        outcome=outcome, op="model", case=case, provider=wide.provider.name, device=wide.provider.device, variant="",
-        evidence=(evidence,),
-    )  # fmt: skip
+        outcome=outcome, op="model", case=case, provider="ours", device=device, variant="", evidence=(evidence,)
+    )
     return replace(Record.of(found, run=label, timing=timing, purpose="bench"), kind="model step")
 
 

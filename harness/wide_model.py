@@ -52,6 +52,15 @@ def wide_model(
     return WideModel(case=case, config=config, weights=weights, model=model, voice=voice, provider=provider)
 
 
+def drawn_bytes(config: MiniMaxM2Config, ranks: int) -> int:
+    """What a rank's share of a drawn model takes, and the whole layer and the float32 rows that are there meanwhile."""
+    experts = config.num_local_experts * 3 * config.hidden_size * config.intermediate_size
+    layer = experts + 2 * config.hidden_size * (config.q_width + config.kv_width) + 4 * config.num_local_experts
+    rows = 2 * config.vocab_size * config.hidden_size
+    # Embedding and head are bfloat16, and float32 beside it for the reference.
+    return (config.num_hidden_layers * layer + 6 * rows) // ranks + (2 * layer if ranks > 1 else 0)
+
+
 class Bytes(NamedTuple):
     """What a step reads at least, on one rank: every weight that its tokens need, and every cached key, once."""
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
+from typing import Any, cast
 
 import pytest
 import torch
 
-from minimax_m2.harness.graph_decode import StaticStep
+from minimax_m2.harness.graph_decode import GraphDecoder, StaticStep
 from minimax_m2.harness.parallel import CONFIGS, another_order
 from minimax_m2.harness.random_weights import random_weights
 from minimax_m2.reference.communicator import Communicator, Threads
@@ -89,3 +91,29 @@ def test_the_table_of_angles_that_a_graph_reads_stays() -> None:
     assert table() is not None
     del static
     assert table() is None
+
+
+class OnPaper:
+    """A graph without a GPU: what a call put out keeps its place, and a replay writes there and nowhere else."""
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        call()
+        self._owner, self._call = cast(Any, call).__self__, call
+        self._out = self._owner.logits
+
+    def replay(self) -> None:
+        before = self._owner.logits, self._owner.states
+        self._call()
+        self._out.copy_(self._owner.logits)
+        self._owner.logits, self._owner.states = before
+
+
+def test_a_replay_returns_its_own_results_after_a_run_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("minimax_m2.harness.graph_decode.captured", OnPaper)
+    model = MiniMaxM2(CONFIG, WEIGHTS)
+    caches = [model.new_cache(tokens=[8], page_size=4) for _ in range(2)]
+    decoder = GraphDecoder(model, caches[0], sequences=1, max_seq_len=8)
+    for token in range(3):
+        replayed = decoder.step(torch.tensor([token]), caches[0].append({0: 1})).clone()
+        decoder.run()
+        assert torch.equal(replayed, model.decode(torch.tensor([token]), caches[1], sequences=[0]))

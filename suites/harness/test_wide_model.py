@@ -14,7 +14,7 @@ from minimax_m2.harness.provider import Provider
 from minimax_m2.harness.providers.plain import plain
 from minimax_m2.harness.random_fp8 import random_fp8
 from minimax_m2.harness.record import Record
-from minimax_m2.harness.wide_model import bytes_of, judge_of, proof, wide_model
+from minimax_m2.harness.wide_model import bytes_of, drawn_bytes, judge_of, proof, wide_model
 from minimax_m2.reference.communicator import Communicator, Single, Threads
 from minimax_m2.reference.config import MiniMaxM2Config
 from minimax_m2.reference.sharding import Layout
@@ -105,6 +105,23 @@ def test_a_plan_is_proven_then_timed_and_its_table_says_so() -> None:
     assert decode.bytes > prefill.bytes // 3
     assert model_table(found, "decode").splitlines()[-1].startswith("| 2 | 1 |  | 2 | 5 | ")
     assert proof_table(found).count("| pass | relative error") == 2
+
+
+def test_what_does_not_fit_is_told_before_it_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("minimax_m2.harness.model_bench.available_bytes", lambda: 10**9)
+    (found,) = timed_plan(PLAN, CONFIG, Single(), device="cpu")
+    assert (found.outcome, found.timing) == ("unsupported", None)
+    assert (
+        "2 layers do not fit: 1.6 GB of weights, cache and workspace are needed, 1.0 GB are free" in found.evidence[0]
+    )
+
+
+def test_a_model_takes_no_more_than_is_said_before() -> None:
+    whole = random_fp8(CONFIG, seed=4)
+    held = bytes_of(whole, CONFIG).of(active=CONFIG.num_local_experts, cached=0) + whole.embed_tokens.nbytes
+    assert held <= drawn_bytes(CONFIG, 1) <= 2 * held
+    # The released model: 227.6 GB of layers, and the embedding and the head in bfloat16 and float32.
+    assert drawn_bytes(MiniMaxM2Config(), 1) // 10**9 == 234
 
 
 def test_a_wrong_model_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
