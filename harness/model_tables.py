@@ -59,6 +59,15 @@ def proof_table(records: Sequence[Record]) -> str:
     return "\n".join(["| layers | GPUs | sums by | phase | verdict | evidence |", "|---|---|---|---|---|---|", *rows])
 
 
+def language_table(path: Path) -> str:
+    """Markdown: what a trained model on our kernels made of a text, on one GPU and over ranks, from a ranks' record."""
+    (found,) = (line for _, line in parsed(path, lambda text: None) if line.get("what") == "tiny-m2")
+    rows = [f"| reference float64 | {found['reference']:.4f} | 0 |"]
+    for name, score in found["scores"].items():
+        rows.append(f"| {name} | {score['cross_entropy']:.4f} | {score['divergence']:.1e} |")
+    return "\n".join(["| layout and weights | cross-entropy | divergence |", "|---|---|---|", *rows])
+
+
 def _sums(record: Record) -> str:
     case = record.case
     return "" if case["tp"] == 1 else {"ranks": "NCCL", "symmetric": "peers' memory"}[str(case["sums"])]

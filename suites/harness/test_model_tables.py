@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from minimax_m2.harness.model_tables import HEADERS, caption, model_table, proof_table, read_model_steps
+from minimax_m2.harness.model_tables import HEADERS, caption, language_table, model_table, proof_table, read_model_steps
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORDS = sorted((ROOT / "ci" / "results").glob("gpu-*-model.jsonl"))
@@ -19,6 +19,10 @@ def test_the_page_has_what_the_records_give(path: Path) -> None:
     records = read_model_steps(path)
     tables = [proof_table(records), *(model_table(records, phase) for phase in HEADERS)]
     assert [table for table in tables if f"{caption(records, path)}\n{table}\n" not in PAGE] == []
+
+
+def test_the_page_has_what_a_trained_model_made_of_a_text() -> None:
+    assert language_table(ROOT / "ci" / "results" / "gpu-h200x2-20261122-ranks.jsonl") in PAGE
 
 
 @pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
