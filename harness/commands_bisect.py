@@ -23,7 +23,7 @@ from minimax_m2.harness.commands_drift import (
 from minimax_m2.harness.drift.asking import FLOAT64, candidate_of, lockstep_cells, reference_of, subject_of
 from minimax_m2.harness.drift.bisect import Blame, blamed
 from minimax_m2.harness.drift.record import Asked, Drift, kept, read_drift
-from minimax_m2.harness.drift.running import PINNED, Beside
+from minimax_m2.harness.drift.running import Beside
 from minimax_m2.harness.drift.tables import number, place
 from minimax_m2.harness.wrong_use import WrongUse, asked
 
@@ -66,7 +66,7 @@ def model(
             bar.update(task, description=text, completed=share)
 
         cells = lockstep_cells(subject, one, leader, tell)
-        found = blamed(cells, one, Beside(subject, modes=[PINNED], tell=tell), rest=leader, tell=tell)
+        found = blamed(cells, one, Beside(subject, tell=tell), rest=leader, tell=tell)
     if as_json:
         typer.echo(json.dumps(asdict(found), default=str))
     else:

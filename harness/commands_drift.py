@@ -8,18 +8,31 @@ from typing import Annotated, NoReturn
 import torch
 import typer
 
-from minimax_m2.harness.drift.asking import FLOAT64, candidate_of, is_streamed, lockstep_cells, reference_of, subject_of
+from minimax_m2.harness.drift.asking import (
+    EXPLAINED,
+    FLOAT64,
+    candidate_of,
+    is_recorded,
+    is_streamed,
+    lockstep_cells,
+    recording_for,
+    reference_of,
+    subject_of,
+)
 from minimax_m2.harness.drift.calls import Call
 from minimax_m2.harness.drift.picture import picture
 from minimax_m2.harness.drift.record import Asked, Drift, kept, read_drift
+from minimax_m2.harness.drift.recorded_calls import recorded_cells, recorded_run
 from minimax_m2.harness.drift.repro import write_repro
-from minimax_m2.harness.drift.running import FREE, PINNED, Beside
+from minimax_m2.harness.drift.running import FREE, PINNED, Beside, Found
 from minimax_m2.harness.drift.tables import first_odd, heat, place, ranking, whole_runs
-from minimax_m2.harness.drift.trajectory import walk
+from minimax_m2.harness.drift.trajectory import Subject, Tell, walk
 from minimax_m2.harness.repro import NotWritten
 from minimax_m2.harness.wrong_use import WrongUse, asked
 
-CandidateOption = Annotated[str, typer.Option(help="NAME, NAME:VARIANT, or a .py file, which is code and runs")]
+CandidateOption = Annotated[
+    str, typer.Option(help="NAME, NAME:VARIANT, a .py file, which is code and runs, or a .toml that names a dump")
+]
 ReferenceOption = Annotated[str, typer.Option(help="fp64, or the provider whose way the steps are fed from")]
 ModelOption = Annotated[str, typer.Option(help="a checkpoint's folder, or m2-width[:LAYERS], drawn; default: tiny-m2")]
 TokensOption = Annotated[str, typer.Option(help="a JSON list of token ids; default: the folder's own text")]
@@ -57,18 +70,16 @@ def drift(
     subject = subject_of(wanted)
     if modes and is_streamed(subject):
         raise WrongUse(f"--model {model}: its layers are not kept, so only --lockstep can be asked of it")
-    one = candidate_of(wanted, subject.config.num_hidden_layers)
-    leader = reference_of(wanted)
+    if is_recorded(candidate) and pinned:
+        raise WrongUse(f"{candidate} is a record: its experts are chosen; ask --lockstep or --free of it")
     with working() as bar:
         task = bar.add_task("starting", total=1.0)
 
         def tell(text: str, share: float) -> None:
             bar.update(task, description=text, completed=share)
 
-        cells = lockstep_cells(subject, one, leader, tell) if lockstep or everything else ()
-        beside = Beside(subject, modes=modes, tell=tell) if modes else None
-        runs = tuple(beside.held(one, mode) for mode in modes) if beside else ()
-    found = Drift.of(subject, one, wanted, cells=cells, runs=runs)
+        looked = recorded if is_recorded(candidate) else called
+        found = looked(subject, wanted, modes, tell, lockstep=lockstep or everything)
     path = kept(found)
     if picture_ is not None:
         picture_.write_text(picture(found))
@@ -77,6 +88,32 @@ def drift(
     else:
         show(found)
     conclude(found, path)
+
+
+def called(subject: Subject, wanted: Asked, modes: list[str], tell: Tell, *, lockstep: bool) -> Drift:
+    """Look at a candidate whose steps can be called."""
+    one, leader = candidate_of(wanted, subject.config.num_hidden_layers), reference_of(wanted)
+    cells = lockstep_cells(subject, one, leader, tell) if lockstep else ()
+    beside = Beside(subject, tell=tell) if modes else None
+    runs = tuple(beside.held(one, mode) for mode in modes) if beside else ()
+    return Drift.of(subject, one, wanted, cells=cells, runs=runs)
+
+
+def recorded(subject: Subject, wanted: Asked, modes: list[str], tell: Tell, *, lockstep: bool) -> Drift:
+    """Look at what a candidate left of one pass. WrongUse where only a whole run is asked for and it has none."""
+    from minimax_m2.harness.cli import errors
+
+    tell("the candidate's own pass", 0.0)
+    one = recording_for(wanted, subject)
+    cells = tuple(recorded_cells(subject, one, tell, explain=EXPLAINED)) if lockstep else ()
+    runs: tuple[Found, ...] = ()
+    try:
+        runs = (Beside(subject, tell=tell).found(recorded_run(subject, one), FREE),) if FREE in modes else ()
+    except ValueError as error:
+        if not lockstep:
+            raise WrongUse(str(error)) from error
+        errors.print(f"no whole run: {error}", markup=False, highlight=False, soft_wrap=True)
+    return Drift.of(subject, one, wanted, cells=cells, runs=runs)
 
 
 def show(found: Drift) -> None:
@@ -103,13 +140,28 @@ def conclude(found: Drift, path: Path) -> None:
         count = f"{len(found.wrong)} places are" if len(found.wrong) > 1 else "one place is"
         told = f"layer {worst.layer}, {worst.step}: {worst.used:.3g} x its budget; {count} wrong"
         again = f"m2check repro {path} --layer {worst.layer} --op {worst.step}"
+        if is_recorded(found.asked.candidate):
+            again = f"m2check drift {found.asked.option} --lockstep --json"
         finish(WRONG, told, worst.explanation or worst.evidence[0], again)
-    left = [run for run in found.runs if run.leaves is not None]
-    if left:
-        told = f"with the reference's experts it strays further than right models, first at {place(left[0])}"
-        finish(WRONG, told, f"record: {path}", f"m2check bisect model {found.asked.option}")
+    if drifted := [run for run in found.runs if run.has_drifted]:
+        again = f"m2check bisect model {found.asked.option}"
+        if is_recorded(found.asked.candidate):
+            again = f"m2check drift {found.asked.option} --json"
+        finish(WRONG, strayed(drifted[0]), f"record: {path}", again)
     told = f"all {found.own} places of {found.candidate} are within their budgets" if found.cells else ""
     finish(0, told or "it strays no further than right models", f"record: {path}", "m2check run")
+
+
+def strayed(run: Found) -> str:
+    """How a whole run left what right models do."""
+    if run.leaves is not None:
+        whose = "the reference's experts" if run.mode == PINNED else "its own experts"
+        return f"with {whose} it strays further than right models, first at {place(run)}"
+    flip = next(flip for flip in run.flips if not flip.is_tie)
+    return (
+        f"layer {flip.layer}, token {flip.token}: it chose expert {flip.chosen} for {flip.left}, whose score is "
+        f"{flip.gap:.3g} larger where right models stray {flip.room:.3g}"
+    )
 
 
 def write_step(path: Path, layer: int | None, step: str, folder: Path | None) -> NoReturn:

@@ -11,13 +11,17 @@ from minimax_m2.harness.drift.candidate import Candidate
 from minimax_m2.harness.drift.faults import planted, read_fault
 from minimax_m2.harness.drift.lockstep import Cell, Judge
 from minimax_m2.harness.drift.record import Asked
+from minimax_m2.harness.drift.recording import Recording, recording_of
 from minimax_m2.harness.drift.subjects import checkpoint_subject
 from minimax_m2.harness.drift.trajectory import Subject, Tell, Trajectory, walk
 from minimax_m2.harness.drift.wide import M2, DrawnLayers, wide_subject
+from minimax_m2.harness.models import tiny_m2
 from minimax_m2.harness.provider import from_file
-from minimax_m2.harness.wrong_use import asked
+from minimax_m2.harness.wrong_use import WrongUse, asked
 
 FLOAT64, WIDE = "fp64", "m2-width"
+# transformers as it runs, heard by hooks, beside its ops called one by one, which are "transformers".
+HOOKED = {"transformers-modules": Path(__file__).with_name("transformers.toml")}
 # Whoever is wrong everywhere is explained where he is most wrong.
 EXPLAINED = 3
 
@@ -36,6 +40,22 @@ def subject_of(wanted: Asked) -> Subject:
             length=wanted.length,
             keep_quantized=wanted.quantized,
         )
+
+
+def is_recorded(candidate: str) -> bool:
+    """Whether a candidate only left a record: a naming file, ours of transformers' modules among them."""
+    return candidate in HOOKED or candidate.endswith(".toml")
+
+
+def recording_for(wanted: Asked, subject: Subject) -> Recording:
+    """What the candidate left. WrongUse for what cannot be asked of it, and for what its files lack."""
+    if wanted.plant or wanted.reference != FLOAT64:
+        raise WrongUse(f"{wanted.candidate} is a record: nothing can be planted in it, no other reference fed to it")
+    if is_streamed(subject):
+        raise WrongUse(f"--model {wanted.model}: its layers are not kept, and a record is held against all of them")
+    with asked():
+        folder = Path(wanted.model) if wanted.model else tiny_m2() or Path()
+        return recording_of(HOOKED.get(wanted.candidate, Path(wanted.candidate)), subject, folder=folder)
 
 
 def provider_candidate(text: str) -> Candidate:
@@ -57,6 +77,8 @@ def provider_candidate(text: str) -> Candidate:
 
 def candidate_of(wanted: Asked, layers: int) -> Candidate:
     """The candidate, with files' steps in single layers."""
+    if is_recorded(wanted.candidate):
+        raise WrongUse(f"{wanted.candidate} is a record, which cannot be called: only m2check drift can be asked of it")
     candidate = provider_candidate(wanted.candidate)
     for plant in wanted.plant:
         layer, _, file = plant.partition("=")

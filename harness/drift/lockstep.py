@@ -23,7 +23,7 @@ from minimax_m2.harness.drift.candidate import Candidate, Place
 from minimax_m2.harness.drift.explain import explained
 from minimax_m2.harness.expectation import Expectation, Outputs, expectation
 from minimax_m2.harness.judge import ALPHA_OF_A_CALL, malformed
-from minimax_m2.harness.op import Pack
+from minimax_m2.harness.op import Declared, Pack
 from minimax_m2.harness.provider import Provider
 from minimax_m2.harness.shrink import given
 from minimax_m2.harness.verdict import describe
@@ -92,19 +92,20 @@ class Judge:
                 outputs = self.outputs(call, provider, function)
         except (Exception, SystemExit) as error:
             return cell(outcome=BROKEN, used=math.inf, test="call", evidence=(f"{type(error).__name__}: {error}",))
-        if (fault := malformed(right, outputs)) is not None:
-            return cell(outcome=BROKEN, used=math.inf, test="layout", evidence=(fault[1],))
-        found = right.judge(outputs, alpha=ALPHA_OF_A_CALL)
-        worst = max(found, key=lambda c: c.utilisation)
-        z2 = [c.mean_z2 for c in found if math.isfinite(c.mean_z2)]
-        wrong = [c for c in found if not c.passed]
-        return cell(
-            outcome=WRONG if wrong else PASS,
-            used=worst.utilisation,
-            test=f"{worst.output}:{strictest(worst)}",
-            mean_z2=max(z2) if z2 else None,
-            evidence=tuple(describe(c) for c in wrong),
-        )
+        return _judged(call, right, outputs)
+
+    def found(self, call: Call, declared: Declared, outputs: Outputs) -> Cell:
+        """Judge outputs that somebody has already computed, under the contract that he declares."""
+        case = described(call)
+        contract = call.op.full_contract(case, declared)
+        return _judged(call, self._expected(call, only_active(call), case, contract), outputs)
+
+    def reason(self, call: Call, declared: Declared, outputs: Outputs) -> str:
+        """What such outputs equal, where they are wrong; empty where nothing can be said."""
+        case = described(call)
+        contract = call.op.full_contract(case, declared)
+        right = self._expected(call, only_active(call), case, contract)
+        return "" if malformed(right, outputs) else explained(call, contract, right, outputs)
 
     def explanation(self, call: Call, candidate: Candidate) -> str:
         """What the outputs of a wrong call equal; empty where there are none or nothing can be said."""
@@ -155,6 +156,23 @@ class Judge:
             moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in pack.arguments.items()}
             self._packed[key] = (pack, function(**moved))
         return self._packed[key][1]
+
+
+def _judged(call: Call, right: Expectation, outputs: Outputs) -> Cell:
+    cell = partial(Cell, layer=call.layer, step=call.step, op=call.op.name, phase=call.phase)
+    if (fault := malformed(right, outputs)) is not None:
+        return cell(outcome=BROKEN, used=math.inf, test="layout", evidence=(fault[1],))
+    found = right.judge(outputs, alpha=ALPHA_OF_A_CALL)
+    worst = max(found, key=lambda c: c.utilisation)
+    z2 = [c.mean_z2 for c in found if math.isfinite(c.mean_z2)]
+    wrong = [c for c in found if not c.passed]
+    return cell(
+        outcome=WRONG if wrong else PASS,
+        used=worst.utilisation,
+        test=f"{worst.output}:{strictest(worst)}",
+        mean_z2=max(z2) if z2 else None,
+        evidence=tuple(describe(c) for c in wrong),
+    )
 
 
 def strictest(found: Comparison) -> str:

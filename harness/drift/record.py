@@ -31,6 +31,7 @@ from typing import Any
 from minimax_m2.harness.drift.calls import columns
 from minimax_m2.harness.drift.candidate import Candidate
 from minimax_m2.harness.drift.lockstep import ABSENT, Cell, ranked
+from minimax_m2.harness.drift.recording import Recording
 from minimax_m2.harness.drift.running import Flip, Found, Odd
 from minimax_m2.harness.drift.subjects import tokens_id
 from minimax_m2.harness.drift.trajectory import Subject
@@ -85,7 +86,7 @@ class Drift:
 
     @classmethod
     def of(
-        cls, subject: Subject, candidate: Candidate, asked: Asked, *, cells: tuple[Cell, ...] = (),
+        cls, subject: Subject, candidate: Candidate | Recording, asked: Asked, *, cells: tuple[Cell, ...] = (),
         runs: tuple[Found, ...] = (),
     ) -> Drift:  # fmt: skip
         """Record what was found of a candidate in a model."""

@@ -4,14 +4,15 @@
 ``pinned``  it computes with the reference's experts, so that what is left is its arithmetic
 
 What a right model strays is not guessed: the float64 formula is run some times over, each step's result rounded up or
-down at random, and the band is the prediction interval of one run more.
+down at random, and the band is the prediction interval of one run more. Where the candidate chooses freely, these runs
+follow its choices, so that both modes have a band; whether a choice is right is told by the scores on that way.
 """
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -36,7 +37,7 @@ ALPHA = 1e-6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flip:
-    """One expert that the candidate chose and the reference did not, and the one it left out for it.
+    """One expert that the candidate chose and the reference would not, and the one it left out for it.
 
     gap   by how much the reference prefers ``left``; ``room`` how much right models stray in that difference
     """
@@ -55,7 +56,10 @@ class Flip:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Odd:
-    """A position at which the likeliest next token is another one; gap and room as of a flip, in logits."""
+    """A position at which the likeliest next token is another one; gap and room as of a flip, in logits.
+
+    A gap that is negative: the reference says so too where it computes with the candidate's experts.
+    """
 
     position: int
     expected: int
@@ -72,10 +76,13 @@ class Odd:
 class Found:
     """One whole run beside the reference's.
 
-    curve      relative rms error of the residual stream at the entry of each layer, and last of the logits
-    low, high  the band of right models for each. Pinned, one run more stays in it; free, it is what those runs reached
-    leaves     the first entry above it, None where none is; never where experts are chosen freely
-    agreement, divergence  share of equal likeliest tokens; nats a token, KL(reference || candidate)
+    curve      relative rms error of the residual stream at the entry of each layer, and last of the logits, beside
+               the reference that computes with the same experts
+    low, high  the band of right models for each: one that computes with these experts stays in it
+    leaves     the first entry above it, None where none is
+    flips      experts chosen otherwise than the reference would there
+    agreement, divergence  share of equal likeliest tokens; nats a token, KL(reference || candidate), beside the
+               reference that chooses for itself
     """
 
     mode: str
@@ -170,20 +177,13 @@ class Beside:
     """A float64 run and right runs beside it: what candidates' whole runs are held against."""
 
     def __init__(
-        self, subject: Subject, *, runs: int = RIGHT_RUNS, modes: Collection[str] = (FREE, PINNED),
-        tell: Tell = lambda text, share: None,
+        self, subject: Subject, *, runs: int = RIGHT_RUNS, tell: Tell = lambda text, share: None
     ) -> None:  # fmt: skip
-        self.subject = subject
+        self.subject, self._runs, self._tell = subject, runs, tell
+        self._exact = in_float64(subject)
         tell("float64", 0.0)
-        self.truth = observed(in_float64(subject), exact_answers, offered=(), pin=None)
-        self.right: dict[str, list[Run]] = {}
-        # What room a flip has is told by right models that compute with the same experts, in either mode.
-        for mode in dict.fromkeys((*modes, PINNED)):
-            pin = self.truth.ids if mode == PINNED else None
-            self.right[mode] = []
-            for seed in range(runs):
-                tell(f"right model {seed + 1} of {runs}, {mode}", seed / runs)
-                self.right[mode].append(observed(subject, right_answers(seed), offered=(), pin=pin))
+        self.truth = observed(self._exact, exact_answers, offered=(), pin=None)
+        self.right = self._right_runs(self.truth.ids)
 
     def held(self, candidate: Candidate, mode: str) -> Found:
         """A candidate's run in one mode, beside the reference's."""
@@ -192,49 +192,72 @@ class Beside:
     def beside(self, answers: Answer, mode: str, *, offered: Sequence[str]) -> Found:
         """The run of whoever answers."""
         pin = self.truth.ids if mode == PINNED else None
-        run = observed(self.subject, answers, offered=offered, pin=pin)
-        curve, bands = self.curve(run), [self.curve(right) for right in self.right[mode]]
-        limit = interval if mode == PINNED else reached
-        low, high = zip(*(limit([band[i] for band in bands]) for i in range(len(curve))), strict=True)
-        beyond = (i for i, (err, top) in enumerate(zip(curve, high, strict=True)) if not err <= top)
-        leaves = next(beyond, None) if mode == PINNED else None
+        return self.found(observed(self.subject, answers, offered=offered, pin=pin), mode)
+
+    def found(self, run: Run, mode: str) -> Found:
+        """What is to be said of a run; of a free one, beside the reference and right models that follow its choices."""
+        truth, right = (self.truth, self.right) if mode == PINNED else self._following(run.ids)
+        along, bands = curve(run, truth), [curve(one, truth) for one in right]
+        low, high = zip(*(interval([band[i] for band in bands]) for i in range(len(along))), strict=True)
+        beyond = (i for i, (err, top) in enumerate(zip(along, high, strict=True)) if not err <= top)
         score = language_score(run.logits[None], self.truth.logits[None], self.subject.ids[None])
         return Found(
-            mode=mode, curve=curve, low=low, high=high, leaves=leaves, agreement=score.agreement,
-            divergence=score.divergence, flips=tuple(self.flips(run)), odd=tuple(self.odd(run, mode)),
+            mode=mode, curve=along, low=low, high=high, leaves=next(beyond, None), agreement=score.agreement,
+            divergence=score.divergence, flips=tuple(flips(run, truth, right)),
+            odd=tuple(odd(run, self.truth, truth, right)),
         )  # fmt: skip
 
-    def curve(self, run: Run) -> tuple[float, ...]:
-        """Relative rms errors of the stream at each entry, then of the logits."""
-        pairs = [*zip(run.entry, self.truth.entry, strict=True), (run.logits, self.truth.logits)]
-        return tuple(float((a - b).norm() / b.norm()) for a, b in pairs)
+    def _following(self, ids: Mapping[int, Tensor]) -> tuple[Run, list[Run]]:
+        """The float64 run that computes with these experts, and right runs that do; known where they are its own."""
+        if all(torch.equal(ids[layer].sort(-1).values, own.sort(-1).values) for layer, own in self.truth.ids.items()):
+            return self.truth, self.right
+        return observed(self._exact, exact_answers, offered=(), pin=ids), self._right_runs(ids)
 
-    def flips(self, run: Run) -> list[Flip]:
-        """Every expert chosen otherwise than the reference does on its own way."""
+    def _right_runs(self, ids: Mapping[int, Tensor]) -> list[Run]:
         found = []
-        for layer, truth in self.truth.ids.items():
-            score = self.truth.scores[layer]
-            strays = [right.scores[layer] - score for right in self.right[PINNED]]
-            for token in (run.ids[layer].sort(-1).values != truth.sort(-1).values).any(-1).nonzero()[:, 0].tolist():
-                mine, own = set(run.ids[layer][token].tolist()), set(truth[token].tolist())
-                extra = sorted(mine - own, key=lambda e: float(score[token, e]))
-                missing = sorted(own - mine, key=lambda e: -float(score[token, e]))
-                for chosen, left in zip(extra, missing, strict=False):
-                    gap = float(score[token, left] - score[token, chosen])
-                    room = reach([float(s[token, left] - s[token, chosen]) for s in strays])
-                    found.append(Flip(layer=layer, token=token, chosen=chosen, left=left, gap=gap, room=room))
+        for seed in range(self._runs):
+            self._tell(f"right model {seed + 1} of {self._runs}", seed / self._runs)
+            found.append(observed(self.subject, right_answers(seed), offered=(), pin=ids))
         return found
 
-    def odd(self, run: Run, mode: str) -> list[Odd]:
-        """Every position whose likeliest token is another one."""
-        truth, found = self.truth.logits, []
-        expected, actual = truth.argmax(-1), run.logits.argmax(-1)
-        for position in (expected != actual).nonzero()[:, 0].tolist():
-            i, j = int(expected[position]), int(actual[position])
-            gap = float(truth[position, i] - truth[position, j])
-            strays = [float((right.logits - truth)[position, [i, j]].diff()) for right in self.right[mode]]
-            found.append(Odd(position=position, expected=i, actual=j, gap=gap, room=reach(strays)))
-        return found
+
+def curve(run: Run, truth: Run) -> tuple[float, ...]:
+    """Relative rms errors of the stream at each entry, then of the logits."""
+    pairs = [*zip(run.entry, truth.entry, strict=True), (run.logits, truth.logits)]
+    return tuple(float((a - b).norm() / b.norm()) for a, b in pairs)
+
+
+def flips(run: Run, truth: Run, right: Sequence[Run]) -> list[Flip]:
+    """Every expert chosen otherwise than the reference would on its way."""
+    found = []
+    for layer, score in truth.scores.items():
+        best = score.topk(run.ids[layer].shape[-1]).indices
+        strays = [one.scores[layer] - score for one in right]
+        for token in (run.ids[layer].sort(-1).values != best.sort(-1).values).any(-1).nonzero()[:, 0].tolist():
+            mine, own = set(run.ids[layer][token].tolist()), set(best[token].tolist())
+            extra = sorted(mine - own, key=lambda e: float(score[token, e]))
+            missing = sorted(own - mine, key=lambda e: -float(score[token, e]))
+            for chosen, left in zip(extra, missing, strict=False):
+                gap = float(score[token, left] - score[token, chosen])
+                room = reach([float(s[token, left] - s[token, chosen]) for s in strays])
+                found.append(Flip(layer=layer, token=token, chosen=chosen, left=left, gap=gap, room=room))
+    return found
+
+
+def odd(run: Run, own: Run, truth: Run, right: Sequence[Run]) -> list[Odd]:
+    """Every position whose likeliest token is another one than on the reference's ``own`` way.
+
+    By how much is told by ``truth``, the reference with the run's experts: what a legal flip decides is none of the
+    run's arithmetic.
+    """
+    found = []
+    expected, actual = own.logits.argmax(-1), run.logits.argmax(-1)
+    for position in (expected != actual).nonzero()[:, 0].tolist():
+        i, j = int(expected[position]), int(actual[position])
+        gap = float(truth.logits[position, i] - truth.logits[position, j])
+        strays = [float((one.logits - truth.logits)[position, [i, j]].diff()) for one in right]
+        found.append(Odd(position=position, expected=i, actual=j, gap=gap, room=reach(strays)))
+    return found
 
 
 def reach(strays: Sequence[float]) -> float:
@@ -250,8 +273,3 @@ def interval(errors: Sequence[float]) -> tuple[float, float]:
     mean = sum(logs) / n
     spread = math.sqrt(sum((x - mean) ** 2 for x in logs) / (n - 1) * (1 + 1 / n)) * student(n - 1, ALPHA)
     return math.exp(mean - spread), math.exp(mean + spread)
-
-
-def reached(errors: Sequence[float]) -> tuple[float, float]:
-    """The least and the largest error. A flip of experts has no distribution that a few runs could tell."""
-    return min(errors), max(errors)

@@ -70,7 +70,7 @@ def whole_runs(drift: Drift) -> Table:
 def place(run: Found) -> str:
     """Where a curve leaves its band, in words."""
     if run.leaves is None:
-        return "" if run.mode == "free" else "nowhere"
+        return "nowhere"
     return "the logits" if run.leaves == len(run.curve) - 1 else f"layer {run.leaves}"
 
 
@@ -79,6 +79,9 @@ def first_odd(run: Found) -> str:
     if not run.odd:
         return f"{run.mode}: every token is the reference's"
     one = run.odd[0]
+    if one.gap < 0:
+        told = "the reference says so too where it computes with the same experts"
+        return f"{run.mode}: token {one.position} is {one.actual}, the reference's is {one.expected}: {told}"
     cause = "a tie within what right models stray" if one.is_tie else "more than right models stray"
     return (
         f"{run.mode}: token {one.position} is {one.actual}, the reference's is {one.expected}: "

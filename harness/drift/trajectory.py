@@ -75,7 +75,7 @@ def passed(
     embedding, streams = taps.table(EMBEDDING, {}), []
     for taps.phase, ids in _pieces(subject):
         streams.append(Stream(taps.phase, cache.append({0: len(ids)}), embedding.embedding(ids, weights.embed_tokens)))
-    shared = partial(Pass, config=config, cos_sin=_table(subject), exchange=Exchange.alone(config), tap=tap)
+    shared = partial(Pass, config=config, cos_sin=table_of(subject), exchange=Exchange.alone(config), tap=tap)
     for index in range(config.num_hidden_layers):
         tell(f"layer {index + 1} of {config.num_hidden_layers}", index / config.num_hidden_layers)
         _through(weights.layers[index], index, streams, taps, shared, cache)
@@ -137,7 +137,8 @@ def _pieces(subject: Subject) -> list[tuple[str, Tensor]]:
     return [("prefill", subject.ids[:prompt]), *(("decode", token[None]) for token in subject.ids[prompt:])]
 
 
-def _table(subject: Subject) -> Tensor:
+def table_of(subject: Subject) -> Tensor:
+    """Cosines and sines of the subject's positions, ``[T, R]``."""
     config = subject.config
     table = cos_sin_table(num_positions=len(subject.ids), rotary_dim=config.rotary_dim, theta=config.rope_theta)
     return table.to(subject.rope_dtype)

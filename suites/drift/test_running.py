@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
-from minimax_m2.harness.drift.answers import stochastic
+from minimax_m2.harness.drift.answers import right_answers, stochastic
 from minimax_m2.harness.drift.candidate import Candidate
 from minimax_m2.harness.drift.faults import Fault, planted
-from minimax_m2.harness.drift.running import FREE, PINNED, Beside, Flip, interval, reach
+from minimax_m2.harness.drift.running import FREE, PINNED, Beside, Flip, curve, interval, observed, reach
+from minimax_m2.harness.drift.subjects import checkpoint_subject
+from minimax_m2.harness.drift.trajectory import Subject
+from minimax_m2.harness.providers.ours import ours
+from minimax_m2.harness.providers.plain import plain
 from minimax_m2.harness.providers.transformers_ops import transformers_ops
 from minimax_m2.harness.quantiles import student
 
@@ -37,10 +42,37 @@ def test_a_fault_leaves_the_band_behind_its_layer(
     assert found.divergence > 10 * beside.held(clean, PINNED).divergence
 
 
-def test_pinned_experts_take_the_chaos_of_routing_out(beside: Beside) -> None:
+def test_pinned_experts_take_the_chaos_of_routing_out(beside: Beside, tiny: Subject) -> None:
     """Of right runs that choose freely one flip moves the stream as much as all roundings do together."""
-    free, pinned = ([beside.curve(run)[-1] for run in beside.right[mode]] for mode in (FREE, PINNED))
-    assert max(free) > 1.5 * max(pinned)
+    free = [observed(tiny, right_answers(seed), offered=(), pin=None) for seed in range(len(beside.right))]
+    far, near = (max(curve(run, beside.truth)[-1] for run in runs) for runs in (free, beside.right))
+    assert far > 1.5 * near
+
+
+@pytest.mark.parametrize("window", [0, *(pytest.param(w, marks=pytest.mark.nightly) for w in range(1, 12))])
+@pytest.mark.parametrize("index", [0, pytest.param(1, marks=pytest.mark.nightly)], ids=["plain", "ours"])
+def test_a_right_candidate_that_chooses_freely_stays_within_the_band_of_its_choices(window: int, index: int) -> None:
+    subject = checkpoint_subject(None, None, length=24 * (window + 1))
+    subject = replace(subject, ids=subject.ids[-24:])
+    provider = (plain, ours)[index]()
+    found = Beside(subject).held(Candidate(provider=provider, variant=provider.variants[-1]), FREE)
+    assert not found.has_drifted
+    assert all(one.is_tie for one in found.odd)
+
+
+def test_a_free_run_with_a_fault_leaves_the_band_of_its_own_choices(
+    beside: Beside, clean: Candidate, faults: dict[str, Fault]
+) -> None:
+    assert beside.held(planted(clean, (1, faults["norm_per_head"])), FREE).leaves == 2
+
+
+def test_a_free_run_that_chooses_wrongly_is_told_by_its_choices_not_by_its_arithmetic(
+    beside: Beside, clean: Candidate, faults: dict[str, Fault]
+) -> None:
+    found = beside.held(planted(clean, (1, faults["bias_ignored"])), FREE)
+    assert {flip.layer for flip in found.flips if not flip.is_tie} == {1}
+    assert found.leaves is None
+    assert found.has_drifted
 
 
 def test_a_router_without_its_bias_makes_flips_that_are_no_ties(
