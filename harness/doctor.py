@@ -13,7 +13,13 @@ import torch
 from minimax_m2.harness.devices import DEVICES, absence
 from minimax_m2.harness.npu import toolchain
 from minimax_m2.harness.op import all_ops
-from minimax_m2.harness.providers.ours import dispatch_predicates, instruction_set_table, stems, tiled_ops
+from minimax_m2.harness.providers.ours import (
+    dispatch_predicates,
+    gpu_toolkit,
+    instruction_set_table,
+    stems,
+    tiled_ops,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +37,9 @@ def examine() -> Iterator[Symptom]:
     yield Symptom("torch", f"{torch.__version__}, {torch.get_num_threads()} threads")
     compiler = shutil.which("g++") or shutil.which("c++")
     yield Symptom("compiler", compiler or "none", "" if compiler else "install g++ 11 or newer, or set CXX")
+    cuda = gpu_toolkit().compiler()
+    without = "install the CUDA toolkit 12.5 or newer, or set NVCC: without it sm_90 takes the Triton kernels"
+    yield Symptom("compiler nvcc", cuda or "not here", "" if cuda else without)
     for name in ("transformers", "triton"):
         present = importlib.util.find_spec(name) is not None
         remedy = "" if present else f"pip install 'minimax-m2-harness[{name}]'" if name == "transformers" else ""

@@ -54,6 +54,11 @@ def gpu_choices() -> ModuleType:
     return importlib.import_module("minimax_m2.kernels.gpu.tuned")
 
 
+def gpu_toolkit() -> ModuleType:
+    """What builds the GPU kernels of CUDA C++."""
+    return importlib.import_module("minimax_m2.kernels.gpu.toolkit")
+
+
 def tiled_ops() -> tuple[str, ...]:
     """Our CPU ops with a tile unit: the only ones that have the variant ``amx``."""
     return tuple(op for op in all_ops() if cpu_extension().has_tiles(stem_of(op)))

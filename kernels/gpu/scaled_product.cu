@@ -65,7 +65,8 @@ struct Rows {
 template <class S>
 int launched(const Rows& x, const Rows& weight, const Product& p, int programs, cudaStream_t stream) {
   auto* kernel = scaled_product<S>;
-  static const cudaError_t allowed =
+  // At every launch: it holds for the current device only.
+  const cudaError_t allowed =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::kBytes);
   if (allowed != cudaSuccess) return allowed;
   CUtensorMap x_map, w_map;
