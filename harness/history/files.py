@@ -22,8 +22,9 @@ RUN = re.compile(r"\d{8}T\d{6}(?:\.\d{1,6})?Z")
 OTHER_KINDS = ("model", "graph", "replay", "level")
 # A bomb of zeros is no file of records: gzip packs ours about twentyfold.
 LARGEST_BYTES = 2**30
-# Whole numbers of a database.
+# Whole numbers of a database, and what a line has that holds a larger one, a zero byte or half a character.
 LARGEST_NUMBER = 2**63 - 1
+ODD = re.compile(r"\\u(?:0000|[dD][89a-fA-F])|\d{19}")
 
 
 class Unreadable(ValueError):
@@ -52,7 +53,8 @@ def read_file(path: Path) -> Content:
             continue
         try:
             found = json.loads(line)
-            _storable(found)
+            if ODD.search(line):
+                _storable(found)
             if isinstance(found, dict) and found.get("kind") in OTHER_KINDS:
                 left_out[str(found["kind"])] += 1
             else:
