@@ -17,7 +17,16 @@ from minimax_m2.harness.fleet import Fleet
 from minimax_m2.harness.hands import Hand, Unit
 from minimax_m2.harness.history.files import Content
 from minimax_m2.harness.history.measuring import Night, Outcome, Planned, place, plan
-from minimax_m2.harness.history.nightly import Asked, Done, Progress, accepted_commit, journal_of, night_of, odd_places
+from minimax_m2.harness.history.nightly import (
+    Asked,
+    Done,
+    Progress,
+    accepted_commit,
+    journal_of,
+    night_of,
+    nothing_of,
+    odd_places,
+)
 from minimax_m2.harness.history.store import Store
 from minimax_m2.harness.history.under_way import Standing, Told
 from minimax_m2.harness.provenance import commit
@@ -96,7 +105,7 @@ def tonight_on(fleet: Fleet, store: Store, asked: Asked, progress: Progress) -> 
     records = read(path)
     if not records:
         path.unlink()
-        nothing = f"none of {outcome.planned} cells could be measured within {asked.budget:g} minutes"
+        nothing = nothing_of(outcome, asked.budget)
         told.write(told=nothing, ended=True)
         raise RuntimeError(nothing)
     kept = _kept(store, records)

@@ -103,7 +103,7 @@ def _point(rng: np.random.Generator, number: int, night: int, context: int) -> t
     run = f"{date(2025, 1, 1) + timedelta(days=night):%Y%m%d}T020000.000000Z"
     return (
         _bytes(rng), number, run, "nightly", "pass", "", us, 0.98 * us, 25.0, 20.0, 150.0, "ours@0123456789ab", 0.001,
-        -0.004, 0.006, 0.5, "0123456789abcdef", "", "", context,
+        -0.004, 0.006, 0.5, "0123456789abcdef", "fedcba9876543210", json.dumps([round(us, 2)] * 12), context,
     )  # fmt: skip
 
 

@@ -75,6 +75,12 @@ def accepted_commit(store: Store, revision: str) -> str:
     return resolved(rows[0]["against"].removeprefix("ours@") if rows else "HEAD^")
 
 
+def nothing_of(outcome: Outcome, budget: float) -> str:
+    """Why a night has no record."""
+    told = f"{outcome.throttled} beside a slow machine, {outcome.refused} refused"
+    return f"none of {outcome.planned} cells could be measured within {budget:g} minutes: {told}"
+
+
 def journal_of(store: Store, asked: Asked) -> tuple[str, Path, bool]:
     """The label and journal of a night, and whether it is one that was killed."""
     pending = store.root / "pending"
@@ -123,7 +129,7 @@ def tonight(store: Store, asked: Asked, progress: Progress) -> Done:
         records = read(path)
         if not records:
             path.unlink()
-            nothing = f"none of {len(cells)} cells could be measured within {asked.budget:g} minutes"
+            nothing = nothing_of(night.outcome, asked.budget)
             told.write(told=nothing, ended=True)
             raise RuntimeError(nothing)
         kept, _ = store.keep(Content(records, {}))

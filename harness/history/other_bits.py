@@ -54,7 +54,8 @@ def _event(panel: Panel, night: int, second: int, factor: str, rows: list[int]) 
     ruling = classified(event.evidence)
     returned = any(_returned(panel, row, night) for row in rows)
     event.ruling = Ruling(Cause.UNKNOWN, UNSTEADY) if ruling.cause is Cause.NOISE else ruling
-    event.text = "outputs changed to the bit, and changed back" if returned else "outputs changed to the bit"
+    back = ", and changed back" if returned else ""
+    event.text = f"outputs changed to the bit{back}: {event.ruling.rule}"
     return event
 
 

@@ -60,7 +60,7 @@ def test_other_bits_by_nothing_are_a_kernel_that_is_not_deterministic(panel: Pan
     panel.bits[row, NIGHT] = "bbbb"
     (event,) = bit_events(panel, [])
     assert (event.ruling.cause, event.ruling.rule) == (Cause.UNKNOWN, UNSTEADY)
-    assert event.text == "outputs changed to the bit, and changed back"
+    assert event.text == f"outputs changed to the bit, and changed back: {UNSTEADY}"
 
 
 def test_what_was_never_steady_is_told_by_its_own_card_and_not_every_night(panel: Panel) -> None:

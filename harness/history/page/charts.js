@@ -20,7 +20,7 @@ function seriesView(about, one) {
     make("dl", { class: "facts" }, fact("tonight", micros(one.now)), fact("of the roof", share(one.roof)), fact("of the error bound", share(one.used)), fact("share of the model's time", share(one.weight)),
       fact("bound by", one.bound ? "arithmetic" : "memory"), fact("timed by", one.clock), fact("case", one.caseId), fact("newest night", one.lane.nights[Math.max(0, one.night)].join(" · "))),
     make("div", { class: "run" }, make("button", { class: "copy", type: "button", onclick: () => copy(`m2check repro ${word(one.caseId)} --with ${word(one.provider)}${one.variant ? ` --variant ${word(one.variant)}` : ""}`) }, "Copy the replay command"), " ", make("a", { href: "#series" }, "all series")),
-    sampleStrip(one), reading, place, told.length ? make("h2", {}, "Its events") : null, told.map(eventCard));
+    reading, place, sampleStrip(one), told.length ? make("h2", {}, "Its events") : null, told.map(eventCard));
   requestAnimationFrame(() => lines(about, one, place, reading));
   return view;
 }
