@@ -12,6 +12,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -90,11 +91,16 @@ def judged(name: str, count: int, file: str = "", device: str = "gpu") -> Interp
 
 
 def judged_by(
-    provider: Provider, name: str, count: int, launches: list[str], *, level: str, shapes: bool = False
-) -> Interpreted:
-    """Judge a provider whose launches are noted in a list; with ``shapes`` on those of M2's widths first."""
+    provider: Provider, name: str, count: int, launches: list[str], *, level: str, shapes: bool = False,
+    cases: Iterable[Case] | None = None,
+) -> Interpreted:  # fmt: skip
+    """Judge a provider whose launches are noted in a list; with ``shapes`` on those of M2's widths first.
+
+    cases  in place of those that are sampled for all
+    """
     op, passed, refused, idle, failures = find_op(name), 0, 0, 0, []
-    for case in [*(op.shape(shape) for shape in op.shapes if shapes), *sampled(op, 8 * count)]:
+    drawn = sampled(op, 8 * count) if cases is None else cases
+    for case in [*(op.shape(shape) for shape in op.shapes if shapes), *drawn]:
         verdict = judge(Case(case), provider)
         refused += verdict.outcome is Outcome.UNSUPPORTED
         idle += verdict.outcome is not Outcome.UNSUPPORTED and case.get("T") == 0

@@ -55,6 +55,9 @@ class OnNpu(Tensor):
     def data_ptr(self) -> int:
         return self.memory.data_ptr()
 
+    def untyped_storage(self) -> torch.UntypedStorage:
+        return self.memory.untyped_storage()
+
     def tolist(self) -> Any:
         return self.memory.tolist()
 

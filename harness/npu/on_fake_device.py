@@ -22,12 +22,14 @@ from minimax_m2.harness.interpreter import Interpreted, judged_by
 from minimax_m2.harness.language import eval_windows, language_score, placed, provider_table, reference_logits
 from minimax_m2.harness.model_verdict import model_judge
 from minimax_m2.harness.models import own_steps, tiny_m2
-from minimax_m2.harness.npu import fake_device
+from minimax_m2.harness.npu import fake_device, torch_npu_emulated
 from minimax_m2.harness.npu.executed import provider, running
 from minimax_m2.harness.npu.launches import taken_over
 from minimax_m2.harness.npu.toolchain import compiler
-from minimax_m2.harness.op import all_ops
+from minimax_m2.harness.npu.torch_npu_schemas import releases
+from minimax_m2.harness.op import all_ops, find_op
 from minimax_m2.harness.provider import Provider
+from minimax_m2.harness.providers.torch_npu import CAN, torch_npu
 from minimax_m2.harness.timed_models import config_of, ids_of, model_case, weights_of
 from minimax_m2.reference.model import MiniMaxM2
 from minimax_m2.reference.weights import Checkpoint
@@ -67,22 +69,33 @@ def device(launches: list[str]) -> Iterator[None]:
             yield
 
 
-def on_fake(file: str = "") -> Provider:
-    """Our NPU kernels, or somebody's in a file, on the fake device."""
-    return replace(provider(file), device="npu")
+def on_fake(file: str = "", release: str = "") -> Provider:
+    """Our NPU kernels, somebody's in a file, or torch_npu's operators as a release has them, on the fake device."""
+    if release:
+        torch_npu_emulated.install(release)
+    return torch_npu() if release and not file else replace(provider(file), device="npu")
 
 
-def judged(names: Sequence[str], count: int, file: str = "") -> Iterator[Interpreted]:
-    """Judge the first ``count`` sampled cases of each op."""
+def joined(first: Provider, second: Provider) -> Provider:
+    """What the first offers, and where it has nothing, what the second does."""
+    return replace(first, functions=lambda name: first.functions(name) or second.functions(name))
+
+
+def judged(names: Sequence[str], count: int, file: str = "", release: str = "") -> Iterator[Interpreted]:
+    """Judge the first ``count`` sampled cases of each op; with a release, such as torch_npu's operators take."""
     launches: list[str] = []
     with device(launches):
+        given = on_fake(file, release)
         for name in names:
             launches.clear()
-            yield judged_by(on_fake(file), name, count, launches, level=LEVEL)
+            cases = CAN.fitting(find_op(name), count) if release else None
+            yield judged_by(given, name, count, launches, level=LEVEL, cases=cases)
 
 
-def model(length: int, file: str = "") -> ModelOnFake:
+def model(length: int, file: str = "", release: str = "") -> ModelOnFake:
     """Run tiny-m2: ``length`` tokens of held-out text by the reference, and a prefill of as many by our kernels.
+
+    With a release, torch_npu's operators take the steps that we have no kernel of.
 
     Raises RuntimeError outside a checkout.
     """
@@ -98,7 +111,7 @@ def model(length: int, file: str = "") -> ModelOnFake:
         checkpoint = Checkpoint(folder)
         reference = MiniMaxM2(checkpoint.config, placed(checkpoint.load(torch.float64), "npu"))
         found = reference(ids.to("npu")).cpu()
-        ours = on_fake(file)
+        ours = on_fake(file) if not release else joined(on_fake(file), on_fake("", release))
         table = MiniMaxM2(config_of(case), placed(weights_of(case), "npu"), ops=provider_table(ours))
         logits = []
         for draw in ids_of(case):
@@ -136,9 +149,12 @@ def main(given: list[str]) -> int:
     whole.add_argument("--length", type=int, default=64)
     for each in (ops, whole):
         each.add_argument("--file", default="", help="a provider file of NPU kernels; ours without it")
+        each.add_argument("--torch-npu", default="", choices=releases(), help="call torch_npu's operators, emulated")
     asked = parser.parse_args(given)
     found: Iterable[Any] = (
-        judged(asked.names, asked.cases, asked.file) if asked.what == "ops" else [model(asked.length, asked.file)]
+        judged(asked.names, asked.cases, asked.file, asked.torch_npu)
+        if asked.what == "ops"
+        else [model(asked.length, asked.file, asked.torch_npu)]
     )
     for one in found:
         sys.stdout.write(json.dumps(asdict(one)) + "\n")
