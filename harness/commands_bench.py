@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -25,9 +25,11 @@ from minimax_m2.harness.contenders import (
     side,
     timing,
 )
+from minimax_m2.harness.graph_stopwatch import Uncapturable
 from minimax_m2.harness.op import Op, all_ops, find_op
 from minimax_m2.harness.paired import BUSY, Others, PairRecord, alone
-from minimax_m2.harness.peers import PEERS, NotHere
+from minimax_m2.harness.peers import PEERS, NotHere, device_of
+from minimax_m2.harness.profiled import Kernel, profiled
 from minimax_m2.harness.record import Canary, Log, Record
 from minimax_m2.harness.roofline import Roof
 from minimax_m2.harness.run import run_name
@@ -158,6 +160,7 @@ def bench(
     load: Annotated[list[str] | None, typer.Option(help="with --model: sequences x tokens held, 8x4096")] = None,
     prompt: Annotated[list[str] | None, typer.Option(help="with --model: prompts x tokens, as --load if none")] = None,
     device: DeviceOption = "",
+    profile: Annotated[Path | None, typer.Option(help="write a trace of each case here, show its kernels")] = None,
     ablate: Annotated[bool, typer.Option("--ablate", help="with --model: each fused op beside its parts")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -174,6 +177,8 @@ def bench(
         bench_model(model, where, setting, loads=load or [], prompts=prompt or [], ablate=ablate, as_json=as_json)
         return
     with asked():
+        if profile is not None and any(name in PEERS and device_of(name) == "cpu" for name in provider or ()):
+            raise ValueError("--profile sees this process, and peers of a CPU have one of their own; leave them out")
         ops, setting, label = [find_op(name) for name in op or all_ops()], settings(set_ or ()), run_name()
         wanted = {
             declared.name: [(at, shaped(declared, at, setting)) for at in shape or declared.shapes] for declared in ops
@@ -183,6 +188,7 @@ def bench(
         except NotHere as error:
             finish(NOTHING_MEASURED, "nothing was measured", str(error), remedy(error))
     records: list[Record] = []
+    kernels: dict[str, list[Kernel]] = {}
     absent = []
     with working() as bar:
         task = bar.add_task("measuring the roof", total=None)
@@ -193,7 +199,7 @@ def bench(
                     for declared in ops:
                         for at, case in wanted[declared.name]:
                             bar.update(task, description=f"{name} {declared.name} {at}")
-                            records += timed_alone(declared, case, at, one, seconds, roof, label)
+                            records += timed_alone(declared, case, at, one, seconds, roof, label, kernels, profile)
             except NotHere as error:
                 absent.append(str(error))
     if not records:
@@ -205,6 +211,8 @@ def bench(
         typer.echo(path.read_text().rstrip())
     else:
         console.print(bench_table(records))
+        if kernels:
+            console.print(kernel_table(kernels))
         for line in absent:
             console.print(f"[dim]{line}[/]")
     wrong = [record for record in records if record.outcome not in (Outcome.PASS.value, Outcome.UNSUPPORTED.value)]
@@ -217,9 +225,13 @@ def bench(
 
 
 def timed_alone(
-    op: Op, case: Case, shape: str, one: Side, seconds: float, roof: Roof, label: str
+    op: Op, case: Case, shape: str, one: Side, seconds: float, roof: Roof, label: str,
+    kernels: dict[str, list[Kernel]] | None = None, profile: Path | None = None,
 ) -> list[Record]:  # fmt: skip
-    """One provider on one case: nothing where it does not offer the op, a verdict without time where it ended."""
+    """One provider on one case: nothing where it does not offer the op, a verdict without time where it ended.
+
+    With ``profile`` a trace is written into that folder, and ``kernels`` is told what it holds.
+    """
     provider = one.provider
     if not provider.offers(op.name):
         return []
@@ -241,9 +253,24 @@ def timed_alone(
         verdict = one.judged(op, cases, timed)
     except Ended as error:
         return record(error.outcome, str(error))
+    except Uncapturable as error:
+        return record(Outcome.RAISED, str(error))
+    if profile is not None and kernels is not None:
+        name = f"{op.name}-{provider.name}-{shape}"
+        kernels[name] = profiled(timed, provider.device, profile / f"{name}.json")
     took = timing(op, case, shape, call, samples, roof, clock=one.clock)
     verdict = believable(op, verdict, took, roof)
     return [Record.of(verdict, run=label, timing=took, purpose="bench", canary=Canary.of(roof))]
+
+
+def kernel_table(kernels: Mapping[str, Sequence[Kernel]]) -> Table:
+    """What the timed calls of each case spent their time in."""
+    table = Table("case", "kernel", "launches", "us each", "of its time")
+    for case, found in kernels.items():
+        for one in found:
+            each = f"{one.microseconds / one.launches:.4g}"
+            table.add_row(case, one.name[:60], str(one.launches), each, f"{100 * one.share:.0f} %")
+    return table
 
 
 def bench_table(records: Sequence[Record]) -> Table:

@@ -32,6 +32,7 @@ from minimax_m2.harness.wrong_use import asked
 
 # So many draws are timed in turn, as long as together they stay below this size.
 DRAWS, DRAWN_BYTES = 4, 1 << 26
+TIMED_ON = ("cpu", "gpu")
 # The dtype of quantised factors, where a device multiplies in it.
 CODES = "float8_e4m3fn"
 
@@ -155,6 +156,8 @@ def device_for(names: Sequence[str], asked_for: str = "") -> str:
     if len(found) > 1:
         raise ValueError(f"{' and '.join(names)} run on {' and '.join(sorted(found))}; compare peers of one device")
     device = asked_for or next(iter(found), "cpu")
+    if device not in TIMED_ON:
+        raise ValueError(f"device={device!r} cannot be timed; use one of {', '.join(TIMED_ON)}")
     if (reason := absence(device)) is not None:
         raise NotHere(f"device {device!r} is not here: {reason}")
     return device

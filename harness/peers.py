@@ -123,7 +123,7 @@ def apart(name: str, *, deadline: float = DEADLINE) -> Iterator[tuple[Worker, Pr
     Raises NotHere with the reason where a peer is absent, ValueError for an unknown name or a peer of a GPU.
     """
     if name in PEERS and device_of(name) != "cpu":
-        raise ValueError(f"provider {name!r} runs on {device_of(name)}, in the process that asks; it has no own one")
+        raise ValueError(f"provider {name!r} runs on {device_of(name)}, not on cpu in a process of its own")
     if name in PEERS and (reason := absence(name)) is not None:
         raise NotHere(f"{name} is not here: {reason}")
     with closing(Worker(process_source(name), deadline=deadline)) as worker:

@@ -126,6 +126,16 @@ def test_bench_of_nobody_here_measures_nothing(folder: Path) -> None:
     assert done.returncode == 5, done.stderr
 
 
+def test_bench_shows_and_keeps_what_the_time_goes_to(tmp_path: Path) -> None:
+    done = m2check(tmp_path, "bench", "--provider", "plain", "--shape", "decode", "--profile", "traces", *OPTIONS)
+    assert done.returncode == 0, done.stderr
+    assert "aten::mul" in done.stdout
+    assert (tmp_path / "traces" / "rms_norm-plain-decode.json").is_file()
+    refused = m2check(tmp_path, "bench", "--provider", "vllm-cpu", "--profile", "traces", *OPTIONS)
+    assert refused.returncode == 2
+    assert "peers of a CPU have one of their own" in refused.stderr
+
+
 def test_a_setting_is_a_number_or_a_name() -> None:
     assert settings(["T=16", "dtype=bfloat16", "counted=-1"]) == {"T": 16, "dtype": "bfloat16", "counted": -1}
     with pytest.raises(ValueError, match="--set 'T' is no assignment"):

@@ -44,6 +44,11 @@ def test_peers_of_two_devices_cannot_meet() -> None:
         device_for(("vllm-cuda", "zentorch"))
 
 
+def test_a_device_without_a_stopwatch_is_refused() -> None:
+    with pytest.raises(ValueError, match="device='npu' cannot be timed; use one of cpu, gpu"):
+        device_for(("ours", "plain"), "npu")
+
+
 def test_an_absent_device_is_not_here_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(contenders, "absence", lambda device: "torch sees no CUDA device")
     with pytest.raises(NotHere, match="device 'gpu' is not here: torch sees no CUDA device"):

@@ -132,7 +132,7 @@ def test_a_contract_is_one_that_an_engine_has(name: str, op: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in PEERS if device_of(name) == "gpu"])
 def test_a_peer_of_a_gpu_has_no_process_of_its_own(name: str) -> None:
-    with pytest.raises(ValueError, match=f"'{name}' runs on gpu, in the process that asks"), apart(name):
+    with pytest.raises(ValueError, match=f"'{name}' runs on gpu, not on cpu in a process of its own"), apart(name):
         pass
     with pytest.raises(ValueError, match=f"provider '{name}' (is not here|runs on gpu, not on cpu)"):
         built_in(name)
