@@ -8,12 +8,15 @@ alarms.
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +24,8 @@ import torch
 from minimax_m2.harness.bits import Bits
 from minimax_m2.harness.case import Case
 from minimax_m2.harness.expectation import Expectation, Outputs, emulated, expectation
-from minimax_m2.harness.op import GENERAL_CHOICES, Op, find_op
+from minimax_m2.harness.op import GENERAL_CHOICES, Op, all_ops, find_op
+from minimax_m2.harness.provenance import commit
 from minimax_m2.harness.provider import Provider
 from minimax_m2.harness.providers.backwards import backwards
 from minimax_m2.harness.providers.ours import ours
@@ -64,6 +68,27 @@ class Tally:
     def below(self) -> float:
         """The rate of wrong verdicts is below this, at 95 %."""
         return upper_bound(self.wrong, self.cases)
+
+    @property
+    def json(self) -> str:
+        """A line of a record, the commit that was judged with it."""
+        return json.dumps({**asdict(self), "below": self.below, "commit": commit()})
+
+
+def read(path: Path) -> list[Tally]:
+    """The tallies of a record, in the order of the ops."""
+    names = {field.name for field in fields(Tally)}
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    found = {line["op"]: Tally(**{k: tuple(v) if isinstance(v, list) else v for k, v in line.items() if k in names})
+             for line in lines}  # fmt: skip
+    return [found[op] for op in all_ops() if op in found]
+
+
+def table(tallies: Iterable[Tally]) -> str:
+    """The tallies as Markdown."""
+    head = "| op | cases | calls | called wrong | below |\n|---|---|---|---|---|"
+    rows = (f"| {t.op} | {t.cases:,} | {t.calls:,} | {t.wrong} | {t.below:.1e} |" for t in tallies)
+    return "\n".join([head, *rows])
 
 
 def upper_bound(alarms: int, cases: int, confidence: float = CONFIDENCE) -> float:
@@ -180,3 +205,18 @@ def _text(op: Op, case: Case, declared: Any) -> str:
 def _right(case: Case, contract: str) -> Expectation:
     """All implementations of one contract follow each other on a case."""
     return expectation(find_op(case.op), case, json.loads(contract))
+
+
+def main() -> None:
+    """Tally ops, a line of a record each."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("count", type=int, help="cases of each op")
+    parser.add_argument("ops", nargs="*", help="all, unless some are named")
+    asked = parser.parse_args()
+    for name in asked.ops or all_ops():
+        sys.stdout.write(f"{tally(name, implementations(), asked.count).json}\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

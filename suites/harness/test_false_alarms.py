@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -10,12 +13,23 @@ from torch import Tensor
 
 from minimax_m2.harness.case import Case, Field
 from minimax_m2.harness.expectation import emulated, expectation
-from minimax_m2.harness.false_alarms import implementations, legal, share, tally, upper_bound
+from minimax_m2.harness.false_alarms import (
+    Tally,
+    implementations,
+    legal,
+    read,
+    share,
+    table,
+    tally,
+    upper_bound,
+)
 from minimax_m2.harness.museum import right
 from minimax_m2.harness.op import all_ops, find_op
 from minimax_m2.harness.provider import from_object
 from minimax_m2.harness.providers.backwards import backwards
 
+ROOT = Path(__file__).resolve().parents[2]
+TRUST = (ROOT / "docs/trust.md").read_text()
 # The conformance suite takes the first cases; the slice of every change lies behind a thousand.
 SLICE, START = 24, 1000
 
@@ -96,3 +110,30 @@ def test_backwards_adds_up_otherwise_and_breaks_ties_otherwise() -> None:
 def test_legal_contracts_are_those_of_engines() -> None:
     assert ("silu", "dtype") in legal(find_op("swiglu"))
     assert all(value != "tensor_core" for op in all_ops().values() for _, value in legal(op))
+
+
+@pytest.fixture(scope="module")
+def recorded() -> list[Tally]:
+    (named,) = re.findall(r"ci/results/right-[^ ,)]+", TRUST)
+    return read(ROOT / named)
+
+
+def test_the_rates_of_the_docs_are_those_of_the_record(recorded: list[Tally]) -> None:
+    assert table(recorded) in TRUST
+    calls, cases, wrong = (sum(getattr(t, name) for t in recorded) for name in ("calls", "cases", "wrong"))
+    assert f"{calls:,} calls on {cases:,} cases, {wrong} called wrong" in TRUST
+
+
+def test_a_recorded_alarm_would_change_the_rates(recorded: list[Tally]) -> None:
+    assert table([replace(recorded[0], wrong=1), *recorded[1:]]) not in TRUST
+
+
+def test_every_op_has_a_rate(recorded: list[Tally]) -> None:
+    assert [t.op for t in recorded] == list(all_ops())
+
+
+def test_a_tally_is_read_as_it_was_written(tmp_path: Path, recorded: list[Tally]) -> None:
+    again = replace(recorded[0], wrong=1, alarms=("plain: y",))
+    record = tmp_path / "right.jsonl"
+    record.write_text(f"{recorded[0].json}\n{again.json}\n")
+    assert read(record) == [again], "what was tallied last counts"
