@@ -13,6 +13,7 @@ from rich.table import Table
 from minimax_m2.harness.commands_commit import commit
 from minimax_m2.harness.commands_drift import (
     CandidateOption,
+    DtypeOption,
     LengthOption,
     ModelOption,
     PlantOption,
@@ -20,7 +21,14 @@ from minimax_m2.harness.commands_drift import (
     ReferenceOption,
     TokensOption,
 )
-from minimax_m2.harness.drift.asking import FLOAT64, candidate_of, lockstep_cells, reference_of, subject_of
+from minimax_m2.harness.drift.asking import (
+    FLOAT64,
+    candidate_of,
+    lockstep_cells,
+    reference_of,
+    refuse_without_band,
+    subject_of,
+)
 from minimax_m2.harness.drift.bisect import Blame, blamed
 from minimax_m2.harness.drift.record import Asked, Drift, kept, read_drift
 from minimax_m2.harness.drift.running import Beside
@@ -41,6 +49,7 @@ def model(
     tokens: TokensOption = "",
     length: LengthOption = 128,
     quantized: QuantizedOption = False,
+    dtype: DtypeOption = "bfloat16",
     plant: PlantOption = None,
     run: Annotated[Path | None, typer.Option(help="a drift run's record: the same model, tokens, candidate")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON instead of a table")] = False,
@@ -52,12 +61,13 @@ def model(
         raise WrongUse("say --candidate NAME, or --run runs/RUN.drift.json, and not both")
     wanted = Asked(
         candidate=candidate, reference=reference, model=model, tokens=tokens, length=length, quantized=quantized,
-        plant=tuple(plant or ()),
+        dtype=dtype, plant=tuple(plant or ()),
     )  # fmt: skip
     if run is not None:
         with asked():
             wanted = read_drift(run).asked
     subject = subject_of(wanted)
+    refuse_without_band(subject)
     one, leader = candidate_of(wanted, subject.config.num_hidden_layers), reference_of(wanted)
     with working() as bar:
         task = bar.add_task("starting", total=1.0)

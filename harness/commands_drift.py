@@ -17,6 +17,7 @@ from minimax_m2.harness.drift.asking import (
     lockstep_cells,
     recording_for,
     reference_of,
+    refuse_without_band,
     subject_of,
 )
 from minimax_m2.harness.drift.calls import Call
@@ -31,13 +32,15 @@ from minimax_m2.harness.repro import NotWritten
 from minimax_m2.harness.wrong_use import WrongUse, asked
 
 CandidateOption = Annotated[
-    str, typer.Option(help="NAME, NAME:VARIANT, a .py file, which is code and runs, or a .toml that names a dump")
+    str,
+    typer.Option(help="NAME[:VARIANT], a .py file, which is code; @gpu, @tp2, @float16 behind; or a .toml of a dump"),
 ]
 ReferenceOption = Annotated[str, typer.Option(help="fp64, or the provider whose way the steps are fed from")]
 ModelOption = Annotated[str, typer.Option(help="a checkpoint's folder, or m2-width[:LAYERS], drawn; default: tiny-m2")]
 TokensOption = Annotated[str, typer.Option(help="a JSON list of token ids; default: the folder's own text")]
 LengthOption = Annotated[int, typer.Option(min=2, help="so many tokens; the last is decoded")]
 QuantizedOption = Annotated[bool, typer.Option("--quantized", help="keep e4m3 weights as they are stored")]
+DtypeOption = Annotated[str, typer.Option(help="of the model: bfloat16, float16 or float32")]
 PlantOption = Annotated[
     list[str] | None, typer.Option("--plant", help="LAYER=FILE: this file's step in one layer (repeatable)")
 ]
@@ -54,6 +57,7 @@ def drift(
     free: Annotated[bool, typer.Option("--free", help="only the whole run")] = False,
     all_: Annotated[bool, typer.Option("--all", help="all three, as without any of these")] = False,
     quantized: QuantizedOption = False,
+    dtype: DtypeOption = "bfloat16",
     plant: PlantOption = None,
     picture_: Annotated[Path | None, typer.Option("--picture", help="write heatmap and curve as an SVG file")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the record instead of tables")] = False,
@@ -63,13 +67,15 @@ def drift(
 
     wanted = Asked(
         candidate=candidate, reference=reference, model=model, tokens=tokens, length=length, quantized=quantized,
-        plant=tuple(plant or ()),
+        dtype=dtype, plant=tuple(plant or ()),
     )  # fmt: skip
     everything = all_ or not (lockstep or pinned or free)
     modes = [mode for mode, chosen in ((FREE, free), (PINNED, pinned)) if chosen or everything]
     subject = subject_of(wanted)
     if modes and is_streamed(subject):
         raise WrongUse(f"--model {model}: its layers are not kept, so only --lockstep can be asked of it")
+    if modes:
+        refuse_without_band(subject)
     if is_recorded(candidate) and pinned:
         raise WrongUse(f"{candidate} is a record: its experts are chosen; ask --lockstep or --free of it")
     with working() as bar:

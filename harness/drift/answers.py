@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from minimax_m2.harness.devices import torch_device
 from minimax_m2.harness.drift.calls import Call, described, only_active
 from minimax_m2.harness.drift.candidate import Candidate, Place
 from minimax_m2.harness.op import Op, Pack
@@ -74,21 +75,31 @@ def answers_of(
             function = provider.functions(pack.function)
             if function is None:
                 raise ValueError(f"provider {provider.name!r} offers {call.op.name} but not {pack.function}")
-            packed[key] = function(**pack.arguments)
+            device = torch_device(provider.device)
+            packed[key] = function(**{name: _moved(value, device) for name, value in pack.arguments.items()})
         return packed[key]
 
     def answers(call: Call) -> Any:
         provider, function = candidate.at(call.place), candidate.function(call.op.name, call.place)
         if function is None or not where(call.place) or provider.refuses(call.op, described(call)) is not None:
             return rest(call)
+        device = torch_device(provider.device)
         arguments = {
-            name: laid_out(call, value, provider) if isinstance(value, Pack) else value
+            name: laid_out(call, value, provider) if isinstance(value, Pack) else _moved(value, device)
             for name, value in call.arguments.items()
         }
         with provider.enter(candidate.variant_of(provider)):
-            return call.op.bind(function, arguments)()
+            returned = call.op.bind(function, arguments)()
+        for name in call.op.mutates:
+            if arguments[name] is not call.arguments[name]:
+                call.arguments[name].copy_(arguments[name])
+        return tuple(_moved(v, "cpu") for v in returned) if isinstance(returned, tuple) else _moved(returned, "cpu")
 
     return answers
+
+
+def _moved(value: Any, device: str) -> Any:
+    return value.to(device) if isinstance(value, Tensor) else value
 
 
 def stochastic(x: Tensor, dtype: torch.dtype, generator: torch.Generator) -> Tensor:

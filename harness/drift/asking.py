@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
+from minimax_m2.harness.devices import DEVICES, absence
+from minimax_m2.harness.drift.adapters import in_dtype, over_ranks
 from minimax_m2.harness.drift.answers import Answer, answers_of, exact_answers
 from minimax_m2.harness.drift.calls import Call
 from minimax_m2.harness.drift.candidate import Candidate
@@ -16,9 +20,10 @@ from minimax_m2.harness.drift.subjects import checkpoint_subject
 from minimax_m2.harness.drift.trajectory import Subject, Tell, Trajectory, walk
 from minimax_m2.harness.drift.wide import M2, DrawnLayers, wide_subject
 from minimax_m2.harness.models import tiny_m2
-from minimax_m2.harness.provider import from_file
+from minimax_m2.harness.provider import Provider, from_file
 from minimax_m2.harness.wrong_use import WrongUse, asked
 
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 FLOAT64, WIDE = "fp64", "m2-width"
 # transformers as it runs, heard by hooks, beside its ops called one by one, which are "transformers".
 HOOKED = {"transformers-modules": Path(__file__).with_name("transformers.toml")}
@@ -33,13 +38,22 @@ def subject_of(wanted: Asked) -> Subject:
         if name == WIDE:
             if layers and not (layers.isdigit() and int(layers) > 0):
                 raise ValueError(f"--model {wanted.model!r}: write {WIDE} or {WIDE}:LAYERS")
+            if wanted.dtype != "bfloat16":
+                raise ValueError(f"--dtype {wanted.dtype}: {WIDE} is drawn in bfloat16 and e4m3")
             return wide_subject(layers=int(layers or M2.num_hidden_layers), length=wanted.length)
         return checkpoint_subject(
             Path(wanted.model) if wanted.model else None,
             Path(wanted.tokens) if wanted.tokens else None,
             length=wanted.length,
             keep_quantized=wanted.quantized,
+            dtype=_dtype(wanted.dtype),
         )
+
+
+def refuse_without_band(subject: Subject) -> None:
+    """WrongUse for a float32 model's whole runs: its sums stray as far as its roundings, which alone the band holds."""
+    if subject.dtype == torch.float32:
+        raise WrongUse("--dtype float32: no band is known of whole runs, whose sums round too; ask drift --lockstep")
 
 
 def is_recorded(candidate: str) -> bool:
@@ -58,21 +72,47 @@ def recording_for(wanted: Asked, subject: Subject) -> Recording:
         return recording_of(HOOKED.get(wanted.candidate, Path(wanted.candidate)), subject, folder=folder)
 
 
+def _dtype(name: str) -> torch.dtype:
+    if name not in DTYPES:
+        raise ValueError(f"dtype {name!r} is unknown; use one of {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
 def provider_candidate(text: str) -> Candidate:
-    """A candidate by ``NAME``, ``NAME:VARIANT`` or file, else in its best variant. WrongUse says what there is."""
+    """A candidate by ``NAME``, ``NAME:VARIANT`` or file, else in its best variant. WrongUse says what there is.
+
+    Behind it may stand, each after an ``@``, a device, ``tp2`` for its calls shared by two ranks, a dtype.
+    """
     # Here, because cli registers the commands that ask.
     from minimax_m2.harness.cli import built_in
 
+    whose, *ways = text.split("@")
     with asked():
-        if text.endswith(".py"):
-            provider, variant = from_file(text), ""
+        device = next((way for way in ways if way in DEVICES), "cpu")
+        if (reason := absence(device)) is not None:
+            raise ValueError(f"device {device!r} is not here: {reason}")
+        if whose.endswith(".py"):
+            provider, variant = from_file(whose, device=device), ""
         else:
-            name, _, variant = text.partition(":")
-            provider = built_in(name)
+            name, _, variant = whose.partition(":")
+            provider = built_in(name, device)
+        for way in ways:
+            provider = _otherwise(provider, way, text)
         if variant and variant not in provider.variants:
             known = ", ".join(v for v in provider.variants if v) or "none"
             raise ValueError(f"provider {provider.name!r} has no variant {variant!r}; here it has {known}")
         return Candidate(provider=provider, variant=variant or provider.variants[-1])
+
+
+def _otherwise(provider: Provider, way: str, text: str) -> Provider:
+    """The provider as one word behind an ``@`` says. Raises ValueError for a word that says nothing."""
+    if way in DEVICES:
+        return provider
+    if way in DTYPES:
+        return in_dtype(provider, DTYPES[way])
+    if way.startswith("tp") and way[2:].isdigit():
+        return over_ranks(provider, int(way[2:]))
+    raise ValueError(f"{text!r}: @{way} is unknown; write @{', @'.join((*DEVICES, 'tp2', *DTYPES))}")
 
 
 def candidate_of(wanted: Asked, layers: int) -> Candidate:

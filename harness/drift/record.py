@@ -52,6 +52,7 @@ class Asked:
     tokens: str = ""
     length: int = 128
     quantized: bool = False
+    dtype: str = "bfloat16"
     plant: tuple[str, ...] = ()
 
     @property
@@ -62,6 +63,7 @@ class Asked:
         words += ["--model", self.model] if self.model else []
         words += ["--tokens", self.tokens] if self.tokens else []
         words += ["--length", str(self.length), *(["--quantized"] if self.quantized else [])]
+        words += [] if self.dtype == "bfloat16" else ["--dtype", self.dtype]
         return shlex.join([*words, *(word for p in self.plant for word in ("--plant", p))])
 
 

@@ -22,9 +22,10 @@ TOY = replace(LAYER, num_hidden_layers=2, num_local_experts=8, num_experts_per_t
 
 
 def checkpoint_subject(
-    folder: Path | None, tokens: Path | None, *, length: int, keep_quantized: bool = False, decoded: int = 1
-) -> Subject:
-    """A folder's model in bfloat16, tiny-m2's where none is named, on a file's ids or the folder's own text.
+    folder: Path | None, tokens: Path | None, *, length: int, keep_quantized: bool = False, decoded: int = 1,
+    dtype: torch.dtype = torch.bfloat16,
+) -> Subject:  # fmt: skip
+    """A folder's model in ``dtype``, tiny-m2's where none is named, on a file's ids or the folder's own text.
 
     Raises ValueError where there is neither file nor text, or tiny-m2 is not here.
     """
@@ -41,7 +42,7 @@ def checkpoint_subject(
     return Subject(
         name="tiny-m2" if folder is None else where.name,
         config=checkpoint.config,
-        weights=checkpoint.load(torch.bfloat16, keep_quantized=keep_quantized),
+        weights=checkpoint.load(dtype, keep_quantized=keep_quantized),
         ids=ids,
         decoded=min(decoded, len(ids) - 1),
     )
