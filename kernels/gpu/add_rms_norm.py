@@ -6,9 +6,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from minimax_m2.kernels.gpu.launch import on_device_of, power_of_two, registered
+from minimax_m2.kernels.gpu.launch import on_device_of, registered
 from minimax_m2.kernels.gpu.rms_norm import row_scale, warps_of
 from minimax_m2.kernels.launched import add_rms_norm as launched
+from minimax_m2.kernels.launched import power_of_two
 
 
 @triton.jit

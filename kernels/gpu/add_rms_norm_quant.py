@@ -8,8 +8,9 @@ import triton.language as tl
 from torch import Tensor
 
 from minimax_m2.kernels.gpu.codes import e4m3_code, group_scales, quotients
-from minimax_m2.kernels.gpu.launch import capability, converts_e4m3, on_device_of, power_of_two, registered
+from minimax_m2.kernels.gpu.launch import capability, converts_e4m3, on_device_of, registered
 from minimax_m2.kernels.gpu.rms_norm import row_scale, warps_of
+from minimax_m2.kernels.launched import power_of_two
 from minimax_m2.kernels.schema import add_rms_norm_quant as add_rms_norm_quant_schema
 from minimax_m2.kernels.schema import block_quant as block_quant_schema
 

@@ -17,10 +17,10 @@ from minimax_m2.kernels.gpu.launch import (
     capability,
     converts_e4m3,
     on_device_of,
-    power_of_two,
     registered,
     starts_early,
 )
+from minimax_m2.kernels.launched import power_of_two
 from minimax_m2.kernels.schema import attention as attention_schema
 
 # Programs that a multiprocessor should have: keys are split until there are so many.

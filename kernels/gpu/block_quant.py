@@ -14,10 +14,10 @@ from minimax_m2.kernels.gpu.launch import (
     let_next_start,
     on_device_of,
     overlaps,
-    power_of_two,
     registered,
     wait_for_predecessor,
 )
+from minimax_m2.kernels.launched import power_of_two
 from minimax_m2.kernels.schema import block_quant as block_quant_schema
 
 # Values of one program; a wider group is a program of its own.

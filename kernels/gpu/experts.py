@@ -22,10 +22,11 @@ from minimax_m2.kernels.gpu.experts_products import (
 )
 from minimax_m2.kernels.gpu.experts_rows import down_rows_kernel, gate_up_rows_kernel
 from minimax_m2.kernels.gpu.experts_tiles import down_kernel, gate_up_kernel, sum_choices_kernel
-from minimax_m2.kernels.gpu.launch import capability, converts_e4m3, on_device_of, overlaps, power_of_two, registered
+from minimax_m2.kernels.gpu.launch import capability, converts_e4m3, on_device_of, overlaps, registered
 from minimax_m2.kernels.gpu.moe_align import moe_align
 from minimax_m2.kernels.gpu.scaled_rows import fits, steps_of
 from minimax_m2.kernels.gpu.scaled_tile import evenly
+from minimax_m2.kernels.launched import power_of_two
 from minimax_m2.kernels.schema import experts as experts_schema
 
 # Up to so many slots each is a program's whole row tile: sorting them costs more than reading an expert twice.

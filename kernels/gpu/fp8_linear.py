@@ -18,13 +18,13 @@ from minimax_m2.kernels.gpu.launch import (
     let_next_start,
     on_device_of,
     overlaps,
-    power_of_two,
     registered,
     wait_for_predecessor,
 )
 from minimax_m2.kernels.gpu.parts import add_parts, part_sums, parts_of
 from minimax_m2.kernels.gpu.scaled_rows import fits, steps_of
 from minimax_m2.kernels.gpu.scaled_tile import channels, evenly, factor, scaled, weight_tile
+from minimax_m2.kernels.launched import power_of_two
 from minimax_m2.kernels.schema import fp8_linear as fp8_linear_schema
 from minimax_m2.kernels.schema import linear as linear_schema
 from minimax_m2.kernels.schema.block_quant import allocated

@@ -8,7 +8,8 @@ import triton.language as tl
 from torch import Tensor
 
 from minimax_m2.kernels.gpu.kv_cache_entries import entry, offsets_of, saturated
-from minimax_m2.kernels.gpu.launch import capability, converts_e4m3, on_device_of, power_of_two, registered
+from minimax_m2.kernels.gpu.launch import capability, converts_e4m3, on_device_of, registered
+from minimax_m2.kernels.launched import power_of_two
 from minimax_m2.kernels.schema import kv_cache as kv_schema
 
 # Channels of one program.

@@ -47,11 +47,6 @@ def converts_e4m3(capability: int) -> bool:
     return capability >= 89
 
 
-def power_of_two(n: int) -> int:
-    """The smallest power of two that is at least ``n``, and at least 1: what a Triton tile may be wide."""
-    return 1 << max(n - 1, 0).bit_length()
-
-
 def overlaps(capability: int) -> bool:
     """Whether a launch may begin while the one before it ends.
 

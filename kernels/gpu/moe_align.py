@@ -8,7 +8,8 @@ import triton.language as tl
 from torch import Tensor
 
 from minimax_m2.kernels import schema
-from minimax_m2.kernels.gpu.launch import on_device_of, power_of_two, registered
+from minimax_m2.kernels.gpu.launch import on_device_of, registered
+from minimax_m2.kernels.launched import power_of_two
 from minimax_m2.kernels.schema import moe_align as moe_align_schema
 
 # Slots that a program reads at once.

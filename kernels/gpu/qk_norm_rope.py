@@ -15,12 +15,12 @@ from minimax_m2.kernels.gpu.launch import (
     converts_e4m3,
     let_next_start,
     on_device_of,
-    power_of_two,
     registered,
     starts_early,
     wait_for_predecessor,
 )
 from minimax_m2.kernels.gpu.rope import angle_of
+from minimax_m2.kernels.launched import power_of_two
 from minimax_m2.kernels.launched import qk_norm_rope as launched
 
 # Channels of a row that one step of qk_sum_squares reads.

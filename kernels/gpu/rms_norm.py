@@ -6,7 +6,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from minimax_m2.kernels.gpu.launch import on_device_of, power_of_two, registered
+from minimax_m2.kernels.gpu.launch import on_device_of, registered
+from minimax_m2.kernels.launched import power_of_two
 from minimax_m2.kernels.launched import rms_norm as launched
 
 

@@ -11,10 +11,10 @@ from minimax_m2.kernels.gpu.launch import (
     capability,
     on_device_of,
     overlaps,
-    power_of_two,
     registered,
     wait_for_predecessor,
 )
+from minimax_m2.kernels.launched import power_of_two
 from minimax_m2.kernels.launched import routing as launched
 
 # Words of pack_routing that one program handles.

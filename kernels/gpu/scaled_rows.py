@@ -9,8 +9,8 @@ import triton
 import triton.language as tl
 
 from minimax_m2.kernels.gpu.codes import e4m3_code, group_scales, quotients
-from minimax_m2.kernels.gpu.launch import power_of_two
 from minimax_m2.kernels.gpu.scaled_tile import factor
+from minimax_m2.kernels.launched import power_of_two
 
 # Codes of one row that a step covers, and the steps whose tiles a program holds in registers.
 STEP = 1024

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from minimax_m2.kernels.gpu.codes import e4m3_code, group_scales, quotients
-from minimax_m2.kernels.gpu.launch import power_of_two
+from minimax_m2.kernels.launched import power_of_two
 
 
 def evenly(size: int, width: int) -> bool:

@@ -9,3 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 Launch = Callable[..., None]
+
+
+def power_of_two(n: int) -> int:
+    """The smallest power of two that is at least ``n``, and at least 1: what a Triton tile may be wide."""
+    return 1 << max(n - 1, 0).bit_length()

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from minimax_m2.kernels.launched import block_dequant as launched
+from minimax_m2.kernels.launched import power_of_two
 from minimax_m2.kernels.npu.block_dequant_rows import block_dequant_kernel
-from minimax_m2.kernels.npu.launch import power_of_two, programs, registered
+from minimax_m2.kernels.npu.launch import programs, registered
 
 # Codes of a tile, and columns of a piece of a block: int32 and float32 tiles of both fit the unified buffer.
 MOST_CODES, WIDEST = 4096, 2048

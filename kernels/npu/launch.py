@@ -36,8 +36,3 @@ def vector_cores(x: Tensor) -> int:
 
     found: int = driver.active.utils.get_device_properties(x.device.index)["num_vectorcore"]
     return found
-
-
-def power_of_two(n: int) -> int:
-    """The smallest power of two that is at least ``n``, and at least 1: what a Triton tile may be wide."""
-    return 1 << max(n - 1, 0).bit_length()

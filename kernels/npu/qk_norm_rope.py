@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from minimax_m2.kernels.launched import power_of_two
 from minimax_m2.kernels.launched import qk_norm_rope as launched
-from minimax_m2.kernels.npu.launch import power_of_two, programs, registered
+from minimax_m2.kernels.npu.launch import programs, registered
 from minimax_m2.kernels.npu.qk_norm_rope_rows import qk_norm_rope_kernel, qk_sum_squares_kernel
 from minimax_m2.kernels.schema import qk_norm_rope as qk_schema
 

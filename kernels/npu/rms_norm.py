@@ -5,8 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from minimax_m2.kernels import schema
+from minimax_m2.kernels.launched import power_of_two
 from minimax_m2.kernels.launched import rms_norm as launched
-from minimax_m2.kernels.npu.launch import power_of_two, programs, registered
+from minimax_m2.kernels.npu.launch import programs, registered
 from minimax_m2.kernels.npu.rms_norm_rows import rms_norm_kernel
 
 # Rows are held whole, in float32; more does not fit the unified buffer beside the copies under way.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from minimax_m2.kernels.launched import power_of_two
 from minimax_m2.kernels.launched import rope as launched
-from minimax_m2.kernels.npu.launch import power_of_two, programs, registered
+from minimax_m2.kernels.npu.launch import programs, registered
 from minimax_m2.kernels.npu.qk_norm_rope import TILE
 from minimax_m2.kernels.npu.qk_norm_rope_rows import rope_kernel
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from minimax_m2.kernels.launched import power_of_two
 from minimax_m2.kernels.launched import routing as launched
-from minimax_m2.kernels.npu.launch import power_of_two, programs, registered
+from minimax_m2.kernels.npu.launch import programs, registered
 from minimax_m2.kernels.npu.routing_rows import pack_routing_kernel, routing_kernel, unpack_routing_kernel
 
 # Words of pack_routing that a program takes at once.
