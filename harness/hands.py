@@ -32,9 +32,11 @@ class Hand(Protocol):
 
     def plan(self) -> list[tuple[Unit, float | None]]:
         """The units that this machine could do, with what each costs where it is known."""
+        ...
 
     def do(self, unit: Unit) -> list[str]:
         """Do one: lines of JSON."""
+        ...
 
 
 class Job(Protocol):
@@ -42,6 +44,7 @@ class Job(Protocol):
 
     def hand(self, device: str) -> Hand:
         """A hand that uses this device."""
+        ...
 
 
 def settle(threads: int) -> dict[str, str | int]:

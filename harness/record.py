@@ -244,8 +244,9 @@ def _part(kind: type[Part], found: Any, what: str) -> Part | None:
             raise ValueError(f"{what}.{name}={value!r} is no finite number")
         if name.endswith(("_us", "_gbps", "_gflops")) and not float(value) > 0:
             raise ValueError(f"{what}.{name}={value!r} is no time or speed; it must be above 0")
+    given: dict[str, Any] = {name: tuple(value) if name == "samples_us" else value for name, value in found.items()}
     try:
-        return kind(**found | ({"samples_us": tuple(samples)} if "samples_us" in found else {}))
+        return kind(**given)
     except TypeError as error:
         raise ValueError(f"{what}: {error}") from error
 

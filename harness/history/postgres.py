@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from minimax_m2.harness.history.index import NAMES, SCHEMA, TABLES, Database, Index, Row
 
-if TYPE_CHECKING:
-    import psycopg
-
+# psycopg may be absent, and its types take only statements that are written out.
+Connection = Any
 SCHEMES = ("postgresql://", "postgres://")
 # One writer at a time, whatever host he is on; a connection that ends lets go. Any number serves, if all know it.
 LOCK = 0x6D32_6E69
@@ -30,7 +29,7 @@ WORDS = {
 class PostgresIndex(Index):
     """A connection to a server."""
 
-    def __init__(self, connection: psycopg.Connection[dict[str, Any]]) -> None:
+    def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
     def rows(self, statement: str, values: Sequence[object] = ()) -> Iterator[Row]:
@@ -91,16 +90,18 @@ class Postgres(Database):
             yield PostgresIndex(connection)
 
     @contextmanager
-    def _connected(self) -> Iterator[psycopg.Connection[dict[str, Any]]]:
+    def _connected(self) -> Iterator[Connection]:
         try:
             import psycopg
             from psycopg.conninfo import conninfo_to_dict
             from psycopg.rows import dict_row
         except ImportError as error:
             raise ValueError("psycopg is not here; pip install 'minimax-m2-harness[postgres]'") from error
+        about: dict[str, Any] = {}
+        connect: Any = psycopg.connect
         try:
-            about = conninfo_to_dict(self._url)
-            connection = psycopg.connect(self._url, autocommit=True, connect_timeout=10, row_factory=dict_row)
+            about = dict(conninfo_to_dict(self._url))
+            connection = connect(self._url, autocommit=True, connect_timeout=10, row_factory=dict_row)
         except psycopg.Error as error:
             # A URL may hold a password; its host and name are said, and no more.
             where = "its URL" if isinstance(error, psycopg.ProgrammingError) else f"{about.get('host', 'localhost')}"
@@ -115,6 +116,6 @@ def _has_tables(index: PostgresIndex) -> bool:
     return bool(row["made"])
 
 
-def _make(connection: psycopg.Connection[dict[str, Any]]) -> None:
+def _make(connection: Connection) -> None:
     connection.execute(TABLES.format(**WORDS))
     connection.execute("INSERT INTO about VALUES (%s)", (SCHEMA,))

@@ -95,7 +95,8 @@ def database(server: str) -> str:
 
     name = f"nights{next(_databases)}"
     with psycopg.connect(f"postgresql:///postgres?{server}", autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")
+        statement: Any = f"CREATE DATABASE {name}"
+        connection.execute(statement)
     return f"postgresql:///{name}?{server}"
 
 

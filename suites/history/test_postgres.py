@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -191,3 +192,13 @@ def test_a_series_of_many_points_is_read_by_its_index_and_a_night_is_entered_who
     with Postgres(database).reading() as index:
         (row,) = index.rows("SELECT count(*) AS n FROM points")
     assert row["n"] == count + NIGHT
+
+
+def test_what_is_not_here_is_said_and_where_ci_demands_it_a_failure(
+    required: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HISTORY_REQUIRES", "ray,postgres")
+    with pytest.raises(pytest.fail.Exception, match="HISTORY_REQUIRES demands postgres, but there is no server"):
+        required("postgres", "there is no server")
+    with pytest.raises(pytest.skip.Exception, match="not here: there is no browser"):
+        required("chromium", "there is no browser")
