@@ -17,7 +17,7 @@ from minimax_m2.harness.case import Case
 from minimax_m2.harness.continuation import Continuation, likeliest, prefilled
 from minimax_m2.harness.devices import synchronise, torch_device
 from minimax_m2.harness.expectation import Outputs
-from minimax_m2.harness.model_bench import Plan, read_bytes_per_s
+from minimax_m2.harness.model_bench import Plan, read_bytes_per_s, too_large
 from minimax_m2.harness.paired import PairRecord, paired
 from minimax_m2.harness.provider import Provider
 from minimax_m2.harness.providers.ours import ours
@@ -54,9 +54,14 @@ def ablated(
     plan: Plan, config: MiniMaxM2Config, *, device: str, batches: Sequence[int] = BATCHES, seconds: float = 1.0,
     tell: Callable[[str], None] = lambda text: None,
 ) -> Iterator[PairRecord]:  # fmt: skip
-    """Compare the model with each of its ablations, by batch, in a decode step and in the time to the first token."""
+    """Compare the model with each of its ablations, by batch, in a decode step and in the time to the first token.
+
+    Raises MemoryError, before anything is drawn, for a model that does not fit.
+    """
     provider, label = ours(device), run_name()
     config = replace(config, num_hidden_layers=plan.layers)
+    if (told := too_large(config, Single(), device)) is not None:
+        raise MemoryError(told)
     tell(f"drawing {plan.layers} layers")
     whole = wide_model(plan.case(1), config, provider, Single(), torch_device(device))
     tell("the reference, float32, and its defects")

@@ -111,16 +111,19 @@ def bench_model(
 
 def ablation(plan: Plan, device: str, log: Log, again: str, *, as_json: bool) -> NoReturn:
     """Compare a model with each of its fused ops in parts, and exit with what came of it."""
-    from minimax_m2.harness.cli import WRONG, console, finish, working
+    from minimax_m2.harness.cli import NOTHING_MEASURED, WRONG, console, finish, working
 
     pairs: list[PairRecord] = []
     with log, working() as bar, torch.inference_mode():
         task = bar.add_task("starting", total=None)
-        for pair in ablated(
-            plan, MiniMaxM2Config(), device=device, tell=lambda text: bar.update(task, description=text)
-        ):  # fmt: skip
-            log.append(pair.json)
-            pairs.append(pair)
+        try:
+            for pair in ablated(
+                plan, MiniMaxM2Config(), device=device, tell=lambda text: bar.update(task, description=text)
+            ):  # fmt: skip
+                log.append(pair.json)
+                pairs.append(pair)
+        except MemoryError as error:
+            finish(NOTHING_MEASURED, "nothing was measured", str(error), again)
     if as_json:
         for pair in pairs:
             typer.echo(pair.json)

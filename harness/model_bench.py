@@ -94,8 +94,7 @@ def timed_plan(
     """Draw the model, prove it, time its loads; a wrong one is not timed, what does not fit is told so."""
     voice, label = voice or Single(), run_name()
     config = replace(config, num_hidden_layers=plan.layers)
-    if (reason := _refusal(voice, device, drawn_bytes(config, voice.size) + SPARE_BYTES)) is not None:
-        told = f"{plan.layers} layers do not fit: {reason}; set fewer layers, or more ranks"
+    if (told := too_large(config, voice, device)) is not None:
         yield _record(plan.case(voice.size), device, label, None, told, Outcome.UNSUPPORTED)
         return
     tell(f"drawing {plan.layers} layers")
@@ -122,6 +121,13 @@ def timed_plan(
             timing, told = timed(wide, case, plan.tokens, size, speed)
             yield _record(case, device, label, timing, f"{told}; {evidence}" if evidence else told, Outcome.PASS)
             _free(device)
+
+
+def too_large(config: MiniMaxM2Config, voice: Communicator, device: str) -> str | None:
+    """Why a drawn model does not fit on some rank, or None; all ranks agree."""
+    reason = _refusal(voice, device, drawn_bytes(config, voice.size) + SPARE_BYTES)
+    told = f"{config.num_hidden_layers} layers do not fit: {reason}; set fewer layers, or more ranks"
+    return None if reason is None else told
 
 
 def _refusal(voice: Communicator, device: str, needed: int) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -71,6 +72,19 @@ def test_a_trained_model_continues_a_text(capsys: pytest.CaptureFixture[str]) ->
     assert ended.value.exit_code == 0
     assert "3 tokens in " in said.err
     assert said.out.strip()
+
+
+@pytest.mark.parametrize("ablate", [False, True])
+def test_a_model_that_does_not_fit_is_not_drawn(
+    ablate: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("minimax_m2.harness.model_bench.available_bytes", lambda: 10**9)
+    monkeypatch.setattr("minimax_m2.harness.wide_model.random_fp8", None)
+    with pytest.raises(typer.Exit) as ended:
+        bench(model="m2", ablate=ablate)
+    assert ended.value.exit_code == 5
+    assert "62 layers do not fit" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(absence("gpu") is None, reason="a GPU is here")
