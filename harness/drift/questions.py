@@ -34,7 +34,8 @@ def repro_command(folder: Path, repository: Path) -> str:
 
 def measure_command(metric: str, op: str) -> str:
     """Print one number of our kernel of an op."""
-    return shlex.join(["python", str(MEASURE), metric, op])
+    # -P: beside the script lies a bisect.py, which would stand before Python's own.
+    return shlex.join(["python", "-P", str(MEASURE), metric, op])
 
 
 def fails(repository: Repository, command: str) -> Test:
@@ -68,8 +69,13 @@ def _apart(a: float, b: float) -> float:
     return abs(math.log(a / b)) if a > 0 and b > 0 and math.isfinite(a) and math.isfinite(b) else math.inf
 
 
-def slow(repository: Repository, command: str, good: str, bad: str, *, until: float) -> tuple[Test, Ends]:
-    """Whether a commit is as slow as the bad end, by pairs with the good one. Raises EndsAlike."""
+def slow(
+    repository: Repository, command: str, good: str, bad: str, *, until: float, known: Ends | None = None
+) -> tuple[Test, Ends]:
+    """Whether a commit is as slow as the bad end, by pairs with the good one. Raises EndsAlike.
+
+    ``known`` is what an earlier visit to this machine found of the ends, which are then not timed again.
+    """
 
     def pair(commit: str) -> Callable[[], float]:
         turn = iter(range(1_000_000))
@@ -85,7 +91,7 @@ def slow(repository: Repository, command: str, good: str, bad: str, *, until: fl
 
         return once
 
-    ends = measured_ends(pair(bad))
+    ends = known or measured_ends(pair(bad))
 
     def test(commit: str) -> Outcome:
         try:
