@@ -7,7 +7,7 @@ PINS := ci/constraints/cpu.txt
 KEY := $(shell cat pyproject.toml $(PINS) Makefile | cksum | cut -d ' ' -f 1)$(if $(SYSTEM_TORCH),-system)
 STAMP := .venv/installed-$(KEY)
 
-.PHONY: run test lint types bench peers sanitize npu-toolchain dash clean venv
+.PHONY: run test lint types bench peers peers-gpu sanitize sanitize-gpu npu-toolchain dash clean venv
 run: venv
 	$(BIN)/m2check run $(ARGS)
 test: venv
@@ -18,8 +18,12 @@ types: venv
 	ci/types.sh $(ARGS)
 peers: venv
 	ci/peers.sh $(ARGS)
+peers-gpu: venv
+	ci/peers.sh ci/constraints/peers_gpu.txt $(ARGS)
 sanitize: venv
 	ci/sanitize.sh $(ARGS)
+sanitize-gpu:
+	ci/sanitize_gpu.sh $(ARGS)
 dash: venv
 	$(BIN)/m2check run --no-model $(ARGS)
 	$(BIN)/m2check nightly add runs/*.jsonl
