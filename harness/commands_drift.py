@@ -11,6 +11,7 @@ import typer
 from minimax_m2.harness.drift.asking import (
     EXPLAINED,
     FLOAT64,
+    Resume,
     candidate_of,
     is_recorded,
     is_streamed,
@@ -59,6 +60,7 @@ def drift(
     quantized: QuantizedOption = False,
     dtype: DtypeOption = "bfloat16",
     plant: PlantOption = None,
+    resume: Annotated[Path | None, typer.Option(help="of m2-width: keep what is done here, go on from it")] = None,
     picture_: Annotated[Path | None, typer.Option("--picture", help="write heatmap and curve as an SVG file")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the record instead of tables")] = False,
 ) -> None:
@@ -84,8 +86,10 @@ def drift(
         def tell(text: str, share: float) -> None:
             bar.update(task, description=text, completed=share)
 
-        looked = recorded if is_recorded(candidate) else called
-        found = looked(subject, wanted, modes, tell, lockstep=lockstep or everything)
+        if is_recorded(candidate):
+            found = recorded(subject, wanted, modes, tell, lockstep=lockstep or everything)
+        else:
+            found = called(subject, wanted, modes, tell, lockstep=lockstep or everything, resume=resume)
     path = kept(found)
     if picture_ is not None:
         picture_.write_text(picture(found))
@@ -96,10 +100,13 @@ def drift(
     conclude(found, path)
 
 
-def called(subject: Subject, wanted: Asked, modes: list[str], tell: Tell, *, lockstep: bool) -> Drift:
+def called(
+    subject: Subject, wanted: Asked, modes: list[str], tell: Tell, *, lockstep: bool, resume: Path | None
+) -> Drift:
     """Look at a candidate whose steps can be called."""
     one, leader = candidate_of(wanted, subject.config.num_hidden_layers), reference_of(wanted)
-    cells = lockstep_cells(subject, one, leader, tell) if lockstep else ()
+    kept_in = Resume(resume, wanted.option) if resume is not None else None
+    cells = lockstep_cells(subject, one, leader, tell, resume=kept_in) if lockstep else ()
     beside = Beside(subject, tell=tell) if modes else None
     runs = tuple(beside.held(one, mode) for mode in modes) if beside else ()
     return Drift.of(subject, one, wanted, cells=cells, runs=runs)

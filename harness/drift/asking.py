@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -16,8 +17,9 @@ from minimax_m2.harness.drift.faults import planted, read_fault
 from minimax_m2.harness.drift.lockstep import Cell, Judge
 from minimax_m2.harness.drift.record import Asked
 from minimax_m2.harness.drift.recording import Recording, recording_of
+from minimax_m2.harness.drift.resuming import keep, resumed
 from minimax_m2.harness.drift.subjects import checkpoint_subject
-from minimax_m2.harness.drift.trajectory import Subject, Tell, Trajectory, walk
+from minimax_m2.harness.drift.trajectory import Halfway, Subject, Tell, Trajectory, walk
 from minimax_m2.harness.drift.wide import M2, DrawnLayers, wide_subject
 from minimax_m2.harness.models import tiny_m2
 from minimax_m2.harness.provider import Provider, from_file
@@ -135,14 +137,16 @@ def reference_of(wanted: Asked) -> Answer:
 
 
 def lockstep_cells(
-    subject: Subject, candidate: Candidate, reference: Answer, tell: Tell, *, explain: bool = True
+    subject: Subject, candidate: Candidate, reference: Answer, tell: Tell, *, resume: Resume | None = None
 ) -> tuple[Cell, ...]:
-    """Every step alone, and what the worst wrong ones equal."""
+    """Every step alone, and what the worst wrong ones equal. WrongUse for a run that is whole before it could end."""
     if is_streamed(subject):
-        return streamed_cells(subject, candidate, reference, tell)
+        return streamed_cells(subject, candidate, reference, tell, resume=resume)
+    if resume is not None:
+        raise WrongUse(f"--resume {resume.path}: only --model {WIDE} takes so long that it is kept layer by layer")
     trajectory = Trajectory(subject, offered=candidate.offered(), reference=reference, tell=tell)
     cells = list(trajectory.cells(candidate, tell=tell))
-    wrong = sorted((cell for cell in cells if cell.is_wrong), key=lambda cell: -cell.used)[: EXPLAINED * explain]
+    wrong = sorted((cell for cell in cells if cell.is_wrong), key=lambda cell: -cell.used)[:EXPLAINED]
     return tuple(trajectory.explained(cell, candidate) if cell in wrong else cell for cell in cells)
 
 
@@ -151,9 +155,28 @@ def is_streamed(subject: Subject) -> bool:
     return isinstance(subject.weights.layers, DrawnLayers)
 
 
-def streamed_cells(subject: Subject, candidate: Candidate, reference: Answer, tell: Tell) -> tuple[Cell, ...]:
-    """Judge each call as it comes; the first wrong ones are explained, since no call is there to come back to."""
-    judge, cells = Judge(), list[Cell]()
+class Resume(NamedTuple):
+    """Where a run is kept, and the command line that it belongs to."""
+
+    path: Path
+    asked: str
+
+
+def streamed_cells(
+    subject: Subject, candidate: Candidate, reference: Answer, tell: Tell, *, resume: Resume | None = None
+) -> tuple[Cell, ...]:
+    """Judge each call as it comes; the first wrong ones are explained, since no call is there to come back to.
+
+    With ``resume`` a file holds what is done behind each layer, and is gone when all is done.
+    """
+    judge, cells, begin = Judge(), list[Cell](), None
+    if resume is not None and resume.path.is_file():
+        with asked():
+            begin, cells = resumed(resume.path, asked=resume.asked)
+
+    def behind(where: Halfway) -> None:
+        if resume is not None:
+            keep(resume.path, where, cells, asked=resume.asked)
 
     def visit(call: Call) -> None:
         cell = judge.cell(call, candidate)
@@ -165,5 +188,8 @@ def streamed_cells(subject: Subject, candidate: Candidate, reference: Answer, te
         judge.forget()
         tell(text, share)
 
-    walk(subject, visit, offered=candidate.offered(), reference=reference, tell=next_layer)
+    offered = candidate.offered()
+    walk(subject, visit, offered=offered, reference=reference, tell=next_layer, begin=begin, keep=behind)
+    if resume is not None:
+        resume.path.unlink(missing_ok=True)
     return tuple(cells)

@@ -61,24 +61,40 @@ class Stream:
     residual: Tensor | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Halfway:
+    """Where a pass stands between two layers: the next one, and hidden and residual ``[T, H]`` of each stream."""
+
+    layer: int
+    streams: list[tuple[Tensor, Tensor]]
+
+
+Keep = Callable[[Halfway], None]
+
+
 def passed(
     subject: Subject, watch: Callable[[Call], Any], *, offered: Collection[str], tap: Tap | None = None,
-    tell: Tell = lambda text, share: None,
+    tell: Tell = lambda text, share: None, begin: Halfway | None = None, keep: Keep = lambda where: None,
 ) -> Tensor:  # fmt: skip
     """Send the tokens through the model on what ``watch`` answers to each call; logits ``[T, V]``.
 
-    A coarse step of which only parts are ``offered`` is made of them, and the parts are the calls.
+    A coarse step of which only parts are ``offered`` is made of them, and the parts are the calls. ``keep`` is shown
+    where the pass stands behind each layer; from there another may ``begin``.
     """
     config, weights = subject.config, subject.weights
     taps = _Taps(watch, frozenset(offered))
     cache = PagedCache.empty(config, num_pages=-(-len(subject.ids) // PAGE), page_size=PAGE, dtype=subject.dtype)
     embedding, streams = taps.table(EMBEDDING, {}), []
-    for taps.phase, ids in _pieces(subject):
-        streams.append(Stream(taps.phase, cache.append({0: len(ids)}), embedding.embedding(ids, weights.embed_tokens)))
+    for place, (taps.phase, ids) in enumerate(_pieces(subject)):
+        batch = cache.append({0: len(ids)})
+        carried = (embedding.embedding(ids, weights.embed_tokens), None) if begin is None else begin.streams[place]
+        streams.append(Stream(taps.phase, batch, *carried))
     shared = partial(Pass, config=config, cos_sin=table_of(subject), exchange=Exchange.alone(config), tap=tap)
-    for index in range(config.num_hidden_layers):
+    for index in range(begin.layer if begin else 0, config.num_hidden_layers):
         tell(f"layer {index + 1} of {config.num_hidden_layers}", index / config.num_hidden_layers)
         _through(weights.layers[index], index, streams, taps, shared, cache)
+        # Behind a layer there is always a residual.
+        keep(Halfway(layer=index + 1, streams=[(s.hidden, s.residual) for s in streams if s.residual is not None]))
     last, logits = taps.table(config.num_hidden_layers, roles(norm=weights.norm)), []
     for stream in streams:
         taps.phase = stream.phase
@@ -117,16 +133,16 @@ class _Taps:
 
 def walk(
     subject: Subject, visit: Callable[[Call], None], *, offered: Collection[str], reference: Answer = exact_answers,
-    tell: Tell = lambda text, share: None,
+    tell: Tell = lambda text, share: None, begin: Halfway | None = None, keep: Keep = lambda where: None,
 ) -> Tensor:  # fmt: skip
-    """Go the reference's way and show every call to ``visit``; logits ``[T, V]``."""
+    """Go the reference's way and show every call to ``visit``; logits ``[T, V]``. The rest as in ``passed``."""
 
     def watch(call: Call) -> Any:
         visit(kept(call))
         return reference(call)
 
     with torch.inference_mode():
-        return passed(subject, watch, offered=offered, tell=tell)
+        return passed(subject, watch, offered=offered, tell=tell, begin=begin, keep=keep)
 
 
 def _pieces(subject: Subject) -> list[tuple[str, Tensor]]:

@@ -15,14 +15,17 @@ import numpy as np
 import pytest
 import torch
 
+from minimax_m2.harness.drift.answers import exact_answers
+from minimax_m2.harness.drift.asking import Resume, streamed_cells
 from minimax_m2.harness.drift.candidate import Candidate
 from minimax_m2.harness.drift.faults import Fault, planted
 from minimax_m2.harness.drift.lockstep import ranked
+from minimax_m2.harness.drift.resuming import resumed
 from minimax_m2.harness.drift.subjects import toy_subject
-from minimax_m2.harness.drift.trajectory import Trajectory
+from minimax_m2.harness.drift.trajectory import Subject, Trajectory
 from minimax_m2.harness.drift.wide import DrawnLayers, codes
 from minimax_m2.harness.model_checks import SMALL
-from minimax_m2.reference.weights import BlockQuantized, LayerWeights
+from minimax_m2.reference.weights import BlockQuantized, LayerWeights, ModelWeights
 
 MOST_BYTES = 12e9
 # The program of a run that prints its own peak memory, as the kernel counts it.
@@ -57,6 +60,53 @@ def test_a_model_whose_layers_are_not_kept_is_asked_for_its_steps_only(tmp_path:
     assert done.returncode == 2
     assert "only --lockstep" in done.stderr
     assert m2check(tmp_path, "drift", "--candidate", "plain", "--model", "m2-width:x").returncode == 2
+
+
+class Stopped(Exception):
+    """Raised in the middle of a run."""
+
+
+def stop_at_the_last_layer(text: str, share: float) -> None:
+    if text == "layer 3 of 3":
+        raise Stopped
+
+
+@pytest.fixture(scope="module")
+def streamed() -> Subject:
+    """Three narrow layers that are drawn as they are asked for."""
+    norm = torch.ones(SMALL.hidden_size, dtype=torch.bfloat16)
+    table = torch.randn(SMALL.vocab_size, SMALL.hidden_size, generator=torch.Generator().manual_seed(1)).bfloat16()
+    weights = ModelWeights(embed_tokens=table, layers=DrawnLayers(SMALL), norm=norm, lm_head=table)
+    return Subject(name="narrow", config=SMALL, weights=weights, ids=torch.arange(5))
+
+
+def test_a_run_that_was_ended_goes_on_behind_its_last_layer(
+    tmp_path: Path, streamed: Subject, clean: Candidate
+) -> None:
+    whole = streamed_cells(streamed, clean, exact_answers, lambda text, share: None)
+    resume, told = Resume(tmp_path / "half.safetensors", "this run"), list[str]()
+    with pytest.raises(Stopped):
+        streamed_cells(streamed, clean, exact_answers, stop_at_the_last_layer, resume=resume)
+    found = streamed_cells(streamed, clean, exact_answers, lambda text, share: told.append(text), resume=resume)
+    assert told == ["layer 3 of 3"]
+    assert found == whole
+    assert not resume.path.exists()
+
+
+def test_what_another_run_kept_is_refused(tmp_path: Path, streamed: Subject, clean: Candidate) -> None:
+    path = tmp_path / "half.safetensors"
+    with pytest.raises(Stopped):
+        streamed_cells(streamed, clean, exact_answers, stop_at_the_last_layer, resume=Resume(path, "this run"))
+    with pytest.raises(ValueError, match=r"is of another run \(this run\)"):
+        resumed(path, asked="another")
+    path.write_text("no tensors")
+    with pytest.raises(ValueError, match="is no file that a run kept"):
+        resumed(path, asked="this run")
+
+
+def test_a_short_run_is_not_resumed(tmp_path: Path, m2check: M2Check) -> None:
+    done = m2check(tmp_path, "drift", "--candidate", "plain", "--lockstep", "--length", "2", "--resume", "half")
+    assert (done.returncode, "only --model m2-width" in done.stderr) == (2, True)
 
 
 @pytest.mark.nightly
