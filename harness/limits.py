@@ -43,12 +43,21 @@ class Limits(NamedTuple):
 
 
 class MeanSquare(NamedTuple):
-    """Limits of the mean of z^2 in each of some groups, of those with enough members."""
+    """Limits of the mean of z^2 in each of some groups, of those with enough members: ``reach`` times the foreseen."""
 
     group: Tensor
     members: Tensor
     enough: Tensor
-    limit: Tensor
+    foreseen: Tensor
+    reach: Tensor
+
+    def of(self, square: Tensor) -> Tensor:
+        """The mean of ``square`` in each group."""
+        return by_group(square, self.group, len(self.members))[self.enough] / self.members[self.enough]
+
+    def share(self, mean: Tensor, foreseen: Tensor) -> float:
+        """The largest mean over its limit, where errors that are known have the mean squares ``foreseen``."""
+        return float((mean / (torch.maximum(self.foreseen, foreseen) * self.reach)).max())
 
 
 @lru_cache(maxsize=64)
@@ -97,14 +106,18 @@ class Together:
         ``emulated`` make what kernels return that round where the contract says and else nowhere, or as float32 does.
         Their errors are known, so where the gain test fails without that knowledge they are not counted: cosines just
         below 1 shrink every product that is rounded, and e4m3 codes times one scale round in eight ways only, which
-        noise would not.
+        noise would not. Nor is a mean square an alarm that such errors have by themselves: few numbers times nearly one
+        cosine err in few ways.
         """
         z, found = self._z(got), {}
         square = z.square()
         for name, known in self._mean_squares.items():
-            mean = by_group(square, known.group, len(known.members))[known.enough] / known.members[known.enough]
+            mean = known.of(square)
             if mean.numel():
-                found[name] = float((mean / known.limit).max())
+                found[name] = known.share(mean, known.foreseen)
+            for kernel in emulated:
+                if found.get(name, 0.0) > 1:
+                    found[name] = min(found[name], known.share(mean, known.of(self._z(kernel()).square())))
         if bool(self._direction.any()):
             found["gain"] = self._gain(z, emulated)
         return found, float(square.sum() / self.mask.sum())
@@ -212,7 +225,7 @@ class Together:
             quantile = torch.maximum(quantile, 1 + most * (one - 1))
         # Where numbers repeat, the errors of the last rounding do, and their mean square is not that of noise.
         foreseen = (by_group(self._last.square(), group, groups) / count)[enough].clamp_min(1.0)
-        return MeanSquare(group, count, enough, foreseen * (1 + MODEL_ERROR) * quantile)
+        return MeanSquare(group, count, enough, foreseen, (1 + MODEL_ERROR) * quantile)
 
     @cached_property
     def _direction(self) -> Tensor:

@@ -65,7 +65,8 @@ def test_an_alarm_is_told_and_a_case_counts_once(function: object) -> None:
     assert "wrong" in found.alarms[0]
 
 
-# Correct results that a smaller budget called wrong: few errors behind a row, and codes whose products round alike.
+# Correct results that a smaller budget called wrong: few errors behind a row, codes whose products round alike, codes
+# of numbers with few digits, a rival of the largest number, few numbers times nearly one cosine.
 ONCE_CALLED_WRONG: tuple[tuple[dict[str, Field], dict[str, object]], ...] = (
     (
         {"op": "attention", "B": 1, "D": 256, "Hk": 3, "S": 128, "group": 6, "page": 64, "queries": "all", "pad": 0,
@@ -77,6 +78,23 @@ ONCE_CALLED_WRONG: tuple[tuple[dict[str, Field], dict[str, object]], ...] = (
         {"op": "fp8_linear", "H": 16, "N": 9, "T": 2049, "block": 32, "dtype": "float16", "out": "float32", "x": "e4m3",
          "regime": "heavy", "weight_milli": 5, "gap": 0, "seed": 760},
         {},
+    ),
+    (
+        {"op": "experts", "E": 8, "H": 33, "I": 17, "K": 2, "T": 2049, "active": 8, "block": 32, "dtype": "float16",
+         "gap": 8, "ids": "int64", "load": "holes", "map": 0, "out": "float32", "quant": "none", "regime": "equal",
+         "weights": "0.005", "seed": 241},
+        {"activation": "e4m3"},
+    ),
+    (
+        {"op": "add_rms_norm_quant", "H": 8, "T": 2049, "dtype": "bfloat16", "eps": 5, "gap": 3, "group": 128,
+         "regime": "heavy", "residual": "same", "weight_milli": 5, "seed": 1631},
+        {"variance_of": "rounded"},
+    ),
+    (
+        {"op": "rope", "D": 64, "Hk": 1, "Hq": 2, "R": 64, "T": 2049, "dtype": "float16", "gap": 3,
+         "positions": "int32", "regime": "signed_zero", "table": "float32", "table_gap": 0, "where": "end",
+         "seed": 134},
+        {"products": "float16"},
     ),
 )  # fmt: skip
 
