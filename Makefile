@@ -7,7 +7,7 @@ PINS := ci/constraints/cpu.txt
 KEY := $(shell cat pyproject.toml $(PINS) Makefile | cksum | cut -d ' ' -f 1)$(if $(SYSTEM_TORCH),-system)
 STAMP := .venv/installed-$(KEY)
 
-.PHONY: run test lint types bench peers peers-gpu sanitize sanitize-gpu npu-toolchain dash clean venv
+.PHONY: run test lint types bench peers peers-gpu sanitize sanitize-gpu npu-toolchain fleet dash clean venv
 run: venv
 	$(BIN)/m2check run $(ARGS)
 test: venv
@@ -30,6 +30,8 @@ dash: venv
 	$(BIN)/m2check dash build
 npu-toolchain:
 	PYTHON="$(PYTHON)" ci/npu_toolchain.sh
+fleet: venv
+	ci/fleet.sh
 bench: venv
 	$(BIN)/python -m pytest suites --benchmark-only $(ARGS)
 clean:

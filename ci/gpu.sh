@@ -4,4 +4,6 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON="${PYTHON:-python3}"
 "$PYTHON" -m pip install -e . --no-deps --no-build-isolation
-exec "$PYTHON" -m pytest -m gpu suites "$@"
+"$PYTHON" -m pytest -m gpu suites "$@"
+# Ranks over NCCL; where there are fewer than two GPUs its tests say so.
+exec "$PYTHON" -m pytest -m gpu suites/parallel "$@"
