@@ -53,8 +53,25 @@ def plan_of(answer: Answer) -> Plan:
     return read((answer.folder / "planned.mlir").read_text(), notes=answer.found["notes"])
 
 
+def program_of(answer: Answer) -> str:
+    """The last program of the open part, with its maps."""
+    return _dumps((answer.folder / "planned.mlir").read_text())[1][-1]
+
+
 def read(text: str, *, notes: list[str]) -> Plan:
     """Read a plan off what the compiler printed after planning buffers and after lowering to calls."""
+    plans, programs = _dumps(text)
+    program = programs[-1].rpartition("func.func @")[2]
+    return Plan(
+        buffer_bytes=max(_highest(plan) for plan in plans),
+        scalar_loops=_scalar_loops(program),
+        vector_calls=len(re.findall(r"\bcall @", program)),
+        is_single_buffered=any(_SINGLE in note for note in notes),
+    )
+
+
+def _dumps(text: str) -> tuple[list[str], list[str]]:
+    """What was printed after planning buffers and after lowering to calls. Raises ValueError where one is missing."""
     # Functions are planned side by side and printed as each is done: the kernel's, twice, and one that says its kind.
     parts = _DUMP.split(text)
     plans, programs = (
@@ -64,13 +81,7 @@ def read(text: str, *, notes: list[str]) -> Plan:
     for name, found in (("hivm-plan-memory", plans), ("convert-hivm-to-std", programs)):
         if not found:
             raise ValueError(f"the compiler printed no program after {name}; it is of another release")
-    program = programs[-1].rpartition("func.func @")[2]
-    return Plan(
-        buffer_bytes=max(_highest(plan) for plan in plans),
-        scalar_loops=_scalar_loops(program),
-        vector_calls=len(re.findall(r"\bcall @", program)),
-        is_single_buffered=any(_SINGLE in note for note in notes),
-    )
+    return plans, programs
 
 
 def _highest(program: str) -> int:

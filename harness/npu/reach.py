@@ -10,6 +10,7 @@ from minimax_m2.harness.judge import build, call
 from minimax_m2.harness.npu.executed import provider
 from minimax_m2.harness.npu.launches import Launch, launches_of
 from minimax_m2.harness.npu.planned import plan_of
+from minimax_m2.harness.npu.static_cost import cost_of
 from minimax_m2.harness.npu.toolchain import CARDS, Compiler, compiler
 from minimax_m2.harness.op import all_ops, find_op
 from minimax_m2.harness.providers.ours import function_of
@@ -32,25 +33,31 @@ def launches_on(name: str, cases: Iterable[Case]) -> list[Launch]:
     return list({launch.request("lower"): launch for launch in found}.values())
 
 
+HEADER = (
+    "| op | kernel | card | of the buffer | scalar loops | KiB moved | vector instructions | barriers | *estimate* |\n"
+    "|---|---|---|---|---|---|---|---|---|\n"
+)
+
+
 def rows(by: Compiler, card: str) -> Iterator[str]:
-    """A row of the table a kernel and shape of M2's widths."""
+    """A row of the table a kernel, at the largest of its op's shapes of M2's widths."""
     for name in built():
         op = find_op(name)
-        for launch in launches_on(name, [op.shape(shape) for shape in op.shapes]):
+        for launch in launches_on(name, [op.shape(list(op.shapes)[-1])]):
             answer = by.ask(launch.request("plan", card))
             if answer.error:
                 raise RuntimeError(f"{launch.name}: {answer.error}")
-            plan = plan_of(answer)
+            plan, cost = plan_of(answer), cost_of([launch], by, card)
+            least = cost.least_us(card)
             yield (
                 f"| {name} | {launch.name} | {card} | {plan.buffer_share:.0%} | {plan.scalar_loops} "
-                f"| {plan.vector_calls} |"
+                f"| {cost.bytes / 1024:,.0f} | {cost.vector_instructions:,} | {cost.barriers:,} "
+                f"| {'' if least is None else f'*{least:.2f} us*'} |"
             )
 
 
 def main() -> None:
-    sys.stdout.write(
-        "| op | kernel | card | of the buffer | scalar loops | vector calls |\n|---|---|---|---|---|---|\n"
-    )
+    sys.stdout.write(HEADER)
     with compiler() as by:
         for card in CARDS:
             sys.stdout.writelines(f"{row}\n" for row in dict.fromkeys(rows(by, card)))

@@ -10,11 +10,14 @@ from minimax_m2.kernels.launched import power_of_two
 from minimax_m2.kernels.launched import qk_norm_rope as launched
 from minimax_m2.kernels.npu.launch import programs, registered
 from minimax_m2.kernels.npu.qk_norm_rope_rows import qk_norm_rope_kernel, qk_sum_squares_kernel
+from minimax_m2.kernels.npu.qk_norm_rope_whole import qk_norm_rope_whole_kernel
 from minimax_m2.kernels.schema import qk_norm_rope as qk_schema
 
 # Channels of a row that one step of a sum or a copy takes, and heads that are rotated at once: float32 tiles of both
 # and their copies under way fit the unified buffer.
 STEP, TILE = 2048, 16
+# Channels of q and k that a program holds at once: M2's 48 and 8 heads of 128.
+HELD = 7168
 
 
 def _launch(
@@ -22,6 +25,12 @@ def _launch(
     num_heads: int, num_kv_heads: int, head_dim: int, rotary_dim: int, q_width: int, k_width: int, eps: float,
     q: Tensor, k: Tensor, v: Tensor,
 ) -> None:  # fmt: skip
+    if stats is None and holds_rows(num_heads=num_heads, num_kv_heads=num_kv_heads, half=rotary_dim // 2, D=head_dim):
+        _launch_whole(
+            qkv, q_weight, k_weight, cos_sin, positions, num_heads, num_kv_heads, head_dim, rotary_dim, q_width,
+            k_width, eps, q, k, v,
+        )  # fmt: skip
+        return
     if stats is None:
         stats = torch.empty((qkv.shape[0], 2), dtype=torch.float32, device=qkv.device)
         _launch_sums(qkv, num_heads, head_dim, num_kv_heads, stats)
@@ -29,6 +38,35 @@ def _launch(
     _launch_rows(
         qkv, stats, q_weight, k_weight, cos_sin[:, :half], cos_sin[:, half:], positions, num_heads, num_kv_heads,
         head_dim, rotary_dim, q_width, k_width, eps, q, k, v,
+    )  # fmt: skip
+
+
+def holds_rows(*, num_heads: int, num_kv_heads: int, half: int, D: int) -> bool:
+    """Whether the unified buffer holds a row's q and k and the weights of both, float32, beside copies under way."""
+    channels = 2 * power_of_two(half) + power_of_two(D - 2 * half)
+    return (sum(tiles_of(num_heads)) + power_of_two(num_kv_heads)) * channels <= HELD
+
+
+def tiles_of(heads: int) -> tuple[int, int]:
+    """Two powers of two, the first as large as it may be, that hold so many heads."""
+    first = power_of_two(heads + 1) // 2
+    return first, power_of_two(heads - first)
+
+
+def _launch_whole(
+    qkv: Tensor, q_weight: Tensor, k_weight: Tensor, cos_sin: Tensor, positions: Tensor, num_heads: int,
+    num_kv_heads: int, head_dim: int, rotary_dim: int, q_width: int, k_width: int, eps: float, q: Tensor, k: Tensor,
+    v: Tensor,
+) -> None:  # fmt: skip
+    """Launch both halves at once, on a rank that is alone."""
+    rows, half, (q_block, q_more) = qkv.shape[0], rotary_dim // 2, tiles_of(num_heads)
+    qk_norm_rope_whole_kernel[programs(rows, qkv)](
+        qkv, q_weight, k_weight, cos_sin[:, :half], cos_sin[:, half:], positions, q, k, v,
+        rows, qkv.stride(0), cos_sin.stride(0), cos_sin.stride(0), cos_sin.shape[0], float(q_width), float(k_width),
+        eps, num_heads, num_kv_heads,
+        Q_BLOCK=q_block, Q_MORE=q_more, K_BLOCK=power_of_two(num_kv_heads), D=head_dim, HALF=half,
+        TURN=power_of_two(half), REST=power_of_two(head_dim - rotary_dim),
+        V_STEPS=-(-num_kv_heads * head_dim // STEP), STEP=STEP,
     )  # fmt: skip
 
 

@@ -44,12 +44,14 @@ WRONG = {
 @pytest.mark.npu
 @pytest.mark.parametrize("change", WRONG)
 def test_a_wrong_kernel_is_caught(change: str, tmp_path: Path) -> None:
-    rows, launcher = (Path(kernel_file(name)).read_text() for name in ("qk_norm_rope_rows", "qk_norm_rope"))
+    rows, whole, launcher = (Path(kernel_file(f"qk_norm_rope{part}")).read_text() for part in ("_rows", "_whole", ""))
     right, wrong = WRONG[change]
     assert right in rows
     (tmp_path / "wrong_rows.py").write_text(rows.replace(right, wrong))
+    of_rows = ("minimax_m2.kernels.npu.qk_norm_rope_rows", "wrong_rows")
+    (tmp_path / "wrong_whole.py").write_text(whole.replace(*of_rows).replace(right, wrong))
     # Registered once by our own kernel; a second registration is refused.
-    spoilt = launcher.replace("minimax_m2.kernels.npu.qk_norm_rope_rows", "wrong_rows")
+    spoilt = launcher.replace(*of_rows).replace("minimax_m2.kernels.npu.qk_norm_rope_whole", "wrong_whole")
     spoilt = spoilt.replace('registered("qk_norm_rope", _launch)', "_launch")
     spoilt = spoilt.replace('registered("qk_sum_squares", _launch_sums)', "_launch_sums")
     file = tmp_path / "wrong.py"
