@@ -137,16 +137,17 @@ def test_a_device_s_tensors_come_back_and_its_cache_is_written(
     short: Subject, alongside: Beside, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The device is this host's memory under the name of a GPU: every tensor is copied there and back."""
-    copies = []
+    copies = list[str]()
+
+    def copied(value: object, device: str) -> object:
+        copies.append(device)
+        return value.clone() if isinstance(value, torch.Tensor) else value
+
     monkeypatch.setitem(devices.TORCH_DEVICES, "gpu", "cpu")
-    monkeypatch.setattr("minimax_m2.harness.drift.answers._moved", lambda v, d: copies.append(d) or copied(v))
+    monkeypatch.setattr("minimax_m2.harness.drift.answers._moved", copied)
     found = alongside.held(Candidate(provider=replace(plain(), device="gpu")), PINNED)
     assert not found.has_drifted
     assert copies
-
-
-def copied(value: object) -> object:
-    return value.clone() if isinstance(value, torch.Tensor) else value
 
 
 @pytest.mark.parametrize("candidate, told", [
