@@ -6,6 +6,7 @@ import math
 
 from rich.table import Table
 
+from minimax_m2.harness.drift.asking import is_recorded
 from minimax_m2.harness.drift.lockstep import Cell
 from minimax_m2.harness.drift.record import Drift
 from minimax_m2.harness.drift.running import Found
@@ -20,7 +21,8 @@ def number(share: float) -> str:
 
 def ranking(drift: Drift) -> Table:
     """The places that use most of their budget, wrong ones all."""
-    table = Table(title=f"lock-step: {drift.own} places, each fed the reference's input", title_justify="left")
+    fed = "its engine's own input" if is_recorded(drift.asked.candidate) else "the reference's input"
+    table = Table(title=f"lock-step: {drift.own} places, each on {fed}", title_justify="left")
     for name in ("layer", "step", "phase", "error / budget", "mean z2", "test", "found"):
         table.add_column(name, justify="right" if name in ("layer", "error / budget", "mean z2") else "left")
     for cell in drift.ranked[: max(SHOWN, len(drift.wrong))]:
