@@ -77,10 +77,13 @@ class Tally:
 
 def read(path: Path) -> list[Tally]:
     """The tallies of a record, in the order of the ops."""
-    names = {field.name for field in fields(Tally)}
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    found = {line["op"]: Tally(**{k: tuple(v) if isinstance(v, list) else v for k, v in line.items() if k in names})
-             for line in lines}  # fmt: skip
+    names = [field.name for field in fields(Tally)]
+    found: dict[str, Tally] = {}
+    for line in map(json.loads, path.read_text().splitlines()):
+        kept = {name: line[name] for name in names}
+        found[line["op"]] = Tally(
+            **kept | {"implementations": tuple(line["implementations"]), "alarms": tuple(line["alarms"])}
+        )
     return [found[op] for op in all_ops() if op in found]
 
 

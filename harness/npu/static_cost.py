@@ -24,7 +24,7 @@ from minimax_m2.harness.npu.toolchain import Compiler
 from minimax_m2.harness.providers.ours import function_of
 
 # Bytes a second. Huawei states 3.2 TB/s of an Ascend 910C, a package of two of these dies ("Serving Large Language
-# Models on Huawei CloudMatrix384", arXiv 2506.12708, section 3.3.1); of the 910B3 no statement of Huawei's is at hand.
+# Models on Huawei CloudMatrix384", arXiv 2506.12708); of the 910B3 no statement of Huawei's is at hand.
 BANDWIDTH = {"Ascend910_9391": 1.6e12}
 # Channels of a row that our rms_norm takes at most.
 WIDEST = 4096
