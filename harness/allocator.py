@@ -1,7 +1,7 @@
 """Memory that a case has freed stays with the process, so that the next case's tensors take it as it is.
 
 By itself glibc gives large blocks back to the kernel at once, and every tensor of M2's width pays a page fault for each
-4 KiB of it: half the time of judging experts.
+4 KiB of it: half the time of judging experts. A run holds up to 2.6 times as much memory then (lm_head: 2.3 GB).
 """
 
 from __future__ import annotations
