@@ -34,7 +34,7 @@ def test_the_source_is_right_in_the_interpreter(op: str) -> None:
 WRONG = {
     "the second half of a pair turned back": ("b * cos + a * sin", "b * cos - a * sin"),
     "the norm rounded before it is turned": (
-        "tl.store(y + turn, (a * cos", "a = a.to(tl.float16).to(tl.float32)\n        tl.store(y + turn, (a * cos"
+        "tl.store(y + turn, (a * cos", "tl.store(y + turn, (a.to(tl.float16).to(tl.float32) * cos"
     ),
     "eps outside the root": ("tl.sqrt(squares / width + eps)", "(tl.sqrt(squares / width) + eps)"),
     "all rows read the first angle": ("row * cos_stride", "0 * cos_stride"),
