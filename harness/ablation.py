@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 import torch
 
 from minimax_m2.harness.case import Case
-from minimax_m2.harness.continuation import Continuation, likeliest, prefilled
+from minimax_m2.harness.continuation import Continuation, prefilled
 from minimax_m2.harness.devices import synchronise, torch_device
 from minimax_m2.harness.expectation import Outputs
 from minimax_m2.harness.model_bench import Plan, read_bytes_per_s, too_large
@@ -27,6 +27,7 @@ from minimax_m2.harness.verdict import Verdict
 from minimax_m2.harness.wide_model import WideModel, bytes_of, judge_of, proof, wide_model
 from minimax_m2.reference.communicator import Single
 from minimax_m2.reference.config import MiniMaxM2Config
+from minimax_m2.reference.generation import likeliest
 from minimax_m2.reference.model import MiniMaxM2
 from minimax_m2.reference.table import STEPS, OpTable, op_table
 

@@ -30,6 +30,8 @@ from torch import Tensor
 from minimax_m2.harness.formats import FORMATS, Format, half_ulp, lowest_bit, rounding_variance
 
 RULES: dict[str, Callable[..., Any]] = {}
+# A divisor that may be zero is at least this.
+SMALLEST = 1e-300
 
 
 class Arithmetic(NamedTuple):

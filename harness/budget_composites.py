@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from minimax_m2.harness.budget import Budgeted, Shared, new_shared, rule, with_roundoff
+from minimax_m2.harness.budget import SMALLEST, Budgeted, Shared, new_shared, rule, with_roundoff
 from minimax_m2.harness.budget_arithmetic import certain_zero, merged
 from minimax_m2.harness.budget_lean import lean
 from minimax_m2.harness.budget_movement import lift, where
@@ -17,7 +17,6 @@ from minimax_m2.harness.budget_tensor_core import cut_by_tensor_core
 
 # A row of hidden size has 24 groups of 128; a row of chance repetitions has hundreds.
 FEW_GROUPS = 64
-SMALLEST = 1e-300
 
 
 def _along_rows(x: Tensor) -> Tensor:
@@ -273,7 +272,7 @@ def _rms_normalise(x: Budgeted, *, eps: float) -> Budgeted:
     same = x.value.square()
     alike = (same.amax(-1, keepdim=True) - same.amin(-1, keepdim=True)) <= 1e-6 * mean
     lanes, total = x.arithmetic.lanes, mean * width
-    random = accumulated(total, same.sum(-1, keepdim=True), width, unit, lanes).sqrt() / (total + 1e-300)
+    random = accumulated(total, same.sum(-1, keepdim=True), width, unit, lanes).sqrt() / total.clamp_min(SMALLEST)
     longest = additions(width, lanes).longest
     relative = torch.where(alike, longest * unit / 3**0.5, random)
     out = _with_row_error(out, (0.25 * relative.square() + (4 * unit) ** 2 / 3).sqrt())

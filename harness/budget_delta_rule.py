@@ -7,13 +7,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from minimax_m2.harness.budget import Arithmetic, Budgeted, new_shared, rule
+from minimax_m2.harness.budget import SMALLEST, Arithmetic, Budgeted, new_shared, rule
 from minimax_m2.harness.budget_composites import accumulated
 from minimax_m2.harness.budget_movement import anyone, lift
 from minimax_m2.harness.formats import half_ulp
 from minimax_m2.reference.gated_delta_rule import delta_rule
-
-SMALLEST = 1e-300
 
 
 class _Errors(NamedTuple):

@@ -8,7 +8,7 @@ from statistics import NormalDist
 import torch
 from torch import Tensor
 
-from minimax_m2.harness.budget import Budgeted, rule
+from minimax_m2.harness.budget import SMALLEST, Budgeted, rule
 from minimax_m2.harness.formats import FORMATS, Format, half_ulp
 from minimax_m2.reference.block_quant import power_of_two_above
 from minimax_m2.reference.swiglu_quant import rounded_int8
@@ -33,7 +33,7 @@ def quantised(x: Budgeted, fmt: Format, to_code: Callable[[Tensor], Tensor]) -> 
     room = torch.maximum(high - code, code - low)
     step = 2 * half_ulp(x.value, fmt)
     to_tie = (step / 2 - (x.value - code).abs()).clamp_min(0)
-    probability = torch.special.ndtr(-to_tie / sigma.clamp_min(1e-300)) * (room > 0)
+    probability = torch.special.ndtr(-to_tie / sigma.clamp_min(SMALLEST)) * (room > 0)
     return Budgeted(
         value=code,
         var=torch.maximum(step.square() * probability, _far_moves(x.value, code, sigma, reach, room > step, to_code)),

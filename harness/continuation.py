@@ -12,7 +12,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from minimax_m2.harness.graph_decode import StaticStep, captured
+from minimax_m2.harness.cuda_graph import captured, on_a_stream
+from minimax_m2.harness.graph_decode import StaticStep
+from minimax_m2.reference.generation import likeliest
 from minimax_m2.reference.model import MiniMaxM2
 from minimax_m2.reference.paging import PagedCache
 
@@ -36,7 +38,10 @@ class Continuation:
         self._place = torch.zeros(sequences, 1, dtype=torch.int64, device=model.device)
         self._lengths = torch.tensor(list(self._starts.values()), device=model.device)
         self._table = reserved.block_table
-        self._graph = captured(self._advance) if is_captured else None
+        self._graph = None
+        if is_captured:
+            on_a_stream(self._advance)
+            self._graph, _ = captured(self._advance)
 
     def start(self, first: Tensor) -> None:
         """Begin with the tokens ``first [B]`` behind what the cache holds; a second start repeats the first."""
@@ -86,11 +91,6 @@ class Continuation:
         # The step behind the last token has no slot of its own and is never run.
         at = (held.positions // page).clamp(max=self._table.shape[1] - 1)
         held.slots.copy_(self._table.gather(1, at[:, None])[:, 0].long() * page + held.positions % page)
-
-
-def likeliest(logits: Tensor) -> Tensor:
-    """The id of the largest of ``logits [B, V]``, the lowest of equal ones: argmax promises no order among them."""
-    return (logits == logits.amax(-1, keepdim=True)).to(torch.int8).argmax(-1)
 
 
 def prefilled(model: MiniMaxM2, prompts: Mapping[int, Tensor], cache: PagedCache, *, chunk: int = CHUNK) -> Tensor:

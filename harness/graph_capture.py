@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from minimax_m2.harness.case import Case
+from minimax_m2.harness.cuda_graph import captured
 from minimax_m2.harness.judge import build, call
 from minimax_m2.harness.op import Op
 from minimax_m2.harness.provider import Provider
@@ -84,9 +85,7 @@ def _replayed(
 ) -> list[Tensor]:
     """Call on ``arguments`` to warm up, capture, bring their memory to ``values``, spoil the outputs, replay."""
     call(op, function, arguments)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        returned = call(op, function, arguments)
+    graph, returned = captured(lambda: call(op, function, arguments))
     outputs = _results(op, returned, arguments)
     for output in outputs[: len(outputs) - len(op.mutates)]:
         _bytes(output).fill_(0xFF)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 
 import torch
 from torch import Tensor
 
+from minimax_m2.harness.cuda_graph import captured, on_a_stream
 from minimax_m2.reference.model import MiniMaxM2
 from minimax_m2.reference.paging import Batch, PagedCache
 
@@ -91,7 +92,8 @@ class GraphDecoder(StaticStep):
         self, model: MiniMaxM2, cache: PagedCache, *, sequences: int, max_seq_len: int, capture: Collection[int] = ()
     ) -> None:
         super().__init__(model, cache, sequences=sequences, max_seq_len=max_seq_len, capture=capture)
-        self.graph = captured(self.run)
+        on_a_stream(self.run)
+        self.graph, _ = captured(self.run)
         self._captured = self.logits, self.states
 
     def step(self, ids: Tensor, batch: Batch) -> Tensor:
@@ -101,17 +103,3 @@ class GraphDecoder(StaticStep):
         # A run without the graph, which tests hold it against, leaves its own results here.
         self.logits, self.states = self._captured
         return self.logits[:count]
-
-
-def captured(call: Callable[[], None]) -> torch.cuda.CUDAGraph:
-    """Call once to warm up, then capture a call. Raises what a capture raises where the call waits for the device."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        call()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    # NCCL's watchdog asks for its events from a thread of its own, which is no part of what is captured.
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        call()
-    return graph

@@ -20,18 +20,17 @@ from torch import Tensor
 
 from minimax_m2.harness.bits import Bits
 from minimax_m2.harness.case import Case
+from minimax_m2.harness.cuda_graph import captured, on_a_stream, replay_seconds
 from minimax_m2.harness.devices import torch_device
 from minimax_m2.harness.expectation import Outputs
 from minimax_m2.harness.graph_timing import sets_for
 from minimax_m2.harness.judge import moved
 from minimax_m2.harness.op import Op, Pack
 from minimax_m2.harness.provider import Provider
-from minimax_m2.harness.stopwatch import as_outputs, into_memory
+from minimax_m2.harness.stopwatch import as_outputs, into_memory, packed
 
 # A replay lasts so long at least, in seconds, or the events around it would weigh.
 REPLAY = 2e-4
-# The device is kept busy for so many cycles while the host queues what is timed.
-HEAD_START = 400_000
 # From so many bytes on a drawn tensor is moved to the device once for all that draw the same.
 SHARED = 1 << 28
 IN_PLACE = "_in_place"
@@ -126,7 +125,7 @@ class GraphStopwatch:
         self._calls = rounds * len(actions)
 
     def _replayed(self, replays: int) -> float:
-        return seconds_of(self._graph, replays)
+        return replay_seconds(self._graph, replays)
 
     def _forms(self) -> dict[str, list[Callable[[], Any]]]:
         op, provider = self._op, self._provider
@@ -141,35 +140,6 @@ class GraphStopwatch:
         if (in_place := provider.functions(op.name + IN_PLACE)) is not None:
             forms[op.name + IN_PLACE] = [op.bind(in_place, deepcopy(given)) for given in self._sets]
         return forms
-
-
-def on_a_stream(run: Callable[[], Any]) -> None:
-    """Run on a stream of its own, as what is captured later does."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        run()
-    torch.cuda.current_stream().wait_stream(stream)
-
-
-def captured(run: Callable[[], list[Any]]) -> tuple[Any, list[Any]]:
-    """A graph of what a function launches, and what it returned meanwhile: memory that replays write."""
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        returned = run()
-    return graph, returned
-
-
-def seconds_of(graph: Any, replays: int) -> float:
-    """Seconds of so many replays on the device's clock."""
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    torch.cuda._sleep(HEAD_START)
-    start.record()
-    for _ in range(replays):
-        graph.replay()
-    end.record()
-    end.synchronize()
-    return float(start.elapsed_time(end)) * 1e-3
 
 
 _shared: dict[int, tuple[Tensor, Tensor]] = {}
@@ -191,17 +161,3 @@ def placed(value: Any, device: str) -> Any:
             del _shared[key]
         _shared[value.data_ptr()] = (value, moved(value, device))
     return _shared[value.data_ptr()][1]
-
-
-def packed(given: dict[str, Any], provider: Provider, op: Op) -> dict[str, Any]:
-    """The arguments with what an op packs packed by the provider."""
-
-    def made(value: Any) -> Any:
-        if not isinstance(value, Pack):
-            return value
-        pack = provider.functions(value.function)
-        if pack is None:
-            raise ValueError(f"provider {provider.name!r} offers {op.name} but not {value.function}; define both")
-        return pack(**value.arguments)
-
-    return {name: made(value) for name, value in given.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-import torch
+from minimax_m2.harness.cuda_graph import captured, on_a_stream, replay_seconds
 
 # Distinct bytes that one replay touches: several times the second-level cache of any GPU, so that each call is cold.
 ROTATED_BYTES = 200_000_000
@@ -30,29 +30,9 @@ def replayed(calls: Sequence[Callable[[], object]], *, budget: float) -> list[fl
     Raises whatever capture raises for a call that waits for the device: such a call cannot serve a captured graph.
     """
     rounds = math.ceil(FEWEST_CALLS / len(calls))
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    # Compilation and lazy set-up happen here, outside the graph.
-    with torch.cuda.stream(stream):
-        for call in calls:
-            call()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for _ in range(rounds):
-            for call in calls:
-                call()
-    graph.replay()
-    torch.cuda.synchronize()
-    once = _replay(graph)
+    on_a_stream(lambda: [call() for call in calls])
+    graph, _ = captured(lambda: [call() for _ in range(rounds) for call in calls])
+    replay_seconds(graph, 1)
+    once = replay_seconds(graph, 1)
     replays = max(REPLAYS[0], min(REPLAYS[1], int(budget / max(once, 1e-6))))
-    return [_replay(graph) / (rounds * len(calls)) for _ in range(replays)]
-
-
-def _replay(graph: torch.cuda.CUDAGraph) -> float:
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    start.record()
-    graph.replay()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end) * 1e-3
+    return [replay_seconds(graph, 1) / (rounds * len(calls)) for _ in range(replays)]

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from minimax_m2.harness.case import Case
-from minimax_m2.harness.continuation import CHUNK, Continuation, likeliest, prefilled
+from minimax_m2.harness.continuation import CHUNK, Continuation, prefilled
 from minimax_m2.harness.devices import available_bytes, synchronise, torch_device
 from minimax_m2.harness.graph_timing import replayed
 from minimax_m2.harness.model_verdict import DEFECTS
@@ -39,6 +39,7 @@ from minimax_m2.harness.wide_model import (
 )
 from minimax_m2.reference.communicator import Communicator, Single
 from minimax_m2.reference.config import MiniMaxM2Config
+from minimax_m2.reference.generation import likeliest
 
 # A model of so many layers is held against every known defect; a deeper one against these, a pass of which takes
 # seconds in float32.

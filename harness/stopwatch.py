@@ -55,7 +55,8 @@ class Stopwatch:
         self._provider, self._variant, self._clock = provider, variant, clock
         drawn = [Case.from_json(case) for case in cases]
         self._op = find_op(drawn[0].op)
-        self._arguments = [arguments(self._op, case, provider) for case in drawn]
+        # Drawn for one use: unlike a judge's, nobody keeps them.
+        self._arguments = [packed(self._op.inputs(case, Bits(case)), provider, self._op) for case in drawn]
         # What a call writes is put back before each sample, so that every sample starts from the same state.
         self._written = [{name: given[name].clone() for name in self._op.mutates} for given in self._arguments]
         self._returned: list[Any] = [None] * len(drawn)
@@ -129,10 +130,10 @@ class Stopwatch:
         return forms
 
 
-def arguments(op: Op, case: Case, provider: Provider) -> dict[str, Any]:
-    """A case's arguments, packed by the provider; unlike a judge's they are drawn for one use and nobody keeps them."""
+def packed(given: dict[str, Any], provider: Provider, op: Op) -> dict[str, Any]:
+    """The arguments with what an op packs packed by the provider."""
 
-    def packed(value: Any) -> Any:
+    def made(value: Any) -> Any:
         if not isinstance(value, Pack):
             return value
         pack = provider.functions(value.function)
@@ -140,7 +141,7 @@ def arguments(op: Op, case: Case, provider: Provider) -> dict[str, Any]:
             raise ValueError(f"provider {provider.name!r} offers {op.name} but not {value.function}; define both")
         return pack(**value.arguments)
 
-    return {name: packed(value) for name, value in op.inputs(case, Bits(case)).items()}
+    return {name: made(value) for name, value in given.items()}
 
 
 def into_memory(

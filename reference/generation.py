@@ -19,6 +19,12 @@ class Generator(Protocol):
     def prefill(self, chunks: Mapping[int, Tensor], cache: PagedCache) -> Tensor: ...
 
 
+def likeliest(logits: Tensor) -> Tensor:
+    """The id of the largest of ``logits [B, V]``, the lowest of equal ones."""
+    # argmax promises no order among equals, the comparison does.
+    return (logits == logits.amax(-1, keepdim=True)).to(torch.int8).argmax(-1)
+
+
 def greedy(
     model: Generator,
     prompts: Sequence[Tensor],
@@ -40,9 +46,7 @@ def greedy(
     cache = model.new_cache(tokens=[len(prompt) + max_new_tokens for prompt in prompts], page_size=page_size)
     chunks = dict(enumerate(prompts))
     while chunks:
-        # argmax promises no order among equals, the comparison does.
-        logits = model.prefill(chunks, cache)
-        tokens = (logits == logits.amax(-1, keepdim=True)).to(torch.int8).argmax(-1)
+        tokens = likeliest(model.prefill(chunks, cache))
         for sequence, token in zip(chunks, tokens.tolist(), strict=True):
             continuations[sequence].append(token)
         open_ends = {

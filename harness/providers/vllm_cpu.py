@@ -10,6 +10,7 @@ kernel works in place on what must not change.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +20,7 @@ from minimax_m2.harness.case import Case, Field
 from minimax_m2.harness.op import Declared
 from minimax_m2.harness.peers import built_for, library
 from minimax_m2.harness.provider import Provider
+from minimax_m2.harness.providers import vllm_rope
 from minimax_m2.harness.providers.refusals import Refusals
 
 BUILT_FOR = "2.13.0"
@@ -159,35 +161,6 @@ def swiglu(gate_up: Tensor) -> Tensor:
     return y
 
 
-def rope(q: Tensor, k: Tensor, cos_sin: Tensor, positions: Tensor, *, rotary_dim: int) -> tuple[Tensor, Tensor]:
-    """rotary_embedding, which works in place."""
-    q, k = q.clone(memory_format=torch.contiguous_format), k.clone(memory_format=torch.contiguous_format)
-    _rotate(q.flatten(1), k.flatten(1), cos_sin, positions, q.shape[-1])
-    return q, k
-
-
-def _rotate(q: Tensor, k: Tensor, cos_sin: Tensor, positions: Tensor, head_dim: int) -> None:
-    # The engine keeps the table in the model's dtype: that conversion is no part of the call.
-    table = cos_sin if cos_sin.dtype == q.dtype and cos_sin.is_contiguous() else cos_sin.to(q.dtype).contiguous()
-    torch.ops._C.rotary_embedding(positions, q, k, head_dim, table, True)
-
-
-def qk_norm_rope(
-    qkv: Tensor, stats: Tensor | None, q_weight: Tensor, k_weight: Tensor, cos_sin: Tensor, positions: Tensor, *,
-    num_heads: int, num_kv_heads: int, head_dim: int, rotary_dim: int, q_width: int, k_width: int, eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Two rms_norm, then rotary_embedding in place on their results; v is copied, as the reference promises."""
-    q, k, v = qkv.split([num_heads * head_dim, num_kv_heads * head_dim, num_kv_heads * head_dim], -1)
-    q, k = rms_norm(q, q_weight, eps=eps), rms_norm(k, k_weight, eps=eps)
-    _rotate(q, k, cos_sin, positions, head_dim)
-    tokens = qkv.shape[0]
-    return (
-        q.view(tokens, num_heads, head_dim),
-        k.view(tokens, num_kv_heads, head_dim),
-        v.clone(memory_format=torch.contiguous_format).view(tokens, num_kv_heads, head_dim),
-    )
-
-
 class PackedExperts(NamedTuple):
     """Weights as a kernel wants them, scales as they came."""
 
@@ -240,8 +213,8 @@ OFFERS: dict[str, dict[str, Callable[..., Any]]] = {
         "routing": routing,
         "rms_norm": rms_norm,
         "swiglu": swiglu,
-        "rope": rope,
-        "qk_norm_rope": qk_norm_rope,
+        "rope": vllm_rope.rope,
+        "qk_norm_rope": partial(vllm_rope.qk_norm_rope, rms_norm),
         "pack_experts": pack_vec,
         "experts": experts_vec,
     },

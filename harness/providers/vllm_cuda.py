@@ -22,7 +22,7 @@ from minimax_m2.harness.case import Case, Field
 from minimax_m2.harness.op import Declared
 from minimax_m2.harness.peers import built_for, library
 from minimax_m2.harness.provider import Provider
-from minimax_m2.harness.providers import vllm_experts
+from minimax_m2.harness.providers import vllm_experts, vllm_rope
 from minimax_m2.harness.providers.refusals import Refusals
 
 DEVICE = "gpu"
@@ -264,38 +264,6 @@ def swiglu_quant(gate_up: Tensor, *, group: int = 128, quant: str = "e4m3") -> t
     return vllm_experts.gated_and_quantised(gate_up)
 
 
-def rope(q: Tensor, k: Tensor, cos_sin: Tensor, positions: Tensor, *, rotary_dim: int) -> tuple[Tensor, Tensor]:
-    """rotary_embedding on copies."""
-    q, k = q.clone(memory_format=torch.contiguous_format), k.clone(memory_format=torch.contiguous_format)
-    _rotate(q.flatten(1), k.flatten(1), cos_sin, positions, q.shape[-1])
-    return q, k
-
-
-def _rotate(q: Tensor, k: Tensor, cos_sin: Tensor, positions: Tensor, head_dim: int) -> None:
-    # The engine keeps the table in the model's dtype: a case in another is converted first.
-    table = cos_sin if cos_sin.dtype == q.dtype and cos_sin.is_contiguous() else cos_sin.to(q.dtype).contiguous()
-    torch.ops._C.rotary_embedding(positions, q, k, head_dim, table, True)
-
-
-def qk_norm_rope_in_place(
-    qkv: Tensor, stats: Tensor | None, q_weight: Tensor, k_weight: Tensor, cos_sin: Tensor, positions: Tensor, *,
-    num_heads: int, num_kv_heads: int, head_dim: int, rotary_dim: int, q_width: int, k_width: int, eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Two rms_norm, then rotary_embedding in place on their results; v stays where it is."""
-    tokens = qkv.shape[0]
-    q, k, v = qkv.split([num_heads * head_dim, num_kv_heads * head_dim, num_kv_heads * head_dim], -1)
-    q, k = rms_norm(q, q_weight, eps=eps), rms_norm(k, k_weight, eps=eps)
-    _rotate(q, k, cos_sin, positions, head_dim)
-    heads = (tokens, num_kv_heads, head_dim)
-    return q.view(tokens, num_heads, head_dim), k.view(heads), v.unflatten(1, heads[1:])
-
-
-def qk_norm_rope(qkv: Tensor, *positional: Any, **keywords: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """The same with v copied, as the op promises."""
-    q, k, v = qk_norm_rope_in_place(qkv, *positional, **keywords)
-    return q, k, v.clone(memory_format=torch.contiguous_format)
-
-
 def experts(x: Tensor, packed: vllm_experts.PackedExperts, weights: Tensor, ids: Tensor, **choice: Any) -> Tensor:
     """The Triton experts."""
     return vllm_experts.experts(loaded(), x, packed, weights, ids)
@@ -314,9 +282,9 @@ def _offered(choose: Choose) -> Mapping[str, Callable[..., Any]]:
         "block_quant": block_quant,
         "swiglu": vllm_experts.gated,
         "swiglu_quant": swiglu_quant,
-        "rope": rope,
-        "qk_norm_rope": qk_norm_rope,
-        "qk_norm_rope_in_place": qk_norm_rope_in_place,
+        "rope": vllm_rope.rope,
+        "qk_norm_rope": partial(vllm_rope.qk_norm_rope, rms_norm),
+        "qk_norm_rope_in_place": partial(vllm_rope.qk_norm_rope_in_place, rms_norm),
         "pack_experts": vllm_experts.pack_experts,
         "experts": experts,
     }

@@ -3,41 +3,11 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from minimax_m2.kernels.cpu import extension
-from minimax_m2.kernels.schema import block_dequant as block_dequant_schema
-from minimax_m2.kernels.schema.rms_norm import check_output
+from minimax_m2.kernels.launched import block_dequant as launched
 
 extension.load("block_dequant")
 
-
-def block_dequant(q: Tensor, scale: Tensor, *, block: tuple[int, int] = (128, 128), dtype: torch.dtype) -> Tensor:
-    """Multiply each block by its scale: ``w[i, j] = q[i, j] * scale[i // rows, j // columns]``.
-
-    q        [N, H] or [E, N, H] e4m3, strides of rows and experts free
-    scale    [..., ceil(N/rows), ceil(H/columns)] float32
-    returns  shape of q, ``dtype`` float32, bfloat16 or float16, contiguous
-
-    The product is float32 and rounds once more to ``dtype``.
-
-    Raises ValueError or TypeError for shapes, dtypes and strides outside the above.
-    """
-    block_dequant_schema.check(q, scale, block=block, dtype=dtype)
-
-    w = torch.empty(q.shape, dtype=dtype, device=q.device)
-
-    if w.numel() > 0:
-        torch.ops.minimax_m2.block_dequant(q, scale, block[0], block[1], w)
-    return w
-
-
-def block_dequant_out(
-    q: Tensor, scale: Tensor, w: Tensor, *, block: tuple[int, int] = (128, 128), dtype: torch.dtype
-) -> None:
-    """Do what ``block_dequant`` does, into ``w``, contiguous, of ``dtype``."""
-    block_dequant_schema.check(q, scale, block=block, dtype=dtype)
-    check_output("w", w, shape=tuple(q.shape), symbols="[..., N, H]", dtype=dtype, device=q.device)
-
-    if w.numel() > 0:
-        torch.ops.minimax_m2.block_dequant(q, scale, block[0], block[1], w)
+# No argument's value can be wrong, so there is nothing to check here that launching devices do not.
+block_dequant, block_dequant_out = launched.functions(torch.ops.minimax_m2.block_dequant)

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from minimax_m2.harness.continuation import Continuation, continued, likeliest, prefilled
+from minimax_m2.harness.continuation import Continuation, continued, prefilled
 from minimax_m2.harness.parallel import CONFIGS
 from minimax_m2.harness.random_weights import random_weights
+from minimax_m2.reference.generation import likeliest
 from minimax_m2.reference.model import MiniMaxM2
 
 CONFIG = CONFIGS["groups of 3"]

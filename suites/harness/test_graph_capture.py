@@ -44,7 +44,7 @@ class Graph(TorchDispatchMode):
 
 
 @contextmanager
-def capturing(graph: Graph) -> Iterator[None]:
+def capturing(graph: Graph, capture_error_mode: str) -> Iterator[None]:
     with graph:
         yield
 

@@ -109,7 +109,8 @@ class OnPaper:
 
 
 def test_a_replay_returns_its_own_results_after_a_run_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("minimax_m2.harness.graph_decode.captured", OnPaper)
+    monkeypatch.setattr("minimax_m2.harness.graph_decode.on_a_stream", lambda run: run())
+    monkeypatch.setattr("minimax_m2.harness.graph_decode.captured", lambda run: (OnPaper(run), None))
     model = MiniMaxM2(CONFIG, WEIGHTS)
     caches = [model.new_cache(tokens=[8], page_size=4) for _ in range(2)]
     decoder = GraphDecoder(model, caches[0], sequences=1, max_seq_len=8)

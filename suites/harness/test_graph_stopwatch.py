@@ -50,7 +50,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     monkeypatch.setattr(graph_stopwatch, "captured", captured)
     monkeypatch.setattr(graph_stopwatch, "on_a_stream", lambda run: run())
     monkeypatch.setattr(
-        graph_stopwatch, "seconds_of", lambda graph, replays: sum(graph.replay() for _ in range(replays))
+        graph_stopwatch, "replay_seconds", lambda graph, replays: sum(graph.replay() for _ in range(replays))
     )
     monkeypatch.setattr(graph_stopwatch, "torch_device", lambda device: "cpu")
     return found

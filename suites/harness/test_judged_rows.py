@@ -12,10 +12,10 @@ from minimax_m2.harness import judged_rows
 from minimax_m2.harness.bits import Bits
 from minimax_m2.harness.case import Case, Field
 from minimax_m2.harness.expectation import Outputs
-from minimax_m2.harness.graph_stopwatch import packed
 from minimax_m2.harness.judged_rows import FEWEST, MOST, chosen_rows, judged
 from minimax_m2.harness.op import Op, all_ops, by_row, find_op
 from minimax_m2.harness.providers.plain import plain
+from minimax_m2.harness.stopwatch import packed
 from minimax_m2.harness.verdict import Outcome
 
 BY_ROW = [op.name for op in all_ops().values() if op.rows is not None]
