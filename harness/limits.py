@@ -74,7 +74,10 @@ def limits(expected: Budgeted, dtype: torch.dtype, alpha: float) -> Limits:
     together = Together(expected, dtype, noisy, alpha / 5)
     return Limits(
         element=torch.minimum(reach, expected.bound),
-        open_end=finite & ~torch.isfinite(expected.bound),
+        # 0 / 0 is no number in the reference, but a kernel's 0 may be anything small.
+        open_end=torch.where(
+            finite, ~torch.isfinite(expected.bound), expected.value.isnan() & expected.bound.isposinf()
+        ),
         together=together if int(together.mask.sum()) >= AGGREGATE_FROM else None,
     )
 

@@ -12,9 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from minimax_m2.harness.arena import LARGE, LARGEST, NAN, Guard, allocations, covered, span
+from minimax_m2.harness import arena
+from minimax_m2.harness.arena import LARGE, LARGEST, NAN, Guard, allocations, covered, difference, filled, span
 from minimax_m2.harness.case import Case
 from minimax_m2.harness.judge import judge
+from minimax_m2.harness.layout import Misplaced
 from minimax_m2.harness.op import find_op
 from minimax_m2.harness.provider import Provider, from_object
 from minimax_m2.harness.providers.plain import function_of
@@ -124,7 +126,114 @@ def test_memory_that_a_call_allocates_holds_what_it_is_told() -> None:
     with allocations(LARGE.allocated):
         second = torch.empty(3)
     assert bool((first > 3e38).all())
-    assert bool((second < -2e36).all())
+    assert bool(((second < -2e36) & (second > -3e36)).all())
+
+
+def test_what_is_allocated_is_filled_for_as_long_as_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = list[tuple[int, int]]()
+    library = SimpleNamespace(mallopt=lambda parameter, value: told.append((parameter, value)))
+    monkeypatch.setattr(arena.ctypes, "CDLL", lambda name: library)
+    assert filled() == 0
+    with allocations(0x7F):
+        with allocations(0xFB):
+            assert filled() == 0xFB
+        assert filled() == 0x7F
+    assert filled() == 0
+    # glibc's M_PERTURB is -6, and what it fills with is the complement.
+    assert told == [(-6, 0x80), (-6, 0x04), (-6, 0x80), (-6, 0)]
+    monkeypatch.setattr(arena.ctypes, "CDLL", lambda name: SimpleNamespace())
+    with allocations(0x7F):
+        assert filled() == 0x7F
+
+
+def test_tensors_lie_as_they_were_aligned_with_a_page_between_them() -> None:
+    named = {"x": torch.zeros(128), "y": torch.zeros(9)[5:], "z": torch.zeros(3, dtype=torch.uint8)}
+    guard = Guard(named, outputs={"o": ((2, 3), torch.float16)})
+    assert [(slot.start, slot.size, slot.writable) for slot in guard.slots] == [
+        (4096, 512, False),
+        (8704 + 20, 16, False),
+        (13312, 3, False),
+        (17920, 12, True),
+    ]
+    assert len(guard._block) == 17920 + 12 + 4096
+    assert bool(guard["o"].isnan().all())
+    assert LARGEST == 16 * 2**20
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn])
+def test_memory_of_nobody_is_no_number_then_a_large_one(dtype: torch.dtype) -> None:
+    x = torch.tensor([[1.0, 2.0, torch.nan], [3.0, 4.0, 5.0]]).to(dtype)
+    for poison in (NAN, LARGE):
+        guard = Guard({"x": x}, poison=poison)
+        zone, held = guard._block[:4096].view(dtype).double(), guard["x"].double()
+        expected = torch.where(x.double().isnan(), zone[0], x.double())
+        assert bool((zone.isnan() if poison is NAN else (zone > 351) & (zone < torch.inf)).all())
+        assert torch.equal(held.nan_to_num(-1.0), expected.nan_to_num(-1.0))
+
+
+def test_what_was_given_between_rows_stays_until_the_second_call() -> None:
+    rows = torch.arange(12.0).view(3, 4)
+    given = Guard({"x": rows[:, :3]})["x"].as_strided((11,), (1,))
+    assert torch.equal(given, torch.arange(11.0))
+    for poison in (NAN, LARGE):
+        repeated = Guard({"x": torch.tensor([7.0, 8.0]).expand(3, 2)}, poison=poison)
+        assert (repeated["x"].stride(), repeated["x"].tolist()) == ((0, 1), [[7.0, 8.0]] * 3)
+        assert repeated.written() == ""
+    counts = Guard({"n": torch.arange(4)}, poison=LARGE)
+    assert counts["n"].tolist() == [0, 1, 2, 3]
+
+
+BYTES = {"x": torch.zeros(512, dtype=torch.uint8), "y": torch.zeros(8, dtype=torch.uint8)}
+
+
+@pytest.mark.parametrize(
+    "places, told",
+    [
+        ([4096], "x"),
+        ([4607], "x"),
+        ([8704, 4100], "x"),
+        ([4095], "wrote 1 bytes outside of what it was given: x, 1 bytes before its first element, now 3"),
+        (
+            [4608, 4611],
+            "wrote 2 bytes outside of what it was given: x, 0 bytes behind the end of its last element, now 3",
+        ),
+        # Halfway between two tensors the first is named; a byte nearer to the second, that.
+        ([6655], "x, 2047 bytes behind"),
+        ([6656], "y, 2048 bytes before"),
+        ([8703], "y, 1 bytes before"),
+        ([8712 + 4095], "y, 4095 bytes behind"),
+    ],
+)
+def test_the_first_byte_that_changed_is_told_by_the_tensor_it_is_nearest_to(places: list[int], told: str) -> None:
+    guard = Guard(BYTES)
+    guard._block[places] = 3
+    if told in BYTES:
+        assert guard.written() == told
+        return
+    with pytest.raises(Misplaced) as raised:
+        guard.written()
+    assert raised.value.outcome is Outcome.OUTSIDE
+    assert told in str(raised.value)
+
+
+def test_what_a_call_may_write_is_no_finding_but_what_lies_between_its_rows_is() -> None:
+    rows = torch.zeros(3, 4)[:, :3]
+    guard = Guard({"x": rows, "y": torch.zeros(2)}, writable=["x"])
+    guard["x"].fill_(2.0)
+    assert guard.written() == ""
+    guard["x"].as_strided((1,), (1,), guard["x"].storage_offset() + 3).fill_(2.0)
+    with pytest.raises(Misplaced, match="x, between its rows, 12 bytes behind its first, now 2"):
+        guard.written()
+
+
+def test_the_first_element_whose_bits_differ_and_count_is_told() -> None:
+    x, y = torch.tensor([[1.0, torch.nan], [3.0, 4.0]]), torch.tensor([5, 6])
+    sure = [torch.tensor([[True, True], [False, True]]), torch.tensor([True, True])]
+    assert difference(["x", "y"], (x, y), (x.clone(), y.clone()), sure) == ""
+    other = x.clone()
+    other[1] = torch.tensor([9.0, 8.0])
+    assert difference(["x", "y"], (x, y), (other, y), sure) == "x at [1, 1] is 4.0, then 8.0"
+    assert difference(["x", "y"], (x.mT, y), (x.mT, torch.tensor([5, 7])), sure) == "y at [1] is 6, then 7"
 
 
 def test_what_lies_between_rows_and_for_nobody_is_poisoned_anew() -> None:
@@ -136,9 +245,18 @@ def test_what_lies_between_rows_and_for_nobody_is_poisoned_anew() -> None:
     assert guard.written() == ""
 
 
-@pytest.mark.parametrize("x", [torch.zeros(3, 5)[:, :4], torch.zeros(5).expand(3, 5), torch.zeros(0, 4)])
-def test_a_span_counts_gaps_once_and_repeats_never(x: Tensor) -> None:
-    assert span(x) == 4 * len(covered(x))
+@pytest.mark.parametrize(
+    "x, elements",
+    [
+        (torch.zeros(3, 5)[:, :4], 14),
+        (torch.zeros(5).expand(3, 5), 5),
+        (torch.zeros(0, 4), 0),
+        (torch.zeros(1), 1),
+        (torch.tensor(1.0), 1),
+    ],
+)
+def test_a_span_counts_gaps_once_and_repeats_never(x: Tensor, elements: int) -> None:
+    assert span(x) == 4 * len(covered(x)) == 4 * elements
     assert int(covered(x).sum()) == len({x[at].data_ptr() for at in product(*map(range, x.shape))})
 
 

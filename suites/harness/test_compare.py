@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from minimax_m2.harness.budget import Arithmetic, Budgeted, Shared
-from minimax_m2.harness.compare import ALPHA, Comparison, compare, exactly, within_codes
+from minimax_m2.harness.compare import ALPHA, Comparison, Mismatch, compare, exactly, within_codes
 from minimax_m2.harness.groups import rows_alike
 from minimax_m2.reference.composites import rms_normalise
 from minimax_m2.reference.contract import rounded
@@ -167,7 +167,54 @@ def test_a_bound_is_kept_even_within_tau_sigma() -> None:
     value = drawn(3, 8, 8).round(decimals=0)
     expected = Budgeted(value, torch.full_like(value, 1.0), torch.full_like(value, 0.5), Arithmetic())
     assert compare("y", value + 0.5, expected).passed
-    assert compare("y", value + 0.75, expected).utilisation == 1.5
+    found = compare("y", value + 0.75, expected)
+    assert (found.utilisation, found.passed) == (1.5, False)
+
+
+def test_the_element_that_strays_furthest_is_told() -> None:
+    value = torch.arange(12.0, dtype=torch.float64).view(3, 4)
+    expected = Budgeted(value, torch.ones_like(value), torch.full_like(value, 0.5), Arithmetic())
+    actual = value.clone()
+    actual[0, 0], actual[1, 2] = 0.25, 7.0
+    found = compare("y", actual, expected)
+    assert (found.worst, found.elements) == (Mismatch((1, 2), 7.0, 6.0, 0.5), 12)
+
+
+def test_one_element_is_judged_and_none_proves_nothing() -> None:
+    one = torch.ones(1, dtype=torch.float64)
+    assert not compare("y", one + 1e9, budget(one, 1.0)).passed
+    found = compare("y", one[:0], budget(one[:0], 1.0))
+    assert (found.tests, found.worst, found.elements, found.utilisation) == ({}, None, 0, 0.0)
+
+
+def test_without_a_budget_any_difference_is_wrong() -> None:
+    value = torch.tensor([1.0, math.inf, math.nan], dtype=torch.float64)
+    nothing = torch.zeros_like(value)
+    exact = Budgeted(value, nothing, nothing, Arithmetic())
+    assert compare("y", value, exact).utilisation == 0
+    for place, wrong in ((0, 1.5), (0, math.nan), (1, 3.0), (1, -math.inf), (2, 0.0)):
+        other = value.clone()
+        other[place] = wrong
+        assert compare("y", other, exact).utilisation == math.inf
+
+
+def test_a_number_is_wrong_where_the_reference_is_none_unless_zero_was_divided_by_zero() -> None:
+    x = Budgeted.exact(torch.tensor([[math.nan, 1.0]] * 40))
+    for wrong in (torch.zeros(40, 2), torch.ones(40, 2)):
+        assert compare("y", wrong, x + x).utilisation == math.inf
+    zero = Budgeted.exact(torch.zeros(4))
+    for whatever in (torch.zeros(4), torch.full((4,), math.nan)):
+        assert compare("y", whatever, zero / zero).passed
+
+
+def test_aggregates_are_left_out_where_one_element_has_decided_in_haste() -> None:
+    value = drawn(10, ROWS, COLUMNS)
+    wrong = value.clone()
+    wrong[0, 0] += 1e3
+    assert set(compare("y", value, budget(value, 1.0), hasty=True).tests) == set(TESTS)
+    assert set(compare("y", wrong, budget(value, 1.0), hasty=True).tests) == {"element"}
+    assert set(compare("y", wrong, budget(value, 1.0)).tests) == set(TESTS)
+    assert set(compare("y", wrong * math.inf, budget(value, 1.0)).tests) == {"element"}
 
 
 def test_below_32_elements_only_elements_are_tested() -> None:
@@ -199,13 +246,22 @@ def test_exact_outputs_are_equal_or_wrong() -> None:
     assert not found.passed
     assert found.worst is not None
     assert (found.worst.index, found.worst.actual, found.worst.expected) == ((2,), 4.0, 3.0)
+    assert found.tests == {"element": 2.0}
+    numbers = torch.tensor([1.0, math.nan])
+    assert exactly("y", numbers, numbers).passed
+    assert not exactly("y", numbers.nan_to_num(0.0), numbers).passed
+    assert not exactly("y", torch.tensor([math.nan, math.nan]), numbers).passed
 
 
 def test_codes_lie_between_the_lowest_and_the_highest() -> None:
     code = torch.tensor([1.0, 2.0], dtype=torch.float64)
     expected = Budgeted(code, code, code, Arithmetic(), allowed=(code, code + torch.tensor([0.0, 1.0])))
     assert within_codes("q", torch.tensor([1.0, 3.0]), expected).passed
-    assert not within_codes("q", torch.tensor([2.0, 3.0]), expected).passed
+    assert within_codes("q", torch.tensor([1.0, 2.0]), expected).passed
+    found = within_codes("q", torch.tensor([1.0, 4.0]), expected)
+    assert (found.tests, found.worst) == ({"element": 2.0}, Mismatch((1,), 4.0, 2.0, 0.5))
+    assert not within_codes("q", torch.tensor([1.0, math.nan]), expected).passed
+    assert not within_codes("q", torch.tensor([0.0, 3.0]), expected).passed
     with pytest.raises(ValueError, match="did not come from a quantiser"):
         within_codes("q", code, budget(code, 1.0))
 
@@ -222,6 +278,7 @@ def test_one_flip_of_a_rare_code_decides_no_aggregate() -> None:
 
 def test_a_statistic_that_is_not_a_number_passes_nothing() -> None:
     assert not Comparison("y", {"element": 0.5, "gain": float("nan")}, None, 9).passed
+    assert Comparison("y", {"element": 0.5, "gain": 1.0}, None, 9).passed
 
 
 def test_rows_of_the_same_numbers_share_one_error() -> None:

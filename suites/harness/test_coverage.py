@@ -24,6 +24,14 @@ def test_a_value_that_no_case_has_is_absent_and_its_pairs_are_not_told_again() -
     assert found.absent == (("dtype", "float32"),)
     assert found.never == ()
     assert found.met == 2
+    found = coverage(SMALL, [SMALL.case(T=1, dtype="bfloat16"), SMALL.case(T=1, dtype="float32")])
+    assert (found.absent, found.never) == ((("T", 2),), ())
+
+
+def test_one_factor_alone_has_no_pairs_and_all_of_them_met() -> None:
+    one = replace(SMALL, factors={"T": (1, 2)})
+    found = coverage(one, [one.case(T=1)])
+    assert (found.met, found.declared, found.share) == (0, 0, 1.0)
 
 
 def test_the_cases_of_the_conformance_suite_hold_half_of_all_pairs(op_name: str) -> None:

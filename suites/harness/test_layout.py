@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from minimax_m2.harness.judge import judge
-from minimax_m2.harness.layout import shared
+from minimax_m2.harness.layout import Misplaced, demand_layout, overlap, shared
 from minimax_m2.harness.op import find_op
 from minimax_m2.harness.provider import from_object
 from minimax_m2.harness.providers.plain import plain
@@ -126,8 +127,43 @@ BUFFER = torch.zeros(4, 8)
         ([("y", BUFFER[:1].expand(3, 8))], [], "several of its elements lie in one place"),
         ([("y", BUFFER.as_strided((4, 8), (7, 1)))], [], "several of its elements lie in one place"),
         ([("y", BUFFER[:0])], [BUFFER], None),
+        ([("y", BUFFER)], [BUFFER[3:]], "y lies on an input"),
+        ([("y", BUFFER.view(-1)[:5])], [BUFFER.view(-1)[4:8]], "y lies on an input"),
+        ([("y", BUFFER.view(-1)[4:8])], [BUFFER.view(-1)[:5]], "y lies on an input"),
+        ([("y", BUFFER.view(-1)[3:4])], [BUFFER.view(-1)[3:4]], "y lies on an input"),
+        # One row may have any stride, and nothing lies nowhere.
+        ([("y", BUFFER.as_strided((1, 8), (0, 1)))], [], None),
+        ([("y", torch.zeros(1, 0).expand(3, 0))], [], None),
     ],
 )
 def test_bytes_in_common_are_found(outputs: list[tuple[str, Tensor]], inputs: list[Tensor], said: str | None) -> None:
     found = shared(outputs, inputs)
     assert found is None if said is None else said in str(found)
+
+
+def test_equal_addresses_of_two_devices_are_two_places() -> None:
+    y = torch.zeros(4)
+    there = SimpleNamespace(
+        device=torch.device("cuda"), numel=y.numel, data_ptr=y.data_ptr, shape=y.shape, stride=y.stride,
+        element_size=y.element_size,
+    )  # fmt: skip
+    assert overlap(y, y)
+    assert not overlap(y, there)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "returned, said",
+    [
+        (torch.zeros(4, 8), ""),
+        (BUFFER.as_strided((4, 1), (8, 8)), ""),
+        (BUFFER.as_strided((0, 4), (8, 2)), ""),
+        (BUFFER.as_strided((4, 2), (8, 2)), "y has strides [8, 2], expected a contiguous last dimension"),
+        # What is returned beside the outputs is told by its count, not here.
+        ((torch.zeros(4, 8), torch.zeros(4, 8)), ""),
+    ],
+)
+def test_only_a_last_dimension_of_several_has_to_be_contiguous(returned: Any, said: str) -> None:
+    with pytest.raises(Misplaced) if said else nullcontext() as raised:
+        demand_layout(find_op("swiglu"), returned, [])
+    if raised is not None:
+        assert (raised.value.outcome, str(raised.value)) == (Outcome.WRONG_LAYOUT, said)

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from minimax_m2.harness.case import Case
 from minimax_m2.harness.judge import judge
 from minimax_m2.harness.op import find_op
 from minimax_m2.harness.providers.plain import plain
-from minimax_m2.harness.record import Record, Timing, find_case, read
+from minimax_m2.harness.record import Canary, Log, Pair, Record, Timing, find_case, read
 from minimax_m2.harness.report import page
+from minimax_m2.harness.roofline import Roof
 from minimax_m2.harness.summary import lines
+
+WORDS = ("run", "op", "case_id", "provider", "device", "variant", "kind", "determinism", "bits")
 
 
 @pytest.fixture(scope="module")
@@ -44,13 +50,59 @@ def test_what_is_not_a_record_is_refused_by_name(record: Record, change: dict[st
         ({"utilisation": -0.5}, "utilisation=-0.5 is no share of a budget"),
         ({"purpose": "party"}, "purpose='party' is none of run, bench"),
         ({"machine": {"threads": [2]}}, "machine=.*wrong type"),
-        ({"provider": None}, "provider=None is of the wrong type"),
+        ({"machine": {"threads": True}}, "machine=.*wrong type"),
+        ({"case": [1]}, "case=.*wrong type"),
+        ({"code": {"height": 1.5}}, "code=.*wrong type"),
+        *(({name: None}, f"{name}=None is of the wrong type") for name in WORDS),
         ({"evidence": "wrong"}, "no list of sentences"),
+        ({"evidence": ["wrong", 1]}, "no list of sentences"),
+        ({"utilisation": True}, "utilisation=True is no share of a budget"),
+        ({"utilisation": "much"}, "utilisation='much' is no share of a budget"),
+        ({"mean_z2": -1}, "mean_z2=-1 is no share of a budget"),
+        ({"timing": 3}, "record of case .*: timing is '3'; it has shape, call"),
+        ({"canary": {"copy_gbps": 1.0, "gemm_gflops": "fast"}}, "canary.gemm_gflops='fast' is no finite number"),
+        ({"canary": {"copy_gbps": 1.0, "gemm_gflops": True}}, "canary.gemm_gflops=True is no finite number"),
+        ({"canary": {"copy_gbps": 1.0, "gemm_gflops": -2.0}}, "canary.gemm_gflops=-2.0 is no time or speed"),
+        (
+            {"paired": {"against": 7, "log_ratio": 0.0, "low": 0.0, "high": 0.0, "blocks": 1}},
+            "paired.against=7 is no text",
+        ),
     ],
 )
 def test_a_value_that_no_record_has_is_refused_by_name(record: Record, change: dict[str, object], told: str) -> None:
     with pytest.raises(ValueError, match=told):
         Record.from_json(json.dumps(json.loads(record.json) | change))
+
+
+def test_values_at_the_edge_are_a_records(record: Record) -> None:
+    edge = {"utilisation": 0, "mean_z2": 0.0, "case": {}, "evidence": [], "machine": {"threads": 2, "host": "a"}}
+    pair = {"against": "b", "log_ratio": -0.5, "low": -1.0, "high": 0, "blocks": 0}
+    found = Record.from_json(json.dumps(json.loads(record.json) | edge | {"paired": pair}))
+    assert found.paired == Pair(against="b", log_ratio=-0.5, low=-1.0, high=0, blocks=0)
+    assert (found.utilisation, found.mean_z2, found.passed) == (0, 0.0, True)
+    assert not replace(found, outcome="wrong").passed
+
+
+def test_a_record_keeps_what_its_verdict_found() -> None:
+    op = find_op("rms_norm")
+    verdict = judge(op.case(T=40, H=64, dtype="bfloat16"), plain())
+    found = Record.of(verdict, run="20260101T000000Z", purpose="bench")
+    z2 = [c.mean_z2 for c in verdict.comparisons if math.isfinite(c.mean_z2)]
+    assert z2
+    assert (found.utilisation, found.mean_z2) == (verdict.utilisation, max(z2))
+    assert found.elements == sum(c.elements for c in verdict.comparisons) > 0
+    assert (found.unspecified, found.evidence, found.purpose) == (0, [], "bench")
+    nothing = replace(verdict, utilisation=math.inf, comparisons=())
+    assert (Record.of(nothing, run="r").utilisation, Record.of(nothing, run="r").mean_z2) == (None, None)
+
+
+def test_a_share_is_the_roofline_time_over_ours_and_a_canary_counts_in_billions() -> None:
+    timing = Timing(
+        shape="decode", call="routing", median_us=4.0, best_us=3.0, calls=9, bytes=1, flops=1, roof_us=1.0
+    )  # fmt: skip
+    assert timing.share == 0.25
+    roof = Roof(bandwidth={1: 2e9, 8: 3e9}, flops={"float32": 5e9, "bfloat16": 9e9})
+    assert Canary.of(roof) == Canary(copy_gbps=3.0, gemm_gflops=5.0)
 
 
 def test_a_truncated_line_is_refused(record: Record) -> None:
@@ -88,6 +140,65 @@ def test_a_half_written_last_line_is_reported_and_the_others_are_read(record: Re
     assert read(path, report=said.append) == [record]
     assert "line 2: half-written" in said[0]
     assert find_case(record.case_id, tmp_path, report=said.append).id == record.case_id
+
+
+def test_a_file_of_records_goes_on_behind_its_last_whole_line(record: Record, tmp_path: Path) -> None:
+    path, said = tmp_path / "run.jsonl", list[str]()
+    # More than is read at once, so that the last line break lies in an earlier piece.
+    half = '{"long": "' + "x" * 70_000
+    path.write_text(record.json + "\n" + half)
+    with Log(path, report=said.append) as log:
+        log.append(record.json)
+    assert said == [f"{path}: {len(half)} bytes of a half-written line are cut off"]
+    assert read(path) == [record, record]
+    with Log(path, report=said.append) as log:
+        log.append(record.json)
+    assert (len(said), len(read(path))) == (1, 3)
+    with pytest.raises(FileExistsError):
+        Log(path, new=True)
+
+
+@pytest.mark.parametrize("text", ["", "\n", '{"half'])
+def test_a_file_without_a_whole_record_begins_anew(text: str, record: Record, tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    path.write_text(text)
+    with Log(path, report=lambda said: None) as log:
+        log.append(record.json)
+    assert read(path) == [record]
+    log = Log(tmp_path / "new.jsonl", new=True)
+    log.close()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(log._file)
+
+
+def test_a_line_that_is_not_written_whole_is_told(
+    record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Log(tmp_path / "run.jsonl") as log:
+        monkeypatch.setattr(os, "write", lambda file, line: 3)
+        with pytest.raises(OSError, match="wrote 3 bytes of a line; is the disk full"):
+            log.append(record.json)
+
+
+def test_what_is_no_record_of_a_case_is_left_to_others_or_told(record: Record, tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    path.write_text(replace(record, kind="model").json + "\n\n{}\n" + record.json + "\n")
+    assert read(path) == [record]
+    path.write_text("3\n")
+    with pytest.raises(ValueError, match="line 1: '3' is no record"):
+        read(path)
+    path.write_text(record.json + "\n" + replace(record, outcome="fine").json + "\n")
+    with pytest.raises(ValueError, match=r"line 2: record of case .* unknown outcome"):
+        read(path)
+
+
+def test_the_newest_of_two_runs_with_a_case_is_found_and_no_id_finds_none(record: Record, tmp_path: Path) -> None:
+    (tmp_path / "20250101.jsonl").write_text(replace(record, case={"op": "routing", "T": 1}).json + "\n")
+    (tmp_path / "20260101.jsonl").write_text(replace(record, case_id="").json + "\n" + record.json + "\n")
+    assert find_case(record.case_id, tmp_path) == Case(record.case)
+    for unknown in ("", "ffffffff"):
+        with pytest.raises(KeyError, match="no recorded case has id"):
+            find_case(unknown, tmp_path)
 
 
 def test_a_broken_line_elsewhere_is_an_error_with_its_place(record: Record, tmp_path: Path) -> None:
