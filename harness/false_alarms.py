@@ -12,7 +12,7 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from importlib.util import find_spec
@@ -36,6 +36,8 @@ from minimax_m2.harness.sampling import sampled
 CONTRACTS = "contracts"
 """The reference in float32 that rounds as an engine does: no provider, for its rounding hangs on the case."""
 CONFIDENCE = 0.95
+# Draws of a line: who is cut off loses no more.
+SLICE = 500
 # What a case costs: of an op that is not here 20 to 60 ms for all implementations together.
 SHARES = {
     "attention": 1 / 4, "experts": 1 / 4, "gated_delta_rule": 1 / 8, "gdn_update": 1 / 8, "qk_norm_rope": 1 / 2,
@@ -69,22 +71,38 @@ class Tally:
         """The rate of wrong verdicts is below this, at 95 %."""
         return upper_bound(self.wrong, self.cases)
 
-    @property
-    def json(self) -> str:
-        """A line of a record, the commit that was judged with it."""
-        return json.dumps({**asdict(self), "below": self.below, "commit": commit()})
+    def line(self, start: int, stop: int) -> str:
+        """A line of a record: which draws were held, and the commit that was judged."""
+        return json.dumps({**asdict(self), "below": self.below, "start": start, "stop": stop, "commit": commit()})
 
 
 def read(path: Path) -> list[Tally]:
-    """The tallies of a record, in the order of the ops."""
+    """The tallies of a record, in the order of the ops; draws that were held again count as they were last.
+
+    An op may have a line for each slice of its draws. Raises ValueError where one is missing between two others.
+    """
     names = [field.name for field in fields(Tally)]
-    found: dict[str, Tally] = {}
+    slices: dict[str, dict[int, tuple[int, Tally]]] = {}
     for line in map(json.loads, path.read_text().splitlines()):
         kept = {name: line[name] for name in names}
-        found[line["op"]] = Tally(
-            **kept | {"implementations": tuple(line["implementations"]), "alarms": tuple(line["alarms"])}
-        )
-    return [found[op] for op in all_ops() if op in found]
+        told = Tally(**kept | {"implementations": tuple(line["implementations"]), "alarms": tuple(line["alarms"])})
+        slices.setdefault(line["op"], {})[line["start"]] = line["stop"], told
+    return [_joined(slices[op]) for op in all_ops() if op in slices]
+
+
+def _joined(slices: dict[int, tuple[int, Tally]]) -> Tally:
+    """One tally of slices by where they start."""
+    known, reached = [slices[start] for start in sorted(slices)], 0
+    for start, (stop, told) in zip(sorted(slices), known, strict=True):
+        if start != reached:
+            raise ValueError(f"{told.op}: draws {reached} to {start} are in no line, or in two")
+        reached = stop
+    every = [told for _, told in known]
+    return Tally(
+        op=every[0].op, implementations=tuple(dict.fromkeys(name for told in every for name in told.implementations)),
+        calls=sum(t.calls for t in every), cases=sum(t.cases for t in every), wrong=sum(t.wrong for t in every),
+        alarms=tuple(alarm for told in every for alarm in told.alarms), worst=max(told.worst for told in every),
+    )  # fmt: skip
 
 
 def table(tallies: Iterable[Tally]) -> str:
@@ -210,15 +228,18 @@ def _right(case: Case, contract: str) -> Expectation:
     return expectation(find_op(case.op), case, json.loads(contract))
 
 
-def main() -> None:
-    """Tally ops, a line of a record each."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Tally ops, a line of a record for each slice of an op's draws."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("count", type=int, help="cases of each op")
+    parser.add_argument("count", type=int, help="draws of each op")
     parser.add_argument("ops", nargs="*", help="all, unless some are named")
-    asked = parser.parse_args()
+    parser.add_argument("--start", type=int, default=0, help="the first draw: goes on where a run was cut off")
+    asked = parser.parse_args(arguments)
     for name in asked.ops or all_ops():
-        sys.stdout.write(f"{tally(name, implementations(), asked.count).json}\n")
-        sys.stdout.flush()
+        for start in range(asked.start, asked.start + asked.count, SLICE):
+            stop = min(start + SLICE, asked.start + asked.count)
+            sys.stdout.write(f"{tally(name, implementations(), stop - start, start=start).line(start, stop)}\n")
+            sys.stdout.flush()
 
 
 if __name__ == "__main__":

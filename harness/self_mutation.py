@@ -4,12 +4,17 @@ The changes are cosmic-ray's (comparisons, arithmetic, constants, conditions, lo
 place of its module in a forked process that has imported torch already, and its module's tests are run until one fails.
 ``ci/mutation.toml`` says which tests a module has, and excuses changes that nobody can tell, with the reason:
 
-    ci/mutate.sh [--module compare] [--every 4] [--record ci/results/mutation-DATE.json]
+    ci/mutate.sh [--module compare] [--every 4] [--shard 2/6 --kept runs/mutation.jsonl] [--record ci/results/FILE.json]
+
+``--kept`` appends each outcome and tries nothing again that stands there: a run goes on where it was killed, parts run
+beside each other into one file, and a run over all of it makes the record. What survived is tried again once a test of
+its module changes; what was caught stays so, so begin a new file where a test was taken away.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib
 import importlib.util
 import json
@@ -25,6 +30,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+# Nothing else of the harness: a module that imported the right one before it is changed would go on with that.
+from minimax_m2.harness.shards import WHOLE, Shard, sharded
+
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = ROOT / "ci" / "mutation.toml"
 # One or two replacements each; of eleven others for a plus, every one fails the same test.
@@ -36,8 +44,10 @@ OPERATORS = re.compile(
     r"|ReplaceBinaryOperator_(?:Add_Sub|Sub_Add|Mul_Div|Div_Mul|Pow_Mul|FloorDiv_Mul|Mod_FloorDiv)"
     r"|ReplaceUnaryOperator_(?:USub_UAdd|Delete_Not))"
 )
-# A decorator says how a value is kept, not what it is.
-PASSED_OVER = re.compile(r"^\s*@")
+DECORATOR = re.compile(r"^\s*@")
+# A star of a signature, taken for a product.
+STAR = re.compile(r"(?:^|[(,])\s*/,")
+STRICT = "strict=True"
 PATIENCE = 5
 """A change may take so many times as long as the tests do without one."""
 GOAL = 0.97
@@ -59,6 +69,11 @@ class Change:
         """Which line becomes what, so that it stays when other lines move."""
         return f"{self.module}: {self.before.strip()} -> {self.after.strip()}"
 
+    @property
+    def key(self) -> str:
+        """Tells changes apart, those of equal lines too."""
+        return _digest(self.text)
+
 
 def changes(module: str, text: str) -> Iterator[Change]:
     """Every change of a module, from its first line to its last; ImportError without cosmic-ray."""
@@ -71,14 +86,52 @@ def changes(module: str, text: str) -> Iterator[Change]:
                 continue
             pairs = enumerate(zip(text.splitlines(), changed.splitlines(), strict=False), 1)
             number, (before, after) = next((n, pair) for n, pair in pairs if pair[0] != pair[1])
-            if not PASSED_OVER.match(before):
+            if not declares(before, after):
                 found[changed] = Change(module, number, before, after, changed)
     yield from sorted(found.values(), key=lambda change: (change.line, change.after))
+
+
+def declares(before: str, after: str) -> bool:
+    """Whether only what computes nothing changed.
+
+    A decorator says how a value is kept, a star how arguments are passed; ``strict`` asserts what holds of all that is
+    right.
+    """
+    return bool(DECORATOR.match(before) or STAR.search(after)) or before.count(STRICT) > after.count(STRICT)
 
 
 def _places(text: str, operator: Any) -> int:
     tree = importlib.import_module("cosmic_ray.ast")
     return sum(1 for node in tree.ast_nodes(tree.get_ast(text)) for _ in operator.mutation_positions(node))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class Kept:
+    """Outcomes in a file of JSON lines, each with a hash of the tests that found it; in none without a path."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path, self._found = path, dict[str, dict[str, str]]()
+        for line in path.read_text().splitlines() if path is not None and path.exists() else ():
+            found = json.loads(line)
+            self._found[found["key"]] = found
+
+    def get(self, change: Change, tests: str) -> str | None:
+        """What became of a change, None where it is to be tried."""
+        found = self._found.get(change.key, {})
+        if found.get("outcome") == KILLED or found.get("tests") == tests:
+            return found["outcome"]
+        return None
+
+    def add(self, change: Change, tests: str, found: str) -> None:
+        """Append an outcome, in one write: parts may share the file."""
+        line = {"key": change.key, "change": change.name, "tests": tests, "outcome": found}
+        self._found[change.key] = line
+        if self._path is not None:
+            with self._path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
 
 
 def outcome(change: Change, tests: Sequence[str], *, package: str, seconds: float) -> str:
@@ -125,20 +178,29 @@ def settings(path: Path = SETTINGS) -> tuple[dict[str, list[str]], dict[str, str
 
 
 def judged(
-    module: str, tests: Sequence[str], excused: dict[str, str], *, every: int, package: str = "minimax_m2.harness"
+    module: str,
+    tests: Sequence[str],
+    excused: dict[str, str],
+    *,
+    every: int = 1,
+    part: Shard = WHOLE,
+    kept: Kept | None = None,
+    package: str = "minimax_m2.harness",
 ) -> dict[str, Any]:
-    """Outcomes of every so many-th change of a module: how many of each kind, and which survived."""
+    """Outcomes of a part of every so many-th change of a module: how many of each kind, and which survived."""
     spec = importlib.util.find_spec(f"{package}.{module}")
     assert spec is not None, f"{package}.{module} is a module"
-    text = Path(str(spec.origin)).read_text()
-    start = time.monotonic()
-    unchanged = Change(module, 0, "", "", text)
-    if outcome(unchanged, tests, package=package, seconds=600) is KILLED:
-        raise ValueError(f"the tests of {module} fail without a change: {' '.join(tests)}")
-    seconds = PATIENCE * (time.monotonic() - start) + 10
+    text, kept = Path(str(spec.origin)).read_text(), kept or Kept(None)
+    chosen = part.of(list(changes(module, text))[::every], lambda change: 1.0)
+    by = _digest("".join(Path(path).read_text() for path in tests))
+    seconds = None
     counts, survivors, unused = {KILLED: 0, SURVIVED: 0, EXCUSED: 0}, list[str](), set[str]()
-    for change in list(changes(module, text))[::every]:
-        found = outcome(change, tests, package=package, seconds=seconds)
+    for change in chosen:
+        found = kept.get(change, by)
+        if found is None:
+            seconds = seconds or _patience(Change(module, 0, "", "", text), tests, package)
+            found = outcome(change, tests, package=package, seconds=seconds)
+            kept.add(change, by, found)
         if found == SURVIVED and change.name in excused:
             found = EXCUSED
         if found == KILLED and change.name in excused:
@@ -147,6 +209,14 @@ def judged(
         survivors += [change.name] if found == SURVIVED else []
         print(f"{found:8} {change.line:4} {change.name}", flush=True)  # noqa: T201 - progress of a command of hours
     return {**counts, "survivors": survivors, "caught though excused": sorted(unused)}
+
+
+def _patience(unchanged: Change, tests: Sequence[str], package: str) -> float:
+    """How long tests may take on a change. Raises ValueError where they fail without one."""
+    start = time.monotonic()
+    if outcome(unchanged, tests, package=package, seconds=600) is KILLED:
+        raise ValueError(f"the tests of {unchanged.module} fail without a change: {' '.join(tests)}")
+    return PATIENCE * (time.monotonic() - start) + 10
 
 
 def rate(found: dict[str, dict[str, Any]]) -> float:
@@ -161,13 +231,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--module", action="append", choices=sorted(known), help="only this one (repeatable)")
     parser.add_argument("--every", type=int, default=1, help="only every so many-th change")
+    parser.add_argument("--shard", default="1/1", help="a part of each module's changes: 2/6")
+    parser.add_argument("--kept", type=Path, help="append outcomes to this file, and try nothing again that it holds")
     parser.add_argument("--record", type=Path, help="write what was found as JSON")
     given = parser.parse_args(arguments)
     for name in ("torch", "numpy", "hypothesis", "pytest"):
         importlib.import_module(name)
     os.chdir(ROOT)
+    part, kept = sharded(given.shard), Kept(given.kept)
     found = {
-        module: judged(module, known[module], excused, every=given.every) for module in given.module or sorted(known)
+        module: judged(module, known[module], excused, every=given.every, part=part, kept=kept)
+        for module in given.module or sorted(known)
     }
     told = {"date": datetime.now(UTC).date().isoformat(), "every": given.every, "rate": rate(found), "modules": found}
     if given.record is not None:

@@ -11,12 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from minimax_m2.harness import false_alarms
 from minimax_m2.harness.case import Case, Field
 from minimax_m2.harness.expectation import emulated, expectation
 from minimax_m2.harness.false_alarms import (
+    SLICE,
     Tally,
     implementations,
     legal,
+    main,
     read,
     share,
     table,
@@ -31,11 +34,11 @@ from minimax_m2.harness.providers.backwards import backwards
 ROOT = Path(__file__).resolve().parents[2]
 TRUST = (ROOT / "docs/trust.md").read_text()
 # The conformance suite takes the first cases; the slice of every change lies behind a thousand.
-SLICE, START = 24, 1000
+EACH, START = 24, 1000
 
 
 def test_correct_kernels_raise_no_alarm(op_name: str) -> None:
-    count = share(op_name, SLICE)
+    count = share(op_name, EACH)
     found = tally(op_name, implementations(), count, start=START)
     assert found.cases == count
     assert found.calls >= 3 * count
@@ -153,5 +156,43 @@ def test_every_op_has_a_rate(recorded: list[Tally]) -> None:
 def test_a_tally_is_read_as_it_was_written(tmp_path: Path, recorded: list[Tally]) -> None:
     again = replace(recorded[0], wrong=1, alarms=("plain: y",))
     record = tmp_path / "right.jsonl"
-    record.write_text(f"{recorded[0].json}\n{again.json}\n")
+    record.write_text(f"{recorded[0].line(0, 9)}\n{again.line(0, 9)}\n")
     assert read(record) == [again], "what was tallied last counts"
+
+
+def some(calls: int, **more: object) -> Tally:
+    told = Tally(op="rope", implementations=("plain",), calls=calls, cases=calls, wrong=0, alarms=(), worst=0.5)
+    return replace(told, **more)  # type: ignore[arg-type]
+
+
+def test_slices_of_an_ops_draws_add_up(tmp_path: Path) -> None:
+    last = some(2, cases=1, wrong=1, alarms=("ours: q",), worst=2.0, implementations=("plain", "ours"))
+    record = tmp_path / "right.jsonl"
+    record.write_text(f"{last.line(3, 5)}\n{some(3).line(0, 3)}\n")
+    assert read(record) == [replace(last, calls=5, cases=4)]
+
+
+@pytest.mark.parametrize("start", [2, 4])
+def test_a_slice_that_is_missing_or_held_twice_is_told(start: int, tmp_path: Path) -> None:
+    record = tmp_path / "right.jsonl"
+    record.write_text(f"{some(3).line(0, 3)}\n{some(2).line(start, 9)}\n")
+    with pytest.raises(ValueError, match=f"rope: draws 3 to {start} are in no line, or in two"):
+        read(record)
+
+
+def test_the_command_goes_on_where_it_was_cut_off(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held = list[tuple[int, int]]()
+
+    def tallied(op_name: str, providers: object, count: int, *, start: int) -> Tally:
+        held.append((start, count))
+        return some(count)
+
+    monkeypatch.setattr(false_alarms, "tally", tallied)
+    monkeypatch.setattr(false_alarms, "implementations", list)
+    main(["600", "rope"])
+    main(["150", "rope", "--start", "600"])
+    assert held == [(0, SLICE), (SLICE, 100), (600, 150)]
+    (tmp_path / "right.jsonl").write_text(capsys.readouterr().out)
+    assert read(tmp_path / "right.jsonl") == [some(750)]

@@ -15,6 +15,7 @@ from minimax_m2.harness.self_mutation import (
     KILLED,
     SURVIVED,
     Change,
+    Kept,
     changes,
     judged,
     main,
@@ -22,6 +23,7 @@ from minimax_m2.harness.self_mutation import (
     rate,
     settings,
 )
+from minimax_m2.harness.shards import sharded
 
 HERE = pytest.mark.skipif(find_spec("cosmic_ray") is None, reason="not here: cosmic-ray, the extra `mutation`")
 LIMIT = "def is_near(a, b):\n    return abs(a - b) < 2\n"
@@ -57,11 +59,12 @@ def test_a_change_that_never_ends_or_does_not_load_is_killed(toy: str) -> None:
 
 
 @HERE
-def test_changes_are_named_by_their_lines_and_decorators_are_passed_over() -> None:
-    found = {change.name for change in changes("limit", "@cache(maxsize=2)\n" + LIMIT)}
+def test_changes_are_named_by_their_lines_and_what_only_declares_is_passed_over() -> None:
+    text = "@cache(maxsize=2)\n" + LIMIT.replace("a, b", "a, *, b") + "pairs = zip((), (), strict=True)\n"
+    found = {change.name for change in changes("limit", text)}
     assert "limit: return abs(a - b) < 2 -> return abs(a + b) < 2" in found
     assert "limit: return abs(a - b) < 2 -> return abs(a - b) <= 2" in found
-    assert not any("maxsize" in name for name in found)
+    assert not any("maxsize" in name or "a, /" in name or "strict" in name for name in found)
 
 
 @HERE
@@ -74,6 +77,34 @@ def test_survivors_are_told_but_for_those_with_a_reason(toy: str, capsys: pytest
     assert second["excused"] == first["survived"]
     # An excuse for what a test does notice is none.
     assert second["caught though excused"] == ["limit: return abs(a - b) < 2 -> return abs(a + b) < 2"]
+
+
+@HERE
+def test_parts_share_a_file_and_nothing_that_it_holds_is_tried_again(
+    toy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "kept.jsonl"
+
+    def found(part: str) -> dict[str, object]:
+        return judged("limit", [toy], {}, part=sharded(part), kept=Kept(path), package="toy")
+
+    parts = [found("1/2"), found("2/2")]
+    tried = list[Change]()
+
+    def again(change: Change, *tests: object, **more: object) -> str:
+        tried.append(change)
+        return KILLED
+
+    monkeypatch.setattr(self_mutation, "outcome", again)
+    whole = found("1/1")
+    assert tried == []
+    assert whole["survivors"] == [*parts[0]["survivors"], *parts[1]["survivors"]]  # type: ignore[misc]
+    assert whole[KILLED] == sum(int(str(one[KILLED])) for one in parts) > 0
+    # A test more may catch what survived; what was caught stays so.
+    monkeypatch.setattr(self_mutation, "_patience", lambda *given: 1.0)
+    Path(toy).write_text(TEST + "    assert not is_near(1, 3)\n")
+    assert found("1/1")["survivors"] == []
+    assert [change.name for change in tried] == whole["survivors"]
 
 
 def test_tests_that_fail_without_a_change_judge_nothing(toy: str) -> None:
