@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from minimax_m2.kernels.cpu.huge_pages import in_huge_pages
+from minimax_m2.kernels.cpu.huge_pages import empty_in_huge_pages
 
 # Output columns a block holds; the width of a strip in column_block.h.
 COLUMNS = 64
@@ -17,15 +17,18 @@ def blocks(weight: Tensor, order: Tensor) -> Tensor:
     returns  [E, len(order)/64, ceil(M/2), 64, 2] for bfloat16 and e4m3, two inputs of a column side by side as the dot
              product instruction wants them; [E, len(order)/64, M, 64] for float32 and float16
     """
-    # torch indexes and permutes few operations on float8: move bits, not numbers.
-    raw = _bits(weight)[:, _laid_order(weight.dtype, order)]
-    num_experts, columns, inputs = raw.shape
-    if not _pairs(weight.dtype):
-        laid = raw.view(num_experts, columns // COLUMNS, COLUMNS, inputs).permute(0, 1, 3, 2)
-    else:
-        even = torch.nn.functional.pad(raw, (0, inputs % 2))
-        laid = even.view(num_experts, columns // COLUMNS, COLUMNS, -1, 2).permute(0, 1, 3, 2, 4)
-    return in_huge_pages(laid).view(weight.dtype)
+    # torch indexes and permutes few operations on float8: move bits, not numbers. Two inputs are moved as one word.
+    order, pairs = _laid_order(weight.dtype, order), _pairs(weight.dtype)
+    num_experts, _, inputs = weight.shape
+    words = -(-inputs // 2) if pairs else inputs
+    word = _WORDS[weight.element_size() * (2 if pairs else 1)]
+    laid = empty_in_huge_pages((num_experts, len(order) // COLUMNS, words, COLUMNS), word)
+    # One after the other: the chosen rows of all would take as much memory as the weights again.
+    for target, rows in zip(laid, _bits(weight), strict=True):
+        chosen = rows.index_select(0, order)
+        even = torch.nn.functional.pad(chosen, (0, 1)) if pairs and inputs % 2 else chosen
+        target.copy_(even.view(word).view(len(target), COLUMNS, words).transpose(1, 2))
+    return laid.view(weight.dtype).view(*laid.shape, *([2] if pairs else []))
 
 
 def rows_of(laid: Tensor, order: Tensor, *, inputs: int) -> Tensor:
@@ -38,8 +41,11 @@ def rows_of(laid: Tensor, order: Tensor, *, inputs: int) -> Tensor:
     return rows.view(laid.dtype)
 
 
+_WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
+
+
 def _bits(x: Tensor) -> Tensor:
-    return x.view({1: torch.uint8, 2: torch.int16, 4: torch.int32}[x.element_size()])
+    return x.view(_WORDS[x.element_size()])
 
 
 def _pairs(dtype: torch.dtype) -> bool:
