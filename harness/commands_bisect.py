@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -22,17 +22,27 @@ from minimax_m2.harness.commands_drift import (
     TokensOption,
 )
 from minimax_m2.harness.drift.asking import (
+    EXPLAINED,
     FLOAT64,
+    beside_candidate,
+    beside_of,
     candidate_of,
+    is_recorded,
+    is_streamed,
     lockstep_cells,
+    recording_for,
     reference_of,
-    refuse_without_band,
     subject_of,
 )
-from minimax_m2.harness.drift.bisect import Blame, blamed
+from minimax_m2.harness.drift.bisect import Blame, blamed, confirmed
+from minimax_m2.harness.drift.candidate import Candidate
+from minimax_m2.harness.drift.lockstep import ABSENT, Cell
 from minimax_m2.harness.drift.record import Asked, Drift, kept, read_drift
-from minimax_m2.harness.drift.running import Beside
+from minimax_m2.harness.drift.recorded_calls import recorded_cells
+from minimax_m2.harness.drift.recording import Recording
 from minimax_m2.harness.drift.tables import number, place
+from minimax_m2.harness.drift.trajectory import Subject, Tell
+from minimax_m2.harness.drift.transplant import Transplant
 from minimax_m2.harness.wrong_use import WrongUse, asked
 
 app = typer.Typer(help="Find the step, or the commit, that a drift comes from.", no_args_is_help=True)
@@ -67,16 +77,15 @@ def model(
         with asked():
             wanted = read_drift(run).asked
     subject = subject_of(wanted)
-    refuse_without_band(subject)
-    one, leader = candidate_of(wanted, subject.config.num_hidden_layers), reference_of(wanted)
+    if is_streamed(subject):
+        raise WrongUse(f"--model {wanted.model}: its layers are not kept for whole runs; ask m2check drift")
     with working() as bar:
         task = bar.add_task("starting", total=1.0)
 
         def tell(text: str, share: float) -> None:
             bar.update(task, description=text, completed=share)
 
-        cells = lockstep_cells(subject, one, leader, tell)
-        found = blamed(cells, one, Beside(subject, tell=tell), rest=leader, tell=tell)
+        one, cells, found = (of_record if is_recorded(wanted.candidate) else of_candidate)(subject, wanted, tell)
     if as_json:
         typer.echo(json.dumps(asdict(found), default=str))
     else:
@@ -88,12 +97,33 @@ def model(
     told = told_of(found)
     if found.cells:
         layer, step = found.cells[0].place
-        again = f"m2check repro {path} --layer {layer} --op {step}"
+        if not is_recorded(wanted.candidate):
+            again = f"m2check repro {path} --layer {layer} --op {step}"
         worst = found.cells[0]
         evidence = f"{number(worst.used)} x its budget; {worst.explanation or worst.evidence[0]}"
     else:
         evidence = "every step alone is within its budget: what is wrong shows on the model's own numbers only"
     finish(WRONG, told, evidence, again)
+
+
+Searched = tuple[Candidate | Recording, tuple[Cell, ...], Blame]
+
+
+def of_candidate(subject: Subject, wanted: Asked, tell: Tell) -> Searched:
+    """Run the candidate at some places and the reference at the others."""
+    one, leader = candidate_of(wanted, subject.config.num_hidden_layers), reference_of(wanted)
+    cells = lockstep_cells(subject, one, leader, tell)
+    return one, cells, blamed(cells, one, beside_candidate(subject, one, tell), rest=leader, tell=tell)
+
+
+def of_record(subject: Subject, wanted: Asked, tell: Tell) -> Searched:
+    """Run the formula with the errors that the record has at some places."""
+    one, whole = recording_for(wanted, subject), replace(subject, decoded=0)
+    cells, moved = tuple(recorded_cells(whole, one, tell, explain=EXPLAINED)), Transplant(whole, one)
+    if all(cell.outcome == ABSENT for cell in cells):
+        raise WrongUse(f"{wanted.candidate}: no step has both its input and its output recorded; name more [taps]")
+    beside = beside_of(whole, moved.declares, moved.offered, tell)
+    return one, cells, confirmed(cells, moved.answers, beside, offered=moved.offered, tell=tell)
 
 
 def trials(found: Blame) -> Table:

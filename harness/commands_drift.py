@@ -12,13 +12,14 @@ from minimax_m2.harness.drift.asking import (
     EXPLAINED,
     FLOAT64,
     Resume,
+    beside_candidate,
+    beside_of,
     candidate_of,
     is_recorded,
     is_streamed,
     lockstep_cells,
     recording_for,
     reference_of,
-    refuse_without_band,
     subject_of,
 )
 from minimax_m2.harness.drift.calls import Call
@@ -26,9 +27,11 @@ from minimax_m2.harness.drift.picture import picture
 from minimax_m2.harness.drift.record import Asked, Drift, kept, read_drift
 from minimax_m2.harness.drift.recorded_calls import recorded_cells, recorded_run
 from minimax_m2.harness.drift.repro import write_repro
-from minimax_m2.harness.drift.running import FREE, PINNED, Beside, Found
+from minimax_m2.harness.drift.running import FREE, PINNED, Found
+from minimax_m2.harness.drift.spent import Meter
 from minimax_m2.harness.drift.tables import first_odd, heat, place, ranking, whole_runs
 from minimax_m2.harness.drift.trajectory import Subject, Tell, walk
+from minimax_m2.harness.drift.transplant import Transplant
 from minimax_m2.harness.repro import NotWritten
 from minimax_m2.harness.wrong_use import WrongUse, asked
 
@@ -76,8 +79,6 @@ def drift(
     subject = subject_of(wanted)
     if modes and is_streamed(subject):
         raise WrongUse(f"--model {model}: its layers are not kept, so only --lockstep can be asked of it")
-    if modes:
-        refuse_without_band(subject)
     if is_recorded(candidate) and pinned:
         raise WrongUse(f"{candidate} is a record: its experts are chosen; ask --lockstep or --free of it")
     with working() as bar:
@@ -104,12 +105,13 @@ def called(
     subject: Subject, wanted: Asked, modes: list[str], tell: Tell, *, lockstep: bool, resume: Path | None
 ) -> Drift:
     """Look at a candidate whose steps can be called."""
-    one, leader = candidate_of(wanted, subject.config.num_hidden_layers), reference_of(wanted)
+    meter, leader = Meter(), reference_of(wanted)
+    one = candidate_of(wanted, subject.config.num_hidden_layers)
     kept_in = Resume(resume, wanted.option) if resume is not None else None
-    cells = lockstep_cells(subject, one, leader, tell, resume=kept_in) if lockstep else ()
-    beside = Beside(subject, tell=tell) if modes else None
+    cells = lockstep_cells(subject, one, leader, tell, resume=kept_in, meter=meter) if lockstep else ()
+    beside = beside_candidate(subject, one, tell) if modes else None
     runs = tuple(beside.held(one, mode) for mode in modes) if beside else ()
-    return Drift.of(subject, one, wanted, cells=cells, runs=runs)
+    return Drift.of(subject, one, wanted, cells=cells, runs=runs, spent=meter.spent)
 
 
 def recorded(subject: Subject, wanted: Asked, modes: list[str], tell: Tell, *, lockstep: bool) -> Drift:
@@ -117,16 +119,19 @@ def recorded(subject: Subject, wanted: Asked, modes: list[str], tell: Tell, *, l
     from minimax_m2.harness.cli import errors
 
     tell("the candidate's own pass", 0.0)
+    meter = Meter()
     one = recording_for(wanted, subject)
     cells = tuple(recorded_cells(subject, one, tell, explain=EXPLAINED)) if lockstep else ()
     runs: tuple[Found, ...] = ()
     try:
-        runs = (Beside(subject, tell=tell).found(recorded_run(subject, one), FREE),) if FREE in modes else ()
+        if FREE in modes:
+            run, moved = recorded_run(subject, one), Transplant(subject, one)
+            runs = (beside_of(subject, moved.declares, moved.offered, tell).found(run, FREE),)
     except ValueError as error:
         if not lockstep:
             raise WrongUse(str(error)) from error
         errors.print(f"no whole run: {error}", markup=False, highlight=False, soft_wrap=True)
-    return Drift.of(subject, one, wanted, cells=cells, runs=runs)
+    return Drift.of(subject, one, wanted, cells=cells, runs=runs, spent=meter.spent)
 
 
 def show(found: Drift) -> None:
@@ -140,6 +145,7 @@ def show(found: Drift) -> None:
         console.print(whole_runs(found))
         for run in found.runs:
             console.print(first_odd(run), markup=False, highlight=False)
+    console.print(str(found.spent), highlight=False)
 
 
 def conclude(found: Drift, path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +13,7 @@ import torch
 from minimax_m2.harness.devices import DEVICES, absence
 from minimax_m2.harness.drift.adapters import in_dtype, over_ranks
 from minimax_m2.harness.drift.answers import Answer, answers_of, exact_answers
+from minimax_m2.harness.drift.budgeted_answers import Declares, budgeted_answers
 from minimax_m2.harness.drift.calls import Call
 from minimax_m2.harness.drift.candidate import Candidate
 from minimax_m2.harness.drift.faults import planted, read_fault
@@ -18,6 +21,8 @@ from minimax_m2.harness.drift.lockstep import Cell, Judge
 from minimax_m2.harness.drift.record import Asked
 from minimax_m2.harness.drift.recording import Recording, recording_of
 from minimax_m2.harness.drift.resuming import keep, resumed
+from minimax_m2.harness.drift.running import Beside
+from minimax_m2.harness.drift.spent import Meter
 from minimax_m2.harness.drift.subjects import checkpoint_subject
 from minimax_m2.harness.drift.trajectory import Halfway, Subject, Tell, Trajectory, walk
 from minimax_m2.harness.drift.wide import M2, DrawnLayers, wide_subject
@@ -52,10 +57,17 @@ def subject_of(wanted: Asked) -> Subject:
         )
 
 
-def refuse_without_band(subject: Subject) -> None:
-    """WrongUse for a float32 model's whole runs: its sums stray as far as its roundings, which alone the band holds."""
-    if subject.dtype == torch.float32:
-        raise WrongUse("--dtype float32: no band is known of whole runs, whose sums round too; ask drift --lockstep")
+def beside_of(subject: Subject, declares: Declares, offered: Sequence[str], tell: Tell) -> Beside:
+    """The reference's run and right runs beside it; in float32 these err as the kernels' own contracts allow."""
+    if subject.dtype != torch.float32:
+        return Beside(subject, tell=tell)
+    return Beside(subject, right=partial(budgeted_answers, declares), offered=offered, tell=tell)
+
+
+def beside_candidate(subject: Subject, candidate: Candidate, tell: Tell) -> Beside:
+    """What a candidate's whole runs are held against."""
+    offered = list(candidate.offered())
+    return beside_of(subject, lambda call: candidate.declared(call.op.name, call.place), offered, tell)
 
 
 def is_recorded(candidate: str) -> bool:
@@ -120,7 +132,8 @@ def _otherwise(provider: Provider, way: str, text: str) -> Provider:
 def candidate_of(wanted: Asked, layers: int) -> Candidate:
     """The candidate, with files' steps in single layers."""
     if is_recorded(wanted.candidate):
-        raise WrongUse(f"{wanted.candidate} is a record, which cannot be called: only m2check drift can be asked of it")
+        told = "ask m2check drift, or m2check bisect model, of it"
+        raise WrongUse(f"{wanted.candidate} is a record, whose steps cannot be called: {told}")
     candidate = provider_candidate(wanted.candidate)
     for plant in wanted.plant:
         layer, _, file = plant.partition("=")
@@ -137,11 +150,12 @@ def reference_of(wanted: Asked) -> Answer:
 
 
 def lockstep_cells(
-    subject: Subject, candidate: Candidate, reference: Answer, tell: Tell, *, resume: Resume | None = None
-) -> tuple[Cell, ...]:
+    subject: Subject, candidate: Candidate, reference: Answer, tell: Tell, *, resume: Resume | None = None,
+    meter: Meter | None = None,
+) -> tuple[Cell, ...]:  # fmt: skip
     """Every step alone, and what the worst wrong ones equal. WrongUse for a run that is whole before it could end."""
     if is_streamed(subject):
-        return streamed_cells(subject, candidate, reference, tell, resume=resume)
+        return streamed_cells(subject, candidate, reference, tell, resume=resume, meter=meter)
     if resume is not None:
         raise WrongUse(f"--resume {resume.path}: only --model {WIDE} takes so long that it is kept layer by layer")
     trajectory = Trajectory(subject, offered=candidate.offered(), reference=reference, tell=tell)
@@ -163,20 +177,22 @@ class Resume(NamedTuple):
 
 
 def streamed_cells(
-    subject: Subject, candidate: Candidate, reference: Answer, tell: Tell, *, resume: Resume | None = None
-) -> tuple[Cell, ...]:
+    subject: Subject, candidate: Candidate, reference: Answer, tell: Tell, *, resume: Resume | None = None,
+    meter: Meter | None = None,
+) -> tuple[Cell, ...]:  # fmt: skip
     """Judge each call as it comes; the first wrong ones are explained, since no call is there to come back to.
 
-    With ``resume`` a file holds what is done behind each layer, and is gone when all is done.
+    With ``resume`` a file holds what is done behind each layer, and is gone when all is done; ``meter`` is then told
+    what earlier parts took.
     """
-    judge, cells, begin = Judge(), list[Cell](), None
+    judge, cells, begin, meter = Judge(), list[Cell](), None, meter or Meter()
     if resume is not None and resume.path.is_file():
         with asked():
-            begin, cells = resumed(resume.path, asked=resume.asked)
+            begin, cells, meter.before = resumed(resume.path, asked=resume.asked)
 
     def behind(where: Halfway) -> None:
         if resume is not None:
-            keep(resume.path, where, cells, asked=resume.asked)
+            keep(resume.path, where, cells, asked=resume.asked, spent=meter.spent)
 
     def visit(call: Call) -> None:
         cell = judge.cell(call, candidate)

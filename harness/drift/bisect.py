@@ -54,21 +54,36 @@ class Blame:
         return bool(self.places) and outcome.get(ONLY, False) and not outcome.get(BUT, True)
 
 
+Answering = Callable[[Callable[[Place], bool]], Answer]
+"""Gives what answers as the candidate does at the places that it is asked for, and as the reference does elsewhere."""
+
+
 def blamed(
     cells: Collection[Cell], candidate: Candidate, beside: Beside, *, rest: Answer = exact_answers,
     tell: Tell = lambda text, share: None,
 ) -> Blame:  # fmt: skip
     """Find the places from the cells of a lock-step run; ``rest`` answers where the candidate is left out."""
+
+    def answering(where: Callable[[Place], bool]) -> Answer:
+        return answers_of(candidate, rest=rest, where=where)
+
+    return confirmed(cells, answering, beside, offered=list(candidate.offered()), tell=tell)
+
+
+def confirmed(
+    cells: Collection[Cell], answering: Answering, beside: Beside, *, offered: Sequence[str],
+    tell: Tell = lambda text, share: None,
+) -> Blame:  # fmt: skip
+    """Find the places of whoever answers; taps stand at the ops that are ``offered``."""
     order = ranked(cells)
     flagged = tuple(cell for cell in order if cell.is_wrong)
-    offered = list(candidate.offered())
 
     def trial(told: str, places: Sequence[Place], where: Callable[[Place], bool]) -> Trial:
         tell(f"{told}: {_named(places)}", 0.0)
-        found = beside.beside(answers_of(candidate, rest=rest, where=where), PINNED, offered=offered)
+        found = beside.beside(answering(where), PINNED, offered=offered)
         return Trial(told=told, places=tuple(places), found=found)
 
-    def confirmed(places: Sequence[Place]) -> list[Trial]:
+    def both(places: Sequence[Place]) -> list[Trial]:
         inside = frozenset(places)
         return [
             trial(ONLY, places, lambda place: place in inside),
@@ -77,7 +92,7 @@ def blamed(
 
     whole = trial(WHOLE, (), lambda place: True)
     suspects = [cell.place for cell in flagged]
-    first = confirmed(suspects) if suspects else []
+    first = both(suspects) if suspects else []
     agree = bool(first) and first[0].drifts and not first[1].drifts
     if agree or not whole.drifts:
         return Blame(cells=flagged, places=tuple(suspects), trials=(whole, *first), by_ddmin=False)
@@ -91,7 +106,7 @@ def blamed(
     if not fails(everywhere):
         return Blame(cells=flagged, places=(), trials=(whole, *first), by_ddmin=True)
     found = ddmin(everywhere, fails)
-    return Blame(cells=flagged, places=tuple(found), trials=(whole, *confirmed(found)), by_ddmin=True)
+    return Blame(cells=flagged, places=tuple(found), trials=(whole, *both(found)), by_ddmin=True)
 
 
 def _named(places: Sequence[Place]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from minimax_m2.harness.op import all_ops
+from minimax_m2.harness.op import Declared, all_ops
 from minimax_m2.harness.provider import Provider
 from minimax_m2.reference.table import STEPS
 
@@ -37,6 +37,10 @@ class Candidate:
     def variant_of(self, provider: Provider) -> str:
         """The code path of whoever answers."""
         return self.variant if provider is self.provider else provider.variants[-1]
+
+    def declared(self, op: str, place: Place) -> Declared:
+        """Where whoever answers says that it rounds."""
+        return self.at(place).contract.get(op, {})
 
     def offered(self) -> Collection[str]:
         """The steps that it offers anywhere; taps stand at them."""

@@ -85,7 +85,7 @@ class Judge:
             return cell(outcome=ABSENT)
         if (refusal := provider.refuses(call.op, case)) is not None:
             return cell(outcome=ABSENT, evidence=(refusal,))
-        contract = call.op.full_contract(case, provider.contract.get(call.op.name, {}))
+        contract = call.op.full_contract(case, candidate.declared(call.op.name, call.place))
         right = self._expected(call, small, case, contract)
         try:
             with provider.enter(candidate.variant_of(provider)):
@@ -113,7 +113,7 @@ class Judge:
         function, case = candidate.function(call.op.name, call.place), described(call)
         if function is None:
             return ""
-        contract = call.op.full_contract(case, provider.contract.get(call.op.name, {}))
+        contract = call.op.full_contract(case, candidate.declared(call.op.name, call.place))
         right = self._expected(call, small, case, contract)
         try:
             with provider.enter(candidate.variant_of(provider)):

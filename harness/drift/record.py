@@ -2,11 +2,12 @@
 
 A file ``<run>.drift.json`` holds one object:
 
-    schema, kind            1, "drift"
+    schema, kind            2, "drift"
     run, machine            as in every record
     model, layers, tokens   what was run: its name, how many layers, how many tokens, and ``tokens_id``, a hash of them
     dtype, candidate, reference           names
     asked                                 the command's arguments, see ``Asked``: what gets the candidate again
+    spent                   see ``spent.Spent``: seconds, peak_bytes (the largest resident set), parts
     columns                 the names of steps, in the order of a pass: the columns of the heatmap
     cells                   one object a place and phase, see ``lockstep.Cell``: layer (-1 is before the first,
                             ``layers`` behind the last), step, op, phase, outcome, used (null: no finite share),
@@ -33,12 +34,13 @@ from minimax_m2.harness.drift.candidate import Candidate
 from minimax_m2.harness.drift.lockstep import ABSENT, Cell, ranked
 from minimax_m2.harness.drift.recording import Recording
 from minimax_m2.harness.drift.running import Flip, Found, Odd
+from minimax_m2.harness.drift.spent import NOTHING, Spent
 from minimax_m2.harness.drift.subjects import tokens_id
 from minimax_m2.harness.drift.trajectory import Subject
 from minimax_m2.harness.record import machine
 from minimax_m2.harness.run import run_name
 
-SCHEMA = 1
+SCHEMA = 2
 SUFFIX = ".drift.json"
 
 
@@ -82,6 +84,7 @@ class Drift:
     asked: Asked
     cells: tuple[Cell, ...] = ()
     runs: tuple[Found, ...] = ()
+    spent: Spent = NOTHING
     machine: dict[str, str | int] = field(default_factory=machine)
     kind: str = "drift"
     schema: int = SCHEMA
@@ -89,7 +92,7 @@ class Drift:
     @classmethod
     def of(
         cls, subject: Subject, candidate: Candidate | Recording, asked: Asked, *, cells: tuple[Cell, ...] = (),
-        runs: tuple[Found, ...] = (),
+        runs: tuple[Found, ...] = (), spent: Spent = NOTHING,
     ) -> Drift:  # fmt: skip
         """Record what was found of a candidate in a model."""
         return cls(
@@ -104,6 +107,7 @@ class Drift:
             asked=asked,
             cells=cells,
             runs=runs,
+            spent=spent,
         )
 
     @property
@@ -143,11 +147,12 @@ class Drift:
         if set(found) != {f.name for f in fields(cls)}:
             raise ValueError(f"a drift run lacks or adds fields: {sorted(set(found) ^ {f.name for f in fields(cls)})}")
         cells = (c | {"used": math.inf if c["used"] is None else c["used"]} for c in found.pop("cells"))
-        runs, asked = found.pop("runs"), found.pop("asked")
+        runs, asked, spent = (found.pop(name) for name in ("runs", "asked", "spent"))
         return cls(
             asked=Asked(**asked | {"plant": tuple(asked["plant"])}),
             cells=tuple(Cell(**c | {"evidence": tuple(c["evidence"])}) for c in cells),
             runs=tuple(_found(r) for r in runs),
+            spent=Spent(**spent),
             **found,
         )
 

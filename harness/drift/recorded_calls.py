@@ -49,15 +49,12 @@ def recorded_cells(subject: Subject, recording: Recording, tell: Tell, *, explai
     judge, told, layers = Judge(), 0, subject.config.num_hidden_layers
     for step in recorded_steps(subject, recording):
         tell(f"layer {step.layer}, {step.name}", max(step.layer, 0) / layers)
-        lacking = [tap for tap in (*step.needs, *step.outputs) if not recording.has(tap)]
-        if lacking or step.name in recording.naming.unjudged:
-            reason = recording.naming.unjudged.get(step.name, f"not recorded: {', '.join(lacking)}")
+        if reason := unjudged(recording, step):
             yield Cell(
                 layer=step.layer, step=step.name, op=step.op, phase="prefill", outcome=ABSENT, evidence=(reason,)
             )
             continue
-        at = step.layer if 0 <= step.layer < layers else 0
-        call, outputs = step.call(), tuple(recording.at(tap, at) for tap in step.outputs)
+        call, outputs = step.call(), left(subject, recording, step)
         contract = recording.naming.contract.get(step.op, {})
         with torch.inference_mode():
             cell = judge.found(call, contract, outputs)
@@ -66,6 +63,19 @@ def recorded_cells(subject: Subject, recording: Recording, tell: Tell, *, explai
                 cell = replace(cell, explanation=judge.reason(call, contract, outputs))
         judge.forget()
         yield cell
+
+
+def unjudged(recording: Recording, step: Step) -> str:
+    """Why a step cannot be judged, empty where it can: it must not be, or not all of it was recorded."""
+    lacking = [tap for tap in (*step.needs, *step.outputs) if not recording.has(tap)]
+    told = f"not recorded: {', '.join(lacking)}" if lacking else ""
+    return recording.naming.unjudged.get(step.name, told)
+
+
+def left(subject: Subject, recording: Recording, step: Step) -> tuple[Tensor, ...]:
+    """What the engine's step gave."""
+    inside = 0 <= step.layer < subject.config.num_hidden_layers
+    return tuple(recording.at(tap, step.layer if inside else 0) for tap in step.outputs)
 
 
 WHOLE_RUN = ("entry", "routing_ids", "logits")

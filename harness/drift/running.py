@@ -4,15 +4,16 @@
 ``pinned``  it computes with the reference's experts, so that what is left is its arithmetic
 
 What a right model strays is not guessed: the float64 formula is run some times over, each step's result rounded up or
-down at random, and the band is the prediction interval of one run more. Where the candidate chooses freely, these runs
-follow its choices, so that both modes have a band; whether a choice is right is told by the scores on that way.
+down at random (in float32: as far off as its budget allows), and the band is the prediction interval of one run more.
+Where the candidate chooses freely, these runs follow its choices, so that both modes have a band; whether a choice is
+right is told by the scores on that way.
 """
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -177,9 +178,12 @@ class Beside:
     """A float64 run and right runs beside it: what candidates' whole runs are held against."""
 
     def __init__(
-        self, subject: Subject, *, runs: int = RIGHT_RUNS, tell: Tell = lambda text, share: None
+        self, subject: Subject, *, runs: int = RIGHT_RUNS, right: Callable[[int], Answer] = right_answers,
+        offered: Sequence[str] = (), tell: Tell = lambda text, share: None,
     ) -> None:  # fmt: skip
+        """``right`` gives the answers of a right model by a seed; its taps stand at the ops that are ``offered``."""
         self.subject, self._runs, self._tell = subject, runs, tell
+        self._answering, self._offered = right, offered
         self._exact = in_float64(subject)
         tell("float64", 0.0)
         self.truth = observed(self._exact, exact_answers, offered=(), pin=None)
@@ -217,7 +221,7 @@ class Beside:
         found = []
         for seed in range(self._runs):
             self._tell(f"right model {seed + 1} of {self._runs}", seed / self._runs)
-            found.append(observed(self.subject, right_answers(seed), offered=(), pin=ids))
+            found.append(observed(self.subject, self._answering(seed), offered=self._offered, pin=ids))
         return found
 
 

@@ -78,5 +78,5 @@ def test_wrong_use_is_one_sentence_and_exit_code_2(
 def test_a_record_of_something_else_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.drift.json"
     path.write_text('{"kind": "op", "schema": 2}')
-    with pytest.raises(ValueError, match="is no drift run of schema 1"):
+    with pytest.raises(ValueError, match="is no drift run of schema 2"):
         read_drift(path)

@@ -11,14 +11,14 @@ import torch
 
 from minimax_m2.harness.drift.answers import answers_of
 from minimax_m2.harness.drift.candidate import Candidate
+from minimax_m2.harness.drift.clean_runs import FORMATS, PROVIDERS, WINDOWS, clean_run
 from minimax_m2.harness.drift.faults import Fault, planted
 from minimax_m2.harness.drift.lockstep import ABSENT, BROKEN, Cell, ranked
 from minimax_m2.harness.drift.subjects import checkpoint_subject
 from minimax_m2.harness.drift.trajectory import Subject, Trajectory
 from minimax_m2.harness.peers import apart
-from minimax_m2.harness.provider import Provider, from_object
+from minimax_m2.harness.provider import from_object
 from minimax_m2.harness.providers.ours import ours
-from minimax_m2.harness.providers.plain import plain
 from minimax_m2.harness.providers.transformers_ops import transformers_ops
 
 
@@ -121,21 +121,18 @@ def test_two_faults_at_once_are_both_named(
     assert sum(named) >= BOTH_NAMED * len(pairs)
 
 
-def providers() -> list[Provider]:
-    return [plain(), transformers_ops(), ours()]
-
-
-@pytest.mark.parametrize("window", [*range(3), *(pytest.param(w, marks=pytest.mark.nightly) for w in range(3, 34))])
-@pytest.mark.parametrize("index", range(3), ids=["plain", "transformers", "ours"])
-@pytest.mark.parametrize("quantized", [False, True], ids=["bfloat16", "e4m3"])
-def test_no_right_run_is_flagged(window: int, index: int, quantized: bool) -> None:
-    """18 runs here, 204 in the nightly: three providers, two formats of the weights, other text each time."""
-    provider = providers()[index]
-    candidate = Candidate(provider=provider, variant=provider.variants[-1])
-    subject = checkpoint_subject(None, None, length=16 * (window + 1), keep_quantized=quantized)
-    subject = replace(subject, ids=subject.ids[-16:])
-    cells = list(Trajectory(subject, offered=candidate.offered()).cells(candidate))
-    assert [cell for cell in cells if cell.is_wrong] == []
+@pytest.mark.parametrize(
+    "window", [*range(4), *(pytest.param(w, marks=pytest.mark.nightly) for w in range(4, WINDOWS))]
+)
+@pytest.mark.parametrize("name", PROVIDERS)
+@pytest.mark.parametrize("weights", FORMATS)
+def test_no_right_run_is_flagged(window: int, name: str, weights: str) -> None:
+    """24 runs here, 204 in the nightly: three providers, two formats of the weights, other text each time."""
+    if name == "transformers":
+        pytest.importorskip("transformers")
+    run = clean_run(name, weights, window)
+    assert run.judged > 0
+    assert run.wrong == ()
 
 
 @pytest.mark.nightly

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from minimax_m2.harness.drift.answers import answers_of
+from minimax_m2.harness.drift.answers import answers_of, exact_answers
 from minimax_m2.harness.drift.asking import HOOKED
 from minimax_m2.harness.drift.calls import Call
 from minimax_m2.harness.drift.candidate import Candidate
@@ -20,10 +21,11 @@ from minimax_m2.harness.drift.faults import Fault, planted
 from minimax_m2.harness.drift.hooks import heard
 from minimax_m2.harness.drift.lockstep import ABSENT, ranked
 from minimax_m2.harness.drift.naming import TAPS
-from minimax_m2.harness.drift.recorded_calls import recorded_cells
+from minimax_m2.harness.drift.recorded_calls import recorded_cells, recorded_steps
 from minimax_m2.harness.drift.recording import recording_of
 from minimax_m2.harness.drift.subjects import checkpoint_subject
-from minimax_m2.harness.drift.trajectory import Subject, passed
+from minimax_m2.harness.drift.trajectory import Subject, Trajectory, passed
+from minimax_m2.harness.drift.transplant import Transplant
 
 M2Check = Callable[..., CompletedProcess[str]]
 Tensors = dict[str, Tensor]
@@ -189,8 +191,73 @@ def test_what_cannot_be_asked_of_a_record_is_said(
     written(tmp_path, right_dump)
     done = m2check(tmp_path, "drift", "--candidate", "engine.toml", "--length", str(LENGTH), *words)
     assert (done.returncode, told in done.stderr) == (2, True), done.stderr
-    bisected = m2check(tmp_path, "bisect", "model", "--candidate", "engine.toml", "--length", str(LENGTH))
-    assert (bisected.returncode, "cannot be called" in bisected.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("candidate", ["engine.toml", "transformers-modules"])
+def test_a_right_record_leaves_no_drift_to_explain(
+    tmp_path: Path, right_dump: Tensors, candidate: str, m2check: M2Check
+) -> None:
+    if candidate == "transformers-modules":
+        pytest.importorskip("transformers")
+    written(tmp_path, right_dump)
+    done = m2check(tmp_path, "bisect", "model", "--candidate", candidate, "--length", str(LENGTH))
+    assert done.returncode == 0, done.stderr
+    assert "there is no drift to explain" in done.stderr
+
+
+@pytest.mark.parametrize("planted_at", [
+    {2: "experts_exchanged"}, {1: "bias_ignored"}, {0: "gate_and_up_exchanged", 3: "one_plus_weight"},
+], ids=lambda at: "+".join(at.values()))  # fmt: skip
+def test_a_record_s_drift_is_explained_by_its_faults(
+    tmp_path: Path, short: Subject, clean: Candidate, faults: dict[str, Fault], planted_at: dict[int, str],
+    m2check: M2Check,
+) -> None:  # fmt: skip
+    """The engine is not here: what its steps added to the formula is added to a run of the formula."""
+    wrong = [(layer, faults[name]) for layer, name in planted_at.items()]
+    written(tmp_path, dumped(short, planted(clean, *wrong)))
+    done = m2check(tmp_path, "bisect", "model", "--candidate", "engine.toml", "--length", str(LENGTH), "--json")
+    found = json.loads(done.stdout)
+    assert done.returncode == 1, done.stderr
+    assert {tuple(place) for place in found["places"]} == {(layer, fault.step) for layer, fault in wrong}
+    assert "all of the drift" in done.stderr
+
+
+def test_a_record_of_which_no_step_is_whole_is_not_searched(
+    tmp_path: Path, right_dump: Tensors, m2check: M2Check
+) -> None:
+    path = written(tmp_path, right_dump)
+    path.write_text('dump = "dump.safetensors"\n[taps]\no_proj = "layers.{layer}.o_proj"\n')
+    done = m2check(tmp_path, "bisect", "model", "--candidate", "engine.toml", "--length", str(LENGTH))
+    assert (done.returncode, "name more [taps]" in done.stderr) == (2, True), done.stderr
+
+
+def test_a_step_that_was_not_recorded_is_left_to_the_formula(
+    tmp_path: Path, short: Subject, right_dump: Tensors
+) -> None:
+    path = written(tmp_path, right_dump, without="attention")
+    moved = Transplant(short, recording_of(path, short, folder=tmp_path))
+    assert {"attention", "linear"} & set(moved.offered) == {"linear"}
+    call = Trajectory(short, offered=moved.offered).at((1, "attention"))[0]
+    assert torch.equal(moved.answers(lambda place: True)(call), exact_answers(call))
+
+
+def test_on_its_own_input_a_step_gives_what_was_recorded(tmp_path: Path, short: Subject, right_dump: Tensors) -> None:
+    recording = recording_of(written(tmp_path, right_dump), short, folder=tmp_path)
+    steps = {(step.layer, step.name): step for step in recorded_steps(short, recording)}
+    answers = Transplant(short, recording).answers(lambda place: True)
+    found = answers(steps[2, "o_proj"].call())
+    assert torch.equal(found, recording.at("o_proj", 2))
+    weights, ids = answers(steps[2, "router"].call())
+    assert torch.equal(ids.sort(-1).values, recording.at("routing_ids", 2).sort(-1).values)
+    assert torch.equal(weights.sort(-1).values, recording.at("routing_weights", 2).sort(-1).values)
+
+
+def test_a_record_cannot_be_called_by_itself(tmp_path: Path, right_dump: Tensors, m2check: M2Check) -> None:
+    written(tmp_path, right_dump)
+    m2check(tmp_path, "drift", "--candidate", "engine.toml", "--length", str(LENGTH), "--lockstep")
+    (path,) = (tmp_path / "runs").glob("*.drift.json")
+    done = m2check(tmp_path, "repro", str(path.relative_to(tmp_path)), "--layer", "2", "--op", "experts")
+    assert (done.returncode, "ask m2check drift, or m2check bisect model, of it" in done.stderr) == (2, True)
 
 
 def test_transformers_modules_are_wrong_nowhere_by_hooks(tmp_path: Path, short: Subject) -> None:

@@ -13,16 +13,22 @@ import pytest
 import torch
 
 from minimax_m2.harness import devices
+from minimax_m2.harness.budget import Budgeted
 from minimax_m2.harness.drift.adapters import in_dtype, over_ranks
 from minimax_m2.harness.drift.answers import answers_of
+from minimax_m2.harness.drift.asking import beside_candidate
 from minimax_m2.harness.drift.bisect import blamed
+from minimax_m2.harness.drift.budgeted_answers import budgeted_answers
+from minimax_m2.harness.drift.calls import described
 from minimax_m2.harness.drift.candidate import Candidate
 from minimax_m2.harness.drift.faults import Fault, planted
 from minimax_m2.harness.drift.running import FREE, PINNED, Beside
 from minimax_m2.harness.drift.subjects import checkpoint_subject
 from minimax_m2.harness.drift.trajectory import Subject, Trajectory
+from minimax_m2.harness.expectation import Tensors, expectation
 from minimax_m2.harness.provider import from_object
 from minimax_m2.harness.providers.plain import plain
+from minimax_m2.harness.shrink import given
 
 M2Check = Callable[..., CompletedProcess[str]]
 
@@ -30,6 +36,12 @@ M2Check = Callable[..., CompletedProcess[str]]
 @pytest.fixture(scope="module")
 def short() -> Subject:
     return checkpoint_subject(None, None, length=16)
+
+
+@pytest.fixture(scope="module")
+def single() -> Subject:
+    """The same in float32."""
+    return checkpoint_subject(None, None, length=16, dtype=torch.float32)
 
 
 @pytest.fixture(scope="module")
@@ -79,17 +91,51 @@ def test_kernels_of_a_narrower_dtype_are_what_explains_their_drift(tmp_path: Pat
     assert {cell["step"] for cell in found["cells"]} >= {"qkv", "attention", "o_proj", "experts"}
 
 
-@pytest.mark.parametrize("words", [("drift",), ("bisect", "model")], ids=" ".join)
-def test_of_a_model_in_float32_the_steps_alone_are_judged(
-    tmp_path: Path, words: tuple[str, ...], m2check: M2Check
+@pytest.mark.parametrize(
+    "candidate",
+    ["ours", *(pytest.param(name, marks=pytest.mark.nightly) for name in ("plain", "plain@tp2", "transformers"))],
+)
+def test_a_right_model_in_float32_strays_no_further_than_budgets_foresee(
+    tmp_path: Path, candidate: str, m2check: M2Check
 ) -> None:
-    done = m2check(tmp_path, *words, "--candidate", "plain", "--dtype", "float32", "--length", "9")
-    assert (done.returncode, "no band is known of whole runs" in done.stderr) == (2, True)
+    if candidate == "transformers":
+        pytest.importorskip("transformers")
+    done = m2check(tmp_path, "drift", "--candidate", candidate, "--dtype", "float32", "--length", "9", "--json")
+    assert done.returncode == 0, done.stderr
+    assert {run["mode"] for run in json.loads(done.stdout)["runs"]} == {FREE, PINNED}
 
 
-def test_a_model_in_float32_is_judged_step_by_step(tmp_path: Path, m2check: M2Check) -> None:
-    words = ("--candidate", "plain", "--dtype", "float32", "--length", "9", "--lockstep")
-    assert m2check(tmp_path, "drift", *words).returncode == 0
+@pytest.mark.parametrize("layer, name", [(0, "gain_of_two_percent"), (2, "summed_in_bfloat16")])
+def test_a_fault_leaves_the_band_of_a_float32_model_behind_its_layer(
+    single: Subject, faults: dict[str, Fault], layer: int, name: str
+) -> None:
+    candidate = planted(Candidate(provider=plain()), (layer, faults[name]))
+    assert beside_candidate(single, candidate, lambda text, share: None).held(candidate, PINNED).leaves == layer + 1
+
+
+def test_kernels_in_bfloat16_leave_the_band_of_a_float32_model_at_once(single: Subject) -> None:
+    candidate = Candidate(provider=in_dtype(plain(), torch.bfloat16))
+    assert beside_candidate(single, candidate, lambda text, share: None).held(candidate, PINNED).leaves == 1
+
+
+def test_a_float32_model_is_bisected(tmp_path: Path, m2check: M2Check) -> None:
+    plant = f"1={Path(__file__).with_name('faults') / 'gate_and_up_exchanged.py'}"
+    words = ("--candidate", "plain", "--plant", plant, "--dtype", "float32", "--length", "9")
+    done = m2check(tmp_path, "bisect", "model", *words)
+    assert (done.returncode, "layer 1, experts explains all of the drift" in done.stderr) == (1, True), done.stderr
+
+
+def test_drawn_errors_scatter_as_their_budget_foresees(single: Subject) -> None:
+    call = Trajectory(single, offered=plain_in(torch.float32).offered()).at((1, "o_proj"))[0]
+    right = expectation(given(call.op, call.arguments), described(call), call.op.full_contract(described(call), {}))
+    assert isinstance(right, Tensors)
+    expected = right.expected["y"]
+    assert isinstance(expected, Budgeted)
+    drawn = [budgeted_answers(lambda call: {}, seed)(call).double() - expected.value for seed in range(64)]
+    z2 = torch.stack(drawn).square().mean(0) / expected.sigma.square()
+    # derived: 64 draws of each of 2,048 elements and more; six standard deviations of a mean of chi squares
+    assert abs(float(z2.mean()) - 1) < 6 * (2 / (64 * z2.numel())) ** 0.5
+    assert not torch.equal(drawn[0], drawn[1])
 
 
 def test_a_dtype_changes_what_the_model_is_computed_in_and_nothing_it_sees(short: Subject) -> None:
@@ -166,6 +212,17 @@ def test_a_way_that_is_not_here_is_said(
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is here")
-def test_a_gpu_is_held_against_the_host(tmp_path: Path, m2check: M2Check) -> None:
-    words = ("--candidate", "plain@gpu", "--reference", "plain", "--length", "9")
-    assert m2check(tmp_path, "bisect", "model", *words).returncode == 0
+@pytest.mark.parametrize("candidate", ["plain@gpu", "ours@gpu"])
+def test_a_gpu_is_held_against_the_host(tmp_path: Path, candidate: str, m2check: M2Check) -> None:
+    words = ("--candidate", candidate, "--reference", "plain", "--length", "9")
+    done = m2check(tmp_path, "bisect", "model", *words)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is here")
+def test_what_is_wrong_on_a_gpu_alone_is_blamed_on_its_place(tmp_path: Path, m2check: M2Check) -> None:
+    plant = f"2={Path(__file__).with_name('faults') / 'gate_and_up_exchanged.py'}"
+    words = ("--candidate", "ours@gpu", "--plant", plant, "--reference", "plain", "--length", "9")
+    done = m2check(tmp_path, "bisect", "model", *words)
+    assert (done.returncode, "layer 2, experts explains all of the drift" in done.stderr) == (1, True), done.stderr

@@ -21,6 +21,7 @@ from minimax_m2.harness.drift.candidate import Candidate
 from minimax_m2.harness.drift.faults import Fault, planted
 from minimax_m2.harness.drift.lockstep import ranked
 from minimax_m2.harness.drift.resuming import resumed
+from minimax_m2.harness.drift.spent import Meter
 from minimax_m2.harness.drift.subjects import toy_subject
 from minimax_m2.harness.drift.trajectory import Subject, Trajectory
 from minimax_m2.harness.drift.wide import DrawnLayers, codes
@@ -87,8 +88,14 @@ def test_a_run_that_was_ended_goes_on_behind_its_last_layer(
     resume, told = Resume(tmp_path / "half.safetensors", "this run"), list[str]()
     with pytest.raises(Stopped):
         streamed_cells(streamed, clean, exact_answers, stop_at_the_last_layer, resume=resume)
-    found = streamed_cells(streamed, clean, exact_answers, lambda text, share: told.append(text), resume=resume)
+    meter = Meter()
+    found = streamed_cells(
+        streamed, clean, exact_answers, lambda text, share: told.append(text), resume=resume, meter=meter
+    )
     assert told == ["layer 3 of 3"]
+    assert meter.spent.parts == 2
+    assert meter.spent.seconds > meter.before.seconds > 0
+    assert meter.spent.peak_bytes >= meter.before.peak_bytes > 0
     assert found == whole
     assert not resume.path.exists()
 
