@@ -1,8 +1,9 @@
 """Levels G0 and N0: our GPU and NPU kernels in Triton's interpreter, on CPU tensors, in a process of their own.
 
-``TRITON_INTERPRET=1 python -m minimax_m2.harness.interpreter routing --cases 12`` prints one JSON object. What the
-interpreter gets wrong of bfloat16 is mended for NPU kernels, which widen all they load; GPU kernels need not.
-Triton decides what ``@triton.jit`` makes when a kernel's file is imported, so the variable must be set before.
+``TRITON_INTERPRET=1 python -m minimax_m2.harness.interpreter routing --cases 12`` prints one JSON object, with
+``--case JSON`` in place of a number what that case gives. What the interpreter gets wrong of bfloat16 is mended for NPU
+kernels, which widen all they load; GPU kernels need not. Triton decides what ``@triton.jit`` makes when a kernel's file
+is imported, so the variable must be set before.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -23,7 +25,7 @@ from minimax_m2.harness.judge import judge
 from minimax_m2.harness.npu import interpreted_bfloat16
 from minimax_m2.harness.op import Op, find_op
 from minimax_m2.harness.provider import Provider, from_file
-from minimax_m2.harness.providers.ours import Contracts, function_of
+from minimax_m2.harness.providers.ours import ours
 from minimax_m2.harness.sampling import sampled
 from minimax_m2.harness.verdict import Outcome
 
@@ -54,13 +56,9 @@ def interpreted(file: str = "", device: str = "gpu") -> Provider:
     """
     if os.environ.get("TRITON_INTERPRET") != "1":
         raise RuntimeError("TRITON_INTERPRET is not 1; start a process of its own with it, Triton reads it on import")
-    refusing = refuses_bfloat16 if device == "gpu" else refuses
-    if file:
-        return replace(from_file(file), refuses=refusing)
-    return Provider(
-        name="ours", device="cpu", functions=lambda name: function_of(device, name), contract=Contracts(device),
-        refuses=refusing,
-    )  # fmt: skip
+    given = from_file(file) if file else replace(ours(device), device="cpu")
+    unshown = refuses_bfloat16 if device == "gpu" else refuses
+    return replace(given, refuses=lambda op, case: unshown(op, case) or given.refuses(op, case))
 
 
 def refuses_bfloat16(op: Op, case: Any) -> str | None:
@@ -81,33 +79,42 @@ def refuses(op: Op, case: Any) -> str | None:
     return None
 
 
-def judged(name: str, count: int, file: str = "", device: str = "gpu") -> Interpreted:
-    """Judge the first ``count`` sampled cases of an op that are not refused."""
+def judged(name: str, count: int, file: str = "", device: str = "gpu", case: Case | None = None) -> Interpreted:
+    """Judge the first ``count`` sampled cases of an op that are not refused, or one case."""
     provider = interpreted(file, device)
     let_loops_end_at_scalars()
     if device == "npu":
         interpreted_bfloat16.install()
-    return judged_by(provider, name, count, _counted_launches(), level=LEVELS[device])
+    again = f"TRITON_INTERPRET=1 {replay('minimax_m2.harness.interpreter', name, file=file, device=device)}"
+    return judged_by(provider, name, count, _counted_launches(), replay=again, cases=[case] if case else None)
+
+
+def replay(module: str, *names: str, **options: str) -> str:
+    """The command that judges ops, to be continued by a case."""
+    given = [(f"--{name.replace('_', '-')}", value) for name, value in options.items() if value]
+    return shlex.join(["python", "-m", module, *names, *(word for pair in given for word in pair)])
 
 
 def judged_by(
-    provider: Provider, name: str, count: int, launches: list[str], *, level: str, shapes: bool = False,
+    provider: Provider, name: str, count: int, launches: list[str], *, replay: str, first: Iterable[Case] = (),
     cases: Iterable[Case] | None = None,
 ) -> Interpreted:  # fmt: skip
-    """Judge a provider whose launches are noted in a list; with ``shapes`` on those of M2's widths first.
+    """Judge a provider whose launches are noted in a list on the first ``count`` cases that it takes.
 
-    cases  in place of those that are sampled for all
+    replay  the command that a failure's case is to follow
+    first   cases before those that are sampled for all
+    cases   in place of all these
     """
     op, passed, refused, idle, failures = find_op(name), 0, 0, 0, []
-    drawn = sampled(op, 8 * count) if cases is None else cases
-    for case in [*(op.shape(shape) for shape in op.shapes if shapes), *drawn]:
+    drawn = [*first, *sampled(op, 8 * count)] if cases is None else cases
+    for case in drawn:
         verdict = judge(Case(case), provider)
         refused += verdict.outcome is Outcome.UNSUPPORTED
         idle += verdict.outcome is not Outcome.UNSUPPORTED and case.get("T") == 0
         if verdict.passed:
             passed += 1
         elif verdict.outcome is not Outcome.UNSUPPORTED:
-            failures.append(verdict.explain(f"{level} {name}"))
+            failures.append(verdict.explain(replay=f"{replay} --case {shlex.quote(case.json)}"))
         if passed + len(failures) == count:
             break
     return Interpreted(name, passed + len(failures), refused, idle, len(launches), tuple(failures))
@@ -161,9 +168,19 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--cases", type=int, default=12)
     parser.add_argument("--file", default="", help="a provider file of Triton kernels; ours without it")
     parser.add_argument("--device", default="gpu", choices=LEVELS)
+    parser.add_argument("--case", type=Case.from_json, help="judge this one, as a failure prints it")
     given = parser.parse_args(arguments)
-    sys.stdout.write(json.dumps(asdict(judged(given.op, given.cases, given.file, given.device))) + "\n")
-    return 0
+    return answered(judged(given.op, given.cases, given.file, given.device, given.case), given.case)
+
+
+def answered(found: Interpreted, case: Case | None = None) -> int:
+    """Print what was found as JSON, and of one case in words; 1 where that case fails, else 0."""
+    if case is None:
+        sys.stdout.write(json.dumps(asdict(found)) + "\n")
+        return 0
+    passed = f"{found.op}: the case passes, {found.launches} launches" if found.judged else f"{found.op}: refused here"
+    sys.stdout.write("\n".join(found.failures or [passed]) + "\n")
+    return int(bool(found.failures))
 
 
 if __name__ == "__main__":

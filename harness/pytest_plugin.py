@@ -26,7 +26,7 @@ FILES = pytest.StashKey[set[str]]()
 PROVIDERS = pytest.StashKey[list[Provider]]()
 # Levels shown without a device: by level and op, whether every test of it passed. Their tests' ids begin with both.
 REPORTS = pytest.StashKey[dict[str, dict[str, bool]]]()
-LEVELS = {"gpu": ("G0", "G1"), "npu": ("N0", "N1", "N2", "N3a", "N4")}
+LEVELS = {"gpu": ("G0", "G1"), "npu": ("N0", "N1", "N2", "N3a", "N3b", "N4")}
 ON_DEVICE = {"gpu": "G2", "npu": "N5"}
 LEVEL_ID = re.compile(r"\[(?P<level>G\d|N\d[ab]?)-(?P<op>\w+)")
 

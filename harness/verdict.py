@@ -61,10 +61,10 @@ class Verdict:
     def cell(self) -> str:
         return f"{self.op}/{self.device}/{self.provider}" + (f"/{self.variant}" if self.variant else "")
 
-    def explain(self, provider_option: str = "") -> str:
-        """The message of a failed check: cell, case, evidence, and the command that replays it."""
+    def explain(self, provider_option: str = "", replay: str = "") -> str:
+        """The message of a failed check: cell, case, evidence, and the command that replays it, ``replay`` if given."""
         lines = [f"{self.cell}  case {self.case}: {self.outcome.value}", *(f"  {line}" for line in self.evidence)]
-        lines.append(f"  replay: {self.replay(provider_option)}")
+        lines.append(f"  replay: {replay or self.replay(provider_option)}")
         return "\n".join(lines)
 
     def replay(self, provider_option: str = "") -> str:

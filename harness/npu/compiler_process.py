@@ -4,9 +4,10 @@ A request is a line of JSON on stdin, its answer a line of JSON on stdout. A req
 the folder that stands for ``minimax_m2.kernels.npu``, the types of its arguments and its constants, a card, a folder to
 write to and the stage to reach:
 
-    lower    Triton's IR, then the adapter's: tensors of Linalg, as Huawei's compiler takes them
-    plan     the device program with its buffers planned, as far as the closed back end
-    execute  a shared library of the lowered tensors for this CPU
+    lower     Triton's IR, then the adapter's: tensors of Linalg, as Huawei's compiler takes them
+    plan      the device program with its buffers planned, as far as the closed back end
+    execute   an object of the lowered tensors for this CPU
+    assemble  an object of ``program.mlir`` in the folder for this CPU; only the folder is named
 
 An answer has ``error`` where the compiler refused: that is a finding, not a failure of this process.
 """
@@ -50,6 +51,8 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     folder = Path(request["out"])
     folder.mkdir(parents=True, exist_ok=True)
     try:
+        if request["stage"] == "assemble":
+            return assembled((folder / "program.mlir").read_text(), request, folder)
         found = lowered(request, folder)
         if request["stage"] == "plan":
             found |= planned(request, folder)
@@ -135,19 +138,24 @@ def planned(request: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def library(request: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Compile the lowered tensors for this CPU: ``kernel.o``."""
-    import llvmlite.binding as llvm
-
+    """Compile the lowered tensors for this CPU."""
     tools = Path(request["mlir"])
     memory = subprocess.run(
         [str(tools / "mlir-opt"), str(folder / "lowered.mlir"), "--allow-unregistered-dialect",
          f"--pass-pipeline={TO_MEMORY}"],
         capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
-    looped = COPY.sub(r"linalg.copy ins(\1 : \3) outs(\2 : \4)", memory)
+    return assembled(COPY.sub(r"linalg.copy ins(\1 : \3) outs(\2 : \4)", memory), request, folder)
+
+
+def assembled(program: str, request: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Compile a program of loops over memory for this CPU: ``kernel.o``."""
+    import llvmlite.binding as llvm
+
+    tools = Path(request["mlir"])
     low = subprocess.run(
         [str(tools / "mlir-opt"), "--allow-unregistered-dialect", f"--pass-pipeline={TO_LLVM}"],
-        input=looped, capture_output=True, text=True, check=True,
+        input=program, capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
     text = subprocess.run(
         [str(tools / "mlir-translate"), "--mlir-to-llvmir", "--allow-unregistered-dialect"],

@@ -1,7 +1,8 @@
 """Level N4: ops and the whole model on a fake ``npu:0``, where placement and dispatch happen; in a process of its own.
 
 ``python -m minimax_m2.harness.npu.on_fake_device ops rms_norm rope --cases 12`` judges ops as any provider's and
-prints a JSON object each, ``... model --length 64`` runs tiny-m2 and prints one. A launch of Triton is the IR of level
+prints a JSON object each, with ``--case JSON`` in place of a number what that case gives; ``... model --length 64``
+runs tiny-m2 and prints one. A launch of Triton is the IR of level
 N3a, run on the device's memory.
 """
 
@@ -11,20 +12,22 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 
-from minimax_m2.harness.interpreter import Interpreted, judged_by
+from minimax_m2.harness.case import Case
+from minimax_m2.harness.interpreter import Interpreted, answered, judged_by, replay
 from minimax_m2.harness.language import eval_windows, language_score, placed, provider_table, reference_logits
 from minimax_m2.harness.model_verdict import model_judge
 from minimax_m2.harness.models import own_steps, tiny_m2
 from minimax_m2.harness.npu import fake_device, torch_npu_emulated
-from minimax_m2.harness.npu.executed import provider, running
 from minimax_m2.harness.npu.launches import taken_over
+from minimax_m2.harness.npu.lowered_run import running
+from minimax_m2.harness.npu.our_kernels import provider
 from minimax_m2.harness.npu.toolchain import compiler
 from minimax_m2.harness.npu.torch_npu_schemas import releases
 from minimax_m2.harness.op import all_ops, find_op
@@ -81,15 +84,18 @@ def joined(first: Provider, second: Provider) -> Provider:
     return replace(first, functions=lambda name: first.functions(name) or second.functions(name))
 
 
-def judged(names: Sequence[str], count: int, file: str = "", release: str = "") -> Iterator[Interpreted]:
-    """Judge the first ``count`` sampled cases of each op; with a release, such as torch_npu's operators take."""
+def judged(
+    names: Sequence[str], count: int, file: str = "", release: str = "", case: Case | None = None
+) -> Iterator[Interpreted]:
+    """Judge the first ``count`` sampled cases of each op, or one case; with a release, such as torch_npu's take."""
     launches: list[str] = []
     with device(launches):
         given = on_fake(file, release)
         for name in names:
             launches.clear()
-            cases = CAN.fitting(find_op(name), count) if release else None
-            yield judged_by(given, name, count, launches, level=LEVEL, cases=cases)
+            again = replay("minimax_m2.harness.npu.on_fake_device", "ops", name, file=file, torch_npu=release)
+            fitting = CAN.fitting(find_op(name), count) if release else None
+            yield judged_by(given, name, count, launches, replay=again, cases=[case] if case else fitting)
 
 
 def model(length: int, file: str = "", release: str = "") -> ModelOnFake:
@@ -146,20 +152,20 @@ def main(given: list[str]) -> int:
     ops, whole = kinds.add_parser("ops"), kinds.add_parser("model")
     ops.add_argument("names", nargs="+", choices=all_ops(), metavar="OP")
     ops.add_argument("--cases", type=int, default=12)
+    ops.add_argument("--case", type=Case.from_json, help="judge this one of one op, as a failure prints it")
     whole.add_argument("--length", type=int, default=64)
     for each in (ops, whole):
         each.add_argument("--file", default="", help="a provider file of NPU kernels; ours without it")
         each.add_argument("--torch-npu", default="", choices=releases(), help="call torch_npu's operators, emulated")
     asked = parser.parse_args(given)
-    found: Iterable[Any] = (
-        judged(asked.names, asked.cases, asked.file, asked.torch_npu)
-        if asked.what == "ops"
-        else [model(asked.length, asked.file, asked.torch_npu)]
-    )
-    for one in found:
-        sys.stdout.write(json.dumps(asdict(one)) + "\n")
+    if asked.what == "model":
+        sys.stdout.write(json.dumps(asdict(model(asked.length, asked.file, asked.torch_npu))) + "\n")
+        return 0
+    worst = 0
+    for found in judged(asked.names, asked.cases, asked.file, asked.torch_npu, asked.case):
+        worst = max(worst, answered(found, asked.case))
         sys.stdout.flush()
-    return 0
+    return worst
 
 
 if __name__ == "__main__":

@@ -7,27 +7,24 @@ from collections.abc import Iterable, Iterator
 
 from minimax_m2.harness.case import Case
 from minimax_m2.harness.judge import build, call
-from minimax_m2.harness.npu.executed import provider
 from minimax_m2.harness.npu.launches import Launch, launches_of
+from minimax_m2.harness.npu.our_kernels import built, provider, shapes_of
 from minimax_m2.harness.npu.planned import plan_of
 from minimax_m2.harness.npu.static_cost import cost_of
 from minimax_m2.harness.npu.toolchain import CARDS, Compiler, compiler
-from minimax_m2.harness.op import all_ops, find_op
+from minimax_m2.harness.op import find_op
 from minimax_m2.harness.providers.ours import function_of
 
 
-def built() -> list[str]:
-    """Ops that have an NPU kernel."""
-    return [name for name in all_ops() if function_of("npu", name) is not None]
-
-
 def launches_on(name: str, cases: Iterable[Case]) -> list[Launch]:
-    """The different launches of our kernel on these cases, none of which runs."""
+    """The different launches of our kernel on these cases, none of which runs; what it refuses is left out."""
     op, ours, function = find_op(name), provider(), function_of("npu", name)
     if function is None:
         raise ValueError(f"{name} has no NPU kernel; use one of {', '.join(built())}")
     found: list[Launch] = []
     for case in cases:
+        if ours.refuses(op, case):
+            continue
         arguments = build(op, case, ours)
         found += launches_of(lambda arguments=arguments: call(op, function, arguments))  # type: ignore[misc]
     return list({launch.request("lower"): launch for launch in found}.values())
@@ -42,8 +39,7 @@ HEADER = (
 def rows(by: Compiler, card: str) -> Iterator[str]:
     """A row of the table a kernel, at the largest of its op's shapes of M2's widths."""
     for name in built():
-        op = find_op(name)
-        for launch in launches_on(name, [op.shape(list(op.shapes)[-1])]):
+        for launch in launches_on(name, shapes_of(name)[-1:]):
             answer = by.ask(launch.request("plan", card))
             if answer.error:
                 raise RuntimeError(f"{launch.name}: {answer.error}")

@@ -21,7 +21,9 @@ from typing import Any
 # Cards whose numbers of cores differ; every kernel is compiled for both.
 CARDS = ("Ascend910B3", "Ascend910_9391")
 # What the compilers must do for each level.
-STAGES = {"N1": "lower", "N2": "plan", "N3a": "execute"}
+STAGES = {"N1": "lower", "N2": "plan", "N3a": "execute", "N3b": "assemble"}
+# Levels whose programs run on this CPU.
+EXECUTED = ("N3a", "N3b")
 DEMAND_VARIABLE = "NPU_MIN_LEVEL"
 ENVIRONMENT_VARIABLE = "MINIMAX_M2_NPU_TOOLCHAIN"
 MLIR_VARIABLE = "MINIMAX_M2_MLIR"
@@ -65,9 +67,9 @@ def absence(level: str = "N1") -> str:
     """Why a level cannot be reached here, or nothing."""
     if not (home() / "bin/python").exists():
         return f"Huawei's compilers are not in {home().name}; {REMEDY}"
-    if level == "N3a" and not (mlir() / "mlir-opt").exists():
+    if level in EXECUTED and not (mlir() / "mlir-opt").exists():
         return f"mlir-opt of LLVM 19 is not in {mlir()}; install Debian's mlir-19-tools"
-    if level == "N3a" and linker() is None:
+    if level in EXECUTED and linker() is None:
         return "no C++ compiler links what was compiled; install g++"
     return ""
 
@@ -94,7 +96,7 @@ class Compiler:
     """The process; ``ask`` starts it on the first request that no kept answer has."""
 
     def __init__(self, cache_folder: Path | None = None) -> None:
-        self._cache = cache_folder or _cache_dir()
+        self._cache = cache_folder or cache_dir()
         self._process: subprocess.Popen[str] | None = None
 
     @property
@@ -107,13 +109,16 @@ class Compiler:
 
         Raises RuntimeError where the process dies, which is no answer.
         """
-        folder = self._cache / _key(request)
-        kept = folder / "answer.json"
-        if not kept.exists():
-            found = self._asked({**asdict(request), "out": str(folder)})
-            kept.write_text(json.dumps(found))
-        found = json.loads(kept.read_text())
-        return Answer(folder, found.pop("error", ""), found)
+        pairs = {name: dict(getattr(request, name)) for name in ("signature", "constants")}
+        question = {**asdict(request), **pairs, "kernels": str(Path(request.file).parent)}
+        return self._kept(self._cache / _key(request), question)
+
+    def assemble(self, program: str, name: str) -> Answer:
+        """Compile a program of loops over memory, of the kernel ``name``, for this CPU."""
+        folder = self._cache / f"{name}-{_hash([program, PROCESS.read_text(), _versions()])}"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "program.mlir").write_text(program)
+        return self._kept(folder, {"stage": "assemble", "kernel": name})
 
     def close(self) -> None:
         """End the process."""
@@ -121,18 +126,26 @@ class Compiler:
             self._process.stdin.close()
             self._process.wait()
 
-    def _asked(self, request: dict[str, Any]) -> dict[str, Any]:
-        pairs = {name: dict(request[name]) for name in ("signature", "constants")}
-        kernels = str(Path(request["file"]).parent)
-        line = json.dumps({**request, **pairs, "kernels": kernels, "mlir": str(mlir())})
+    def _kept(self, folder: Path, question: dict[str, Any]) -> Answer:
+        kept = folder / "answer.json"
+        if not kept.exists():
+            found = self._asked({**question, "out": str(folder), "mlir": str(mlir())})
+            # Another process may ask the same: what it finds is whole.
+            draft = kept.with_suffix(f".{os.getpid()}")
+            draft.write_text(json.dumps(found))
+            draft.replace(kept)
+        found = json.loads(kept.read_text())
+        return Answer(folder, found.pop("error", ""), found)
+
+    def _asked(self, question: dict[str, Any]) -> dict[str, Any]:
         process = self._process = self._process or _started()
         if process.stdin is None or process.stdout is None:
             raise RuntimeError("the compilers' process has no pipes")
-        process.stdin.write(line + "\n")
+        process.stdin.write(json.dumps(question) + "\n")
         process.stdin.flush()
         said = process.stdout.readline()
         if not said:
-            raise RuntimeError(f"the compilers' process ended with {process.wait()} in {request['kernel']}")
+            raise RuntimeError(f"the compilers' process ended with {process.wait()} in {question['kernel']}")
         answer: dict[str, Any] = json.loads(said)
         return answer
 
@@ -157,7 +170,11 @@ def _started() -> subprocess.Popen[str]:
 def _key(request: Request) -> str:
     sources = sorted(Path(request.file).parent.glob("*.py"))
     parts = [json.dumps(asdict(request)), PROCESS.read_text(), *(path.read_text() for path in sources), _versions()]
-    return f"{request.kernel}-{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]}"
+    return f"{request.kernel}-{_hash(parts)}"
+
+
+def _hash(parts: list[str]) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
 
 
 @cache
@@ -167,6 +184,6 @@ def _versions() -> str:
     return f"{wheels} {mlir()}"
 
 
-def _cache_dir() -> Path:
+def cache_dir() -> Path:
     root = os.environ.get("MINIMAX_M2_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return Path(root) / "minimax_m2_npu"

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from minimax_m2.harness.op import Declared, all_ops
+from minimax_m2.harness.op import Declared, Op, all_ops
 from minimax_m2.harness.provider import Provider
 
 # Partial sums that every long sum of a CPU op is made in, on the least of its instruction sets: a vector of portable
@@ -41,7 +41,19 @@ def ours(device: str = "cpu") -> Provider:
         variants=variants,
         enter=enter,
         lacks=lacks,
+        refuses=refusals(device),
     )
+
+
+def refusals(device: str) -> Callable[[Op, Any], str | None]:
+    """What a device's kernels do not compute: a module's ``refused``, reasons by field of a case and its value."""
+
+    def refuses(op: Op, case: Any) -> str | None:
+        stem = stem_of(op.name)
+        refused = getattr(_module(device, stem), "refused", {}) if stem in stems(device) else {}
+        return next((values[case[name]] for name, values in refused.items() if case.get(name) in values), None)
+
+    return refuses
 
 
 def cpu_extension() -> ModuleType:

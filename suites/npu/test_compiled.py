@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from minimax_m2.harness.npu.our_kernels import built, shapes_of
 from minimax_m2.harness.npu.planned import BUFFER_BYTES, LARGEST_GRID, LONGEST_NAME, MOST_BYTES, Plan, plan_of
-from minimax_m2.harness.npu.reach import built, launches_on
+from minimax_m2.harness.npu.reach import launches_on
 from minimax_m2.harness.npu.toolchain import CARDS, Compiler, Request, compiler, reason_to_skip
 from minimax_m2.harness.op import find_op
 from minimax_m2.harness.sampling import sampled
@@ -32,9 +33,7 @@ def by() -> Iterator[Compiler]:
 
 @pytest.mark.parametrize("op", [pytest.param(name, id=f"N1-{name}") for name in built()])
 def test_a_kernel_lowers_to_vector_instructions(op: str, by: Compiler) -> None:
-    declared = find_op(op)
-    cases = [*(declared.shape(shape) for shape in declared.shapes), *sampled(declared, SAMPLED)]
-    found = launches_on(op, cases)
+    found = launches_on(op, [*shapes_of(op), *sampled(find_op(op), SAMPLED)])
     assert found, f"{op} launched no Triton kernel"
     for launch in found:
         answer = by.ask(launch.request("lower"))
@@ -47,8 +46,7 @@ def test_a_kernel_lowers_to_vector_instructions(op: str, by: Compiler) -> None:
 @pytest.mark.parametrize("card", CARDS)
 @pytest.mark.parametrize("op", [pytest.param(name, id=f"N2-{name}") for name in built()])
 def test_a_kernel_of_m2s_widths_fits_the_card(op: str, card: str, by: Compiler) -> None:
-    declared = find_op(op)
-    for launch in launches_on(op, [declared.shape(shape) for shape in declared.shapes]):
+    for launch in launches_on(op, shapes_of(op)):
         found = planned(by, launch.request("plan", card))
         assert found.buffer_bytes <= MOST_BYTES, f"{launch.name} takes {found.buffer_share:.0%} of the buffer"
         assert not found.is_single_buffered

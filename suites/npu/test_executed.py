@@ -1,43 +1,74 @@
-"""Level N3a: the IR that Huawei's compiler makes of every NPU kernel computes what the reference does."""
+"""Levels N3a and N3b: what Huawei's compiler lowers, and what it plans, computes what the reference does."""
 
 from __future__ import annotations
 
+import shlex
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from minimax_m2.harness.npu.executed import CompilerRefused, in_own_process, running
+from minimax_m2.harness.npu import lowered_run, planned_run
+from minimax_m2.harness.npu.executed import in_own_process
 from minimax_m2.harness.npu.launches import Launch
-from minimax_m2.harness.npu.reach import built
+from minimax_m2.harness.npu.native_call import CompilerRefused
+from minimax_m2.harness.npu.our_kernels import built
+from minimax_m2.harness.npu.spoilt import FAULTS, KERNELS, spoilt
 from minimax_m2.harness.npu.toolchain import compiler, reason_to_skip
 
 pytest.importorskip("triton", reason="Triton is not installed; the levels N0 to N3 are not here")
-ABSENCE = reason_to_skip("N3a")
-pytestmark = [pytest.mark.npu, pytest.mark.skipif(bool(ABSENCE), reason=f"not here: {ABSENCE}")]
+ABSENCE = {level: reason_to_skip(level) for level in ("N3a", "N3b")}
+pytestmark = [pytest.mark.npu, pytest.mark.skipif(bool(ABSENCE["N3a"]), reason=f"not here: {ABSENCE['N3a']}")]
 
-CASES = 30
+# Plans take Huawei's compiler seconds each.
+CASES = {"N3a": 30, "N3b": 12}
+FEW = 6
 REFUSED = Path(__file__).with_name("refused_kernels.py")
 
 
-@pytest.mark.parametrize("op", [pytest.param(name, id=f"N3a-{name}") for name in built()])
-def test_the_lowered_kernel_is_right_at_m2s_widths(op: str) -> None:
-    found = in_own_process(op, CASES)
+@pytest.mark.parametrize(
+    "level, op", [pytest.param(level, name, id=f"{level}-{name}") for name in built() for level in CASES]
+)
+def test_a_kernel_is_right_at_m2s_widths(level: str, op: str) -> None:
+    found = in_own_process(op, CASES[level], level)
 
     assert not found.failures, "\n".join(found.failures)
-    assert found.judged == CASES
+    assert found.judged == CASES[level]
     busy = found.judged - found.idle
     assert busy
     assert found.launches >= busy, f"{found.launches} launches for {busy} cases of {op} with tokens"
 
 
-def ran(kernel: str, rows: int, n: int) -> torch.Tensor:
+def test_every_file_of_kernels_has_a_fault() -> None:
+    files = {path.stem for path in KERNELS.glob("*.py") if "@triton.jit" in path.read_text()}
+    assert {fault.file for fault in FAULTS.values()} == files
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_wrong_kernel_is_caught(fault: str, tmp_path: Path) -> None:
+    found = in_own_process(FAULTS[fault].op, FEW, "N3a", spoilt(tmp_path, FAULTS[fault]))
+    assert [": wrong\n" in failure or ": not a number\n" in failure for failure in found.failures].count(True) > 0
+
+
+def test_a_failure_prints_the_command_that_replays_it(tmp_path: Path) -> None:
+    failures = in_own_process("swiglu", 1, "N3b", spoilt(tmp_path, FAULTS["the other half gates"])).failures
+    command = shlex.split(failures[0].rpartition("replay: ")[2])
+    again = subprocess.run([sys.executable, *command[1:]], capture_output=True, text=True, check=False, timeout=120)
+    assert again.returncode == 1, again.stderr[-2000:]
+    # The same evidence, and the same command; a case as JSON has its fields by name.
+    assert again.stdout.splitlines()[1:] == failures[0].splitlines()[1:]
+
+
+def ran(kernel: str, rows: int, n: int, level: str) -> torch.Tensor:
     """What a kernel of two buffers leaves in the second, of 64 numbers; all but ``rows`` were -7."""
     x, y = torch.arange(64.0), torch.full((64,), -7.0)
     signature = (("x_ptr", "*fp32"), ("y_ptr", "*fp32"), ("rows", "i32"))
     launch = Launch(Named(kernel), signature, (("N", n),), (x, y, rows), (64 // n,))
     with compiler() as by:
-        running(by, [])(launch)
+        {"N3a": lowered_run, "N3b": planned_run}[level].running(by, [])(launch)
     return y
 
 
@@ -57,47 +88,21 @@ class Named:
         return str(REFUSED)
 
 
-def test_a_mask_keeps_what_is_behind_it() -> None:
-    y = ran("doubled", 40, 16)
+@pytest.mark.parametrize("level", CASES)
+def test_a_mask_keeps_what_is_behind_it(level: str) -> None:
+    y = ran("doubled", 40, 16, level)
     assert torch.equal(y[:40], 2 * torch.arange(40.0))
     assert torch.equal(y[40:], torch.full((24,), -7.0))
 
 
-def test_a_dropped_mask_is_caught() -> None:
-    assert not torch.equal(ran("store_without_mask", 40, 16)[40:], torch.full((24,), -7.0))
+@pytest.mark.parametrize("level", CASES)
+def test_a_dropped_mask_is_caught(level: str) -> None:
+    assert not torch.equal(ran("store_without_mask", 40, 16, level)[40:], torch.full((24,), -7.0))
 
 
-def test_a_kernel_that_does_not_lower_is_no_pass() -> None:
+@pytest.mark.parametrize("run", [lowered_run, planned_run], ids=["N3a", "N3b"])
+def test_a_kernel_that_does_not_lower_is_no_pass(run: Any) -> None:
     launch = Launch(Named("doubled"), (("x_ptr", "*fp8e4nv"), ("y_ptr", "*fp32"), ("rows", "i32")), (("N", 16),),
                     (torch.zeros(64), torch.zeros(64), 1), (4,))  # fmt: skip
     with compiler() as by, pytest.raises(CompilerRefused, match="fp8"):
-        running(by, [])(launch)
-
-
-SPOILT = {
-    "a load left out": (
-        "b = tl.load(x + HALF + turn, mask=turns, other=0.0)",
-        "b = tl.load(x + turn, mask=turns, other=0.0)",
-    ),
-    "rounded twice": (
-        "tl.store(y + turn, (a * cos",
-        "a = a.to(dtype).to(tl.float32)\n        tl.store(y + turn, (a * cos",
-    ),
-}
-
-
-@pytest.mark.parametrize("change", SPOILT)
-def test_a_wrong_kernel_is_caught(change: str, tmp_path: Path) -> None:
-    folder = REFUSED.parents[2] / "kernels" / "npu"
-    rows, launcher = ((folder / name).read_text() for name in ("qk_norm_rope_rows.py", "qk_norm_rope.py"))
-    right, wrong = SPOILT[change]
-    assert right in rows
-    (tmp_path / "wrong_rows.py").write_text(rows.replace(right, wrong))
-    spoilt = launcher.replace("minimax_m2.kernels.npu.qk_norm_rope_rows", "wrong_rows")
-    # Registered once by our own kernel; a second registration is refused.
-    spoilt = spoilt.replace('registered("qk_norm_rope", _launch)', "_launch")
-    spoilt = spoilt.replace('registered("qk_sum_squares", _launch_sums)', "_launch_sums")
-    found_by = f"import sys\n\nsys.path.insert(0, {str(tmp_path)!r})\n"
-    (tmp_path / "wrong.py").write_text(spoilt.replace("import torch\n", found_by + "import torch\n", 1))
-
-    assert in_own_process("qk_norm_rope", CASES // 2, str(tmp_path / "wrong.py")).failures
+        run.running(by, [])(launch)

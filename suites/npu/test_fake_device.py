@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from minimax_m2.harness.npu.on_fake_device import in_own_process
-from minimax_m2.harness.npu.reach import built
+from minimax_m2.harness.npu.our_kernels import built
 from minimax_m2.harness.npu.toolchain import reason_to_skip
 
 pytest.importorskip("triton", reason="Triton is not installed; our kernels cannot be imported")
@@ -108,12 +109,17 @@ def swiglu(gate_up):
 
 
 @needs_executor
-def test_a_misplaced_tensor_is_caught(tmp_path: Path) -> None:
+def test_a_misplaced_tensor_is_caught_and_its_replay_finds_it_again(tmp_path: Path) -> None:
     file = tmp_path / "misplaced.py"
     file.write_text(MISPLACED)
     norm, gated = in_own_process("ops", "rms_norm", "swiglu", "--cases", "2", "--file", str(file))
     assert ["y lies on cpu, expected npu" in failure for failure in norm["failures"]] == [True, True]
     assert ["found two: npu:0 and cpu" in failure for failure in gated["failures"]] == [True, True]
+
+    command = shlex.split(gated["failures"][0].rpartition("replay: ")[2])
+    again = subprocess.run([sys.executable, *command[1:]], capture_output=True, text=True, check=False, timeout=120)
+    assert again.returncode == 1, again.stderr[-2000:]
+    assert again.stdout.splitlines()[1:] == gated["failures"][0].splitlines()[1:]
 
 
 @needs_executor

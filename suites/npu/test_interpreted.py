@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
+import os
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from minimax_m2.harness.interpreter import in_own_process
-from minimax_m2.harness.npu.reach import built
+from minimax_m2.harness.npu import spoilt
+from minimax_m2.harness.npu.our_kernels import built
 
 pytest.importorskip("triton", reason="Triton is not installed; the level N0 is not here")
 
 CASES = 24
 # The interpreter takes milliseconds a choice, and a tile of codes.
-FEWER = {"routing": 8, "block_dequant": 6}
+FEWER = {"routing": 8, "block_dequant": 6, "moe_align": 8}
 
 
 @pytest.mark.npu
@@ -30,41 +34,34 @@ def test_the_source_is_right_in_the_interpreter(op: str) -> None:
     assert found.launches >= busy, f"{found.launches} launches for {busy} cases of {op} with tokens"
 
 
-# Each is one change of our kernel that deployments had: what it writes, and what stands in its place.
+# Each is what deployments had: what our kernel writes, and what stood in its place.
 WRONG = {
-    "the second half of a pair turned back": ("b * cos + a * sin", "b * cos - a * sin"),
+    "the second half of a pair turned back": ("qk_norm_rope_whole", "b * cos + a * sin", "b * cos - a * sin"),
     "the norm rounded before it is turned": (
-        "tl.store(y + turn, (a * cos", "tl.store(y + turn, (a.to(tl.float16).to(tl.float32) * cos"
+        "qk_norm_rope_whole", "tl.store(y + turn, (a * cos", "tl.store(y + turn, (a.to(tl.float16).to(tl.float32) * cos"
     ),
-    "eps outside the root": ("tl.sqrt(squares / width + eps)", "(tl.sqrt(squares / width) + eps)"),
-    "all rows read the first angle": ("row * cos_stride", "0 * cos_stride"),
+    "eps outside the root": ("qk_norm_rope_rows", "tl.sqrt(squares / width + eps)", "(tl.sqrt(squares / width) + eps)"),
+    "all rows read the first angle": ("qk_norm_rope_rows", "row * cos_stride", "0 * cos_stride"),
 }  # fmt: skip
 
 
 @pytest.mark.npu
 @pytest.mark.parametrize("change", WRONG)
 def test_a_wrong_kernel_is_caught(change: str, tmp_path: Path) -> None:
-    rows, whole, launcher = (Path(kernel_file(f"qk_norm_rope{part}")).read_text() for part in ("_rows", "_whole", ""))
-    right, wrong = WRONG[change]
-    assert right in rows
-    (tmp_path / "wrong_rows.py").write_text(rows.replace(right, wrong))
-    of_rows = ("minimax_m2.kernels.npu.qk_norm_rope_rows", "wrong_rows")
-    (tmp_path / "wrong_whole.py").write_text(whole.replace(*of_rows).replace(right, wrong))
-    # Registered once by our own kernel; a second registration is refused.
-    spoilt = launcher.replace(*of_rows).replace("minimax_m2.kernels.npu.qk_norm_rope_whole", "wrong_whole")
-    spoilt = spoilt.replace('registered("qk_norm_rope", _launch)', "_launch")
-    spoilt = spoilt.replace('registered("qk_sum_squares", _launch_sums)', "_launch_sums")
-    file = tmp_path / "wrong.py"
-    found_by = f"import sys\n\nsys.path.insert(0, {str(tmp_path)!r})\n"
-    file.write_text(spoilt.replace("import torch\n", found_by + "import torch\n", 1))
-
-    found = in_own_process("qk_norm_rope", CASES // 2, str(file), device="npu")
-
-    assert found.failures
+    file, right, wrong = WRONG[change]
+    fault = spoilt.Spoilt(file, "qk_norm_rope", right, wrong)
+    assert in_own_process("qk_norm_rope", CASES // 2, spoilt.spoilt(tmp_path, fault), device="npu").failures
 
 
-def kernel_file(name: str) -> str:
-    spec = find_spec(f"minimax_m2.kernels.npu.{name}")
-    assert spec is not None
-    assert spec.origin is not None
-    return spec.origin
+@pytest.mark.npu
+def test_a_failure_prints_the_command_that_replays_it(tmp_path: Path) -> None:
+    file = spoilt.spoilt(tmp_path, spoilt.FAULTS["the other half gates"])
+    failures = in_own_process("swiglu", 1, file, device="npu").failures
+    setting, _, command = failures[0].rpartition("replay: ")[2].partition(" ")
+    again = subprocess.run(
+        [sys.executable, *shlex.split(command)[1:]], env=os.environ | dict([setting.split("=")]), capture_output=True,
+        text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert again.returncode == 1, again.stderr[-2000:]
+    # The same evidence, and the same command; a case as JSON has its fields by name.
+    assert again.stdout.splitlines()[1:] == failures[0].splitlines()[1:]

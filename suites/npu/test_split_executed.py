@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from minimax_m2.harness.npu.executed import running
 from minimax_m2.harness.npu.launches import taken_over
+from minimax_m2.harness.npu.lowered_run import running
 from minimax_m2.harness.npu.toolchain import compiler, reason_to_skip
 from minimax_m2.reference.rope import rope
 
