@@ -53,6 +53,12 @@ FAULTS = {
         "routing_rows", "routing", "tl.sum(tl.where(hit, scores, 0.0), 0)", "tl.sum(tl.where(hit, selection, 0.0), 0)"
     ),
     "the other half gates": Spoilt("swiglu_rows", "swiglu", "gate * sigmoid(gate) * up", "gate * sigmoid(up) * up"),
+    "codes cut off": Spoilt(
+        "swiglu_quant_rows", "swiglu_quant", "(y * (1.0 / scale) + 12582912.0) - 12582912.0", "y * (1.0 / scale)"
+    ),
+    "padding that is a slot": Spoilt(
+        "moe_align_slots", "moe_align", "tl.zeros((FILL,), tl.int32) + num_slots", "tl.zeros((FILL,), tl.int32)"
+    ),
 }  # fmt: skip
 
 

@@ -11,8 +11,7 @@ from minimax_m2.kernels.gpu.block_quant import group_tiles
 from minimax_m2.kernels.gpu.codes import e4m3_code, group_scales, int8_code, quotients
 from minimax_m2.kernels.gpu.launch import capability, converts_e4m3, on_device_of, registered
 from minimax_m2.kernels.gpu.swiglu import gated
-from minimax_m2.kernels.schema import block_quant as block_quant_schema
-from minimax_m2.kernels.schema import swiglu_quant as swiglu_quant_schema
+from minimax_m2.kernels.launched import swiglu_quant as launched
 
 contract = {"reciprocal": "float32"}
 
@@ -52,37 +51,4 @@ def _launch(gate_up: Tensor, group: int, q: Tensor, scale: Tensor) -> None:
         )  # fmt: skip
 
 
-_call = registered("swiglu_quant", _launch)
-
-
-def swiglu_quant(gate_up: Tensor, *, group: int = 128, quant: str = "e4m3") -> tuple[Tensor, Tensor]:
-    """Quantise ``swiglu(gate_up)`` in groups of a row; ``group >= I`` is one scale a row.
-
-        scale = max(absmax(group), 1e-10) / (448 or 127);  q = round(y / scale), to nearest even
-
-    gate_up  [T, 2*I] float32, bfloat16 or float16, gate first, row stride free
-    returns  q [T, I] e4m3 or int8, scale [T, ceil(I/group)] float32, contiguous
-
-    y stays in float32 and meets the rounded reciprocal of its scale; a group has at most 16384 values. A NaN makes
-    its group's scale NaN.
-
-    Raises ValueError or TypeError for shapes, dtypes, strides and sizes outside the above.
-    """
-    used = swiglu_quant_schema.check(gate_up, group=group, quant=quant)
-
-    shape, codes = (gate_up.shape[0], gate_up.shape[1] // 2), swiglu_quant_schema.CODES[quant]
-    q, scale = block_quant_schema.allocated(*shape, group=used, dtype=codes, device=gate_up.device)
-
-    if q.numel() > 0:
-        _call(gate_up, used, q, scale)
-    return q, scale
-
-
-def swiglu_quant_out(gate_up: Tensor, q: Tensor, scale: Tensor, *, group: int = 128, quant: str = "e4m3") -> None:
-    """Do what ``swiglu_quant`` does, into contiguous ``q`` and ``scale``."""
-    used = swiglu_quant_schema.check(gate_up, group=group, quant=quant)
-    shape, codes = (gate_up.shape[0], gate_up.shape[1] // 2), swiglu_quant_schema.CODES[quant]
-    block_quant_schema.check_outputs(q, scale, shape=shape, symbol="I", group=used, dtype=codes, device=gate_up.device)
-
-    if q.numel() > 0:
-        _call(gate_up, used, q, scale)
+swiglu_quant, swiglu_quant_out = launched.functions(registered("swiglu_quant", _launch))

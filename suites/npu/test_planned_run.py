@@ -60,7 +60,7 @@ FAULTS: dict[str, tuple[Callable[[str], str], tuple[Outcome, ...]]] = {
 }
 
 
-@pytest.mark.parametrize("op", ["rms_norm", "qk_norm_rope", "routing"])
+@pytest.mark.parametrize("op", ["rms_norm", "qk_norm_rope", "routing", "swiglu_quant"])
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_in_a_planned_program_is_seen(fault: str, op: str, by: Compiler) -> None:
     change, outcomes = FAULTS[fault]
