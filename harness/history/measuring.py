@@ -26,10 +26,12 @@ from minimax_m2.harness.roofline import Roof
 from minimax_m2.harness.shards import WHOLE, Shard
 from minimax_m2.harness.worker import Ended
 
-# Bytes of the copy, far beyond a cache, and the side of the product; each the best of a few: some 50 ms in all.
-COPY, SIDE, TRIES = 1 << 26, 768, 4
+# Bytes of the copy, beyond a core's share of a cache, and the side of the product; each the best of a few: 60 ms.
+COPY, SIDE, TRIES = 1 << 28, 768, 4
 # A machine this much slower than at its best tonight is throttled, or somebody else's.
 THROTTLED = 0.12
+# Looks at the machine before the first cell, and seconds between them: a shared machine wanders by more than that.
+LOOKS, BETWEEN = 8, 0.25
 # A suspicious case is timed again so often.
 RERUNS = 5
 
@@ -92,17 +94,27 @@ class Canaries:
     """The machine's speed over a night, and whether it is as it can be."""
 
     measure: Callable[[], Canary] = canary
+    pause: Callable[[float], None] = time.sleep
     seen: list[Canary] = field(default_factory=list)
+
+    def first(self) -> Canary:
+        """Look a few times, unless that was done tonight; the last is what stands before the next cell."""
+        for _ in range(len(self.seen), LOOKS - 1):
+            self.take()
+            self.pause(BETWEEN)
+        return self.take()
 
     def take(self) -> Canary:
         self.seen.append(self.measure())
         return self.seen[-1]
 
     def throttled(self, *these: Canary) -> bool:
-        """Whether one of these is slower than the machine was tonight by more than a machine wanders."""
-        copy, product = (max(getattr(one, name) for one in self.seen) for name in ("copy_gbps", "gemm_gflops"))
-        least = min(min(one.copy_gbps / copy, one.gemm_gflops / product) for one in these)
-        return least < 1 - THROTTLED
+        """Whether one of these is slower than the machine can be tonight by more than it wandered before the night."""
+        return any(self._slow([getattr(one, name) for one in these], name) for name in ("copy_gbps", "gemm_gflops"))
+
+    def _slow(self, speeds: Sequence[float], name: str) -> bool:
+        seen = [getattr(one, name) for one in self.seen]
+        return min(speeds) < min(max(seen) * (1 - THROTTLED), *seen[:LOOKS])
 
 
 @dataclass(slots=True)
@@ -140,7 +152,7 @@ class Night:
         """Measure cell after cell into a log, leaving out those that it already has, until ``until`` says so."""
         done = {(r.op, r.timing.shape if r.timing else "", r.provider) for r in read(log.path)}
         self.outcome.planned = len(cells)
-        before = self.canaries.take()
+        before = self.canaries.first()
         for number, cell in enumerate(cells):
             if place(cell) in done:
                 self.outcome.cells += 1

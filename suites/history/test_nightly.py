@@ -20,7 +20,7 @@ from minimax_m2.harness.history import fleet_night, nightly
 from minimax_m2.harness.history.builds import resolved, taken_out
 from minimax_m2.harness.history.files import Content
 from minimax_m2.harness.history.fleet_night import NightHand, NightJob, tonight_on
-from minimax_m2.harness.history.measuring import RERUNS, Canaries, Night, Planned, place, plan
+from minimax_m2.harness.history.measuring import LOOKS, RERUNS, Canaries, Night, Planned, place, plan
 from minimax_m2.harness.history.nightly import Asked, accepted_commit, odd_places, tonight
 from minimax_m2.harness.history.panel import panels
 from minimax_m2.harness.history.store import Store
@@ -56,7 +56,7 @@ class Pretended(Night):
 def night(record: Record, speeds: Callable[[], Canary] = lambda: USUAL) -> Pretended:
     return Pretended(
         label=record.run, roof=ROOF, sides={}, accepted=None, against="", seconds=0.1, record=record,
-        canaries=Canaries(measure=speeds),
+        canaries=Canaries(measure=speeds, pause=lambda seconds: None),
     )  # fmt: skip
 
 
@@ -98,7 +98,7 @@ def test_a_budget_that_is_spent_ends_the_plan(record: Record, tmp_path: Path) ->
 
 
 def test_a_cell_beside_a_slow_machine_is_timed_once_more(record: Record, tmp_path: Path) -> None:
-    speeds = iter([USUAL, SLOW, *[USUAL] * 40])
+    speeds = iter([*[USUAL] * LOOKS, SLOW, *[USUAL] * 40])
     tonight = night(record, lambda: next(speeds))
     run(tonight, tmp_path / "night.jsonl")
     # Slow after the first look and so before the second: neither can be told from a slow kernel.
@@ -109,15 +109,28 @@ def test_a_cell_beside_a_slow_machine_is_timed_once_more(record: Record, tmp_pat
 
 def test_a_machine_that_stays_slow_leaves_no_times(record: Record, tmp_path: Path) -> None:
     turns = count()
-    tonight = night(record, lambda: USUAL if next(turns) == 0 else SLOW)
+    tonight = night(record, lambda: USUAL if next(turns) < LOOKS else SLOW)
     run(tonight, tmp_path / "night.jsonl")
     assert tonight.outcome.throttled == len(cells())
     assert read(tmp_path / "night.jsonl") == []
 
 
+def test_a_machine_that_wanders_is_left_out_only_where_it_is_slower_than_it_wanders(
+    record: Record, tmp_path: Path
+) -> None:
+    # A shared machine copied at 14 to 20 GB/s before the night: 15 is its usual, 12 is not.
+    usual, slow = replace(USUAL, copy_gbps=15.0), replace(USUAL, copy_gbps=12.0)
+    looks = [replace(USUAL, copy_gbps=14.0 + 6.0 * (look % 2)) for look in range(LOOKS)]
+    speeds = iter([*looks, usual, slow, slow, *[usual] * 40])
+    tonight = night(record, lambda: next(speeds))
+    run(tonight, tmp_path / "night.jsonl")
+    assert tonight.outcome.throttled == 1
+    assert len(read(tmp_path / "night.jsonl")) == len(cells()) - 1
+
+
 def test_the_canary_of_a_cell_is_what_was_measured_around_it(record: Record, tmp_path: Path) -> None:
     quick = replace(USUAL, copy_gbps=21.0)
-    speeds = iter([USUAL, *[quick] * 40])
+    speeds = iter([*[USUAL] * LOOKS, *[quick] * 40])
     run(night(record, lambda: next(speeds)), tmp_path / "night.jsonl")
     found = [r.canary.copy_gbps for r in read(tmp_path / "night.jsonl") if r.canary]
     assert found[:2] == [20.5, 21.0]
@@ -204,7 +217,9 @@ def pretended(record: Record, monkeypatch: pytest.MonkeyPatch) -> list[Night]:
     made: list[Night] = []
 
     def make(**given: Any) -> Night:
-        made.append(Pretended(record=record, canaries=Canaries(measure=lambda: USUAL), **given))
+        made.append(
+            Pretended(record=record, canaries=Canaries(measure=lambda: USUAL, pause=lambda seconds: None), **given)
+        )
         return made[-1]
 
     monkeypatch.setattr(nightly, "Night", make)
@@ -281,7 +296,7 @@ def test_a_night_of_a_fleet_goes_on_where_it_was(
 def test_cells_of_a_fleet_beside_a_slow_machine_are_counted_and_leave_no_times(
     record: Record, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    speeds = iter([USUAL, SLOW, SLOW, USUAL, USUAL])
+    speeds = iter([*[USUAL] * LOOKS, SLOW, SLOW, USUAL, USUAL])
     monkeypatch.setattr(fleet_night, "night_of", lambda *given: night(record, lambda: next(speeds)))
     asked = Asked(ops=("routing",), against="HEAD", resource="cpu")
     hand = NightHand(NightJob(label="x", asked=asked, against="HEAD"))
