@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from minimax_m2.harness.history.causes import Cause, Evidence, Ruling, classified
-from minimax_m2.harness.history.panel import Panel
+from minimax_m2.harness.history.panel import Panel, changed
 from minimax_m2.harness.history.series import Series
 from minimax_m2.harness.history.steps import Step, clipped, dated, newest, segmented
 from minimax_m2.harness.history.watch import FIRST, NEW, WINDOW, Confirmed, Rerun, Watch
@@ -221,16 +221,21 @@ def evidence(panel: Panel, event: Event) -> Evidence:
         canary=float(np.median(shift)) if shift else 0.0,
         changed={
             key: (old.get(key, ""), new.get(key, "")) for key in sorted({*old, *new}) if old.get(key) != new.get(key)
-        },
+        }
+        | _methods(panel, rows, nights),
         providers=tuple(sorted({panel.series[row].provider for row in rows})),
     )
 
 
+def _methods(panel: Panel, rows: Sequence[int], nights: Iterable[int]) -> dict[str, tuple[str, str]]:
+    """The method where it became another for every series that moved: a common change of theirs, as a version's is."""
+    found = [next((change for n in nights if (change := changed(panel.methods[row], n))), None) for row in rows]
+    return {"method": found[0]} if found and found[0] and all(found) else {}
+
+
 def _differs(panel: Panel, row: int, night: int) -> bool:
     """Whether a series' sources in a night are known to be others than on the night before that has them."""
-    earlier = [kernel for kernel in panel.kernels[row, :night] if kernel]
-    now = panel.kernels[row, night]
-    return bool(earlier and now and earlier[-1] != now)
+    return changed(panel.kernels[row], night) is not None
 
 
 def canary_events(panel: Panel, night: int) -> list[Event]:

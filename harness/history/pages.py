@@ -22,7 +22,7 @@ from minimax_m2.harness.history.causes import Cause
 from minimax_m2.harness.history.events import Event
 from minimax_m2.harness.history.other_bits import METRIC, STEADY
 from minimax_m2.harness.history.packing import packed
-from minimax_m2.harness.history.panel import BALANCE, Floats, Panel
+from minimax_m2.harness.history.panel import BALANCE, Floats, Panel, changed
 from minimax_m2.harness.history.series import Series
 from minimax_m2.harness.history.weight import shares
 from minimax_m2.harness.peers import BUILT_IN, PEERS
@@ -126,8 +126,10 @@ def _arrays(panel: Panel) -> list[Floats]:
 def _tick(panel: Panel, night: int) -> str:
     """What of machine, software and method is another than the night before."""
     old, new = panel.nights[night - 1].context, panel.nights[night].context
-    changed = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
-    return ", ".join(f"{name} {old.get(name) or 'unknown'} to {new.get(name) or 'unknown'}" for name in changed[:6])
+    names = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
+    told = [f"{name} {old.get(name) or 'unknown'} to {new.get(name) or 'unknown'}" for name in names[:6]]
+    methods = sum(changed(row, night) is not None for row in panel.methods)
+    return ", ".join([*told, *([f"method of {methods} series"] if methods else [])])
 
 
 def event_row(panel: Panel, lane: int, event: Event) -> dict[str, Any]:

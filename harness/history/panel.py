@@ -18,11 +18,13 @@ Floats = NDArray[np.float64]
 BALANCE = 8.0
 # An error of less than a thousandth of its budget is no error that anybody watches.
 LEAST_SHARE = 1e-3
+# What a point's context says beside machine and software: of the column, and of the op.
+OF_A_POINT = ("commit", "committed", "height", "method")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Night:
-    """One column: a commit measured on one day. ``context`` is what machine, software and method were."""
+    """One column: a commit measured on one day. ``context`` is what machine and software were."""
 
     run: str
     commit: str
@@ -50,6 +52,7 @@ class Panel:
 
     us, roof_us, log_ratio, share  [S, N] time, roof, log of the time over the accepted build's, share of the budget
     kernels  [S, N] hash of the kernel's sources, "" where unknown
+    methods  [S, N] hash of what draws an op's inputs and times it, "" where unknown
     bits     [S, N] hash of the outputs' bits, "" where unknown
     samples  raw times of the newest night in microseconds, by series
     again    what re-runs found, by (series, night)
@@ -64,6 +67,7 @@ class Panel:
     log_ratio: Floats
     share: Floats
     kernels: NDArray[np.object_]
+    methods: NDArray[np.object_]
     intensity: Floats
     again: dict[tuple[int, int], list[Again]] = field(default_factory=dict)
     wrong: dict[tuple[int, int], str] = field(default_factory=dict)
@@ -138,8 +142,8 @@ def _panel(index: Index, lane: str, rows: list[Row], contexts: dict[int, dict[st
     shape = (len(series), len(nights))
     intensity = np.array([(row["flops"] or 0) / max(1, row["bytes"] or 1) for row in rows])
     us, roof_us, log_ratio, share = (np.full(shape, np.nan) for _ in range(4))
-    kernels = np.full(shape, "", dtype=object)
-    found = Panel(lane, series, nights, us, roof_us, log_ratio, share, kernels, intensity)
+    kernels, methods = (np.full(shape, "", dtype=object) for _ in range(2))
+    found = Panel(lane, series, nights, us, roof_us, log_ratio, share, kernels, methods, intensity)
     taken: dict[tuple[int, int], list[Row]] = defaultdict(list)
     again: list[tuple[tuple[int, int], Row]] = []
     for at, point in points:
@@ -156,6 +160,7 @@ def _panel(index: Index, lane: str, rows: list[Row], contexts: dict[int, dict[st
         found.log_ratio[where] = _median(same, "log_ratio")
         found.share[where] = max((p["utilisation"] for p in same if p["utilisation"] is not None), default=np.nan)
         found.kernels[where] = same[-1]["kernel"]
+        found.methods[where] = str(contexts[same[-1]["context"]].get("method", ""))
         found.bits[where] = same[-1]["bits"]
         if where[1] == len(nights) - 1 and same[-1]["samples"]:
             found.samples[where[0]] = tuple(json.loads(same[-1]["samples"]))
@@ -190,7 +195,7 @@ def _night(points: list[Row], contexts: dict[int, dict[str, object]]) -> Night:
         run=min(point["run"] for point in points),
         commit=str(context.get("commit", "")),
         height=height if isinstance(height, int) else 0,
-        context={key: str(value) for key, value in context.items() if key not in ("commit", "committed", "height")},
+        context={key: str(value) for key, value in context.items() if key not in OF_A_POINT},
         copy_gbps=_median(points, "copy_gbps"),
         gemm_gflops=_median(points, "gemm_gflops"),
     )
@@ -199,3 +204,9 @@ def _night(points: list[Row], contexts: dict[int, dict[str, object]]) -> Night:
 def _median(points: list[Row], name: str) -> float:
     found = [point[name] for point in points if point[name] is not None]
     return float(np.median(found)) if found else float("nan")
+
+
+def changed(hashes: NDArray[np.object_], night: int) -> tuple[str, str] | None:
+    """The hash of a row before a night and in it, where both are known and differ."""
+    earlier, now = [one for one in hashes[:night] if one], hashes[night]
+    return (earlier[-1], now) if earlier and now and earlier[-1] != now else None

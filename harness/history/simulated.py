@@ -94,7 +94,7 @@ def simulated(world: World) -> Panel:
     paired = np.array([one.provider in world.paired for one in series])
     return Panel(
         "simulated", series, _nights(world, seen), np.exp(own), np.exp(base - 1.0)[:, None] * np.exp(-seen[at_roof]),
-        np.where(paired[:, None], ratio, np.nan), np.full((S, N), 0.3), kernels, intensity,
+        np.where(paired[:, None], ratio, np.nan), np.full((S, N), 0.3), kernels, _methods(world, S), intensity,
     )  # fmt: skip
 
 
@@ -141,10 +141,8 @@ def _touches(change: Change, one: Series) -> bool:
 def _nights(world: World, speeds: Floats) -> list[Night]:
     found = []
     for n in range(world.nights):
-        context = dict(SOFTWARE, method="m0")
-        for change in world.changes:
-            if change.night <= n < change.night + change.nights:
-                context |= change.context
+        context = _context(world, n)
+        del context["method"]
         day = date(2026, 1, 1) + timedelta(days=n)
         found.append(
             Night(
@@ -154,6 +152,20 @@ def _nights(world: World, speeds: Floats) -> list[Night]:
             )
         )  # fmt: skip
     return found
+
+
+def _context(world: World, night: int) -> dict[str, str]:
+    """What machine, software and method are in a night."""
+    context = dict(SOFTWARE, method="m0")
+    for change in world.changes:
+        if change.night <= night < change.night + change.nights:
+            context |= change.context
+    return context
+
+
+def _methods(world: World, count: int) -> NDArray[np.object_]:
+    """A method is every op's or nobody's here: [S, N]."""
+    return np.array([[_context(world, n)["method"] for n in range(world.nights)]] * count, dtype=object)
 
 
 def _sigma(world: World, count: int) -> Floats:

@@ -18,11 +18,13 @@ from minimax_m2.harness.fleet import Done, Fleet
 from minimax_m2.harness.hands import Job, Unit
 from minimax_m2.harness.history import fleet_night, nightly
 from minimax_m2.harness.history.builds import resolved, taken_out
+from minimax_m2.harness.history.causes import Cause, Evidence, Ruling
+from minimax_m2.harness.history.events import Event, evidence
 from minimax_m2.harness.history.files import Content
 from minimax_m2.harness.history.fleet_night import NightHand, NightJob, tonight_on
 from minimax_m2.harness.history.measuring import LOOKS, RERUNS, Canaries, Night, Planned, place, plan
 from minimax_m2.harness.history.nightly import Asked, accepted_commit, odd_places, tonight
-from minimax_m2.harness.history.panel import panels
+from minimax_m2.harness.history.panel import changed, panels
 from minimax_m2.harness.history.store import Store
 from minimax_m2.harness.history.under_way import seen
 from minimax_m2.harness.provenance import commit, kernel_hash, position
@@ -160,6 +162,31 @@ def test_a_ratio_to_a_build_before_the_accepted_one_is_forgotten(record: Record,
         (panel,) = panels(index)
     assert [round(float(v), 3) for v in panel.log_ratio[0, -1:]] == [0.3]
     assert not any(v == v for v in panel.log_ratio[0, :-1])
+
+
+def test_a_method_is_an_ops_whatever_op_came_last_in_a_night(record: Record, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for day, order in ((1, ("routing", "swiglu")), (2, ("swiglu", "routing")), (3, ("routing", "swiglu"))):
+        # On the third day swiglu is drawn by other sources, routing is not.
+        methods = {"routing": "aaaa", "swiglu": "bbbb" if day < 3 else "cccc"}
+        done = [
+            replace(record, run=f"2026010{day}T020000.000000Z", op=op, case={**record.case, "op": op},
+                    code={**record.code, "method": methods[op]})
+            for op in order
+        ]  # fmt: skip
+        store.keep(Content(done, {}))
+    with store.connect() as index:
+        (panel,) = panels(index)
+    assert [night.context for night in panel.nights] == [panel.nights[0].context] * 3
+    changes = {one.op: [changed(panel.methods[row], n) for n in range(3)] for row, one in enumerate(panel.series)}
+    assert changes == {"routing": [None] * 3, "swiglu": [None, None, ("bbbb", "cccc")]}
+    by_op = {one.op: row for row, one in enumerate(panel.series)}
+    blank = Evidence(series=0, effect=0.0, changed={})
+    told = []
+    for rows in ([by_op["swiglu"]], [by_op["routing"]], list(by_op.values())):
+        event = Event(panel.lane, "time", 2, "", [], Ruling(Cause.UNKNOWN, ""), blank, 2, rows=rows)
+        told.append("method" in evidence(panel, event).changed)
+    assert told == [True, False, False]
 
 
 def test_the_accepted_build_is_the_one_asked_for_or_the_last_nights(record: Record, tmp_path: Path) -> None:
