@@ -44,7 +44,7 @@ class Evidence:
     """What is known of one event.
 
     effect       log of the times' step, the median over its series
-    paired       how many of its series moved in a pair with the accepted build, and how many have one
+    paired       how many of its series moved in a pair with the accepted build, and how many have one before and after
     hashed       how many of its series have other sources since then, of those ``known``
     lane_share   how much of the lane moved
     canary       log of the step of the machine's speed
@@ -87,10 +87,12 @@ def classified(found: Evidence) -> Ruling:
     moved, known = found.paired
     if moved and found.hashed >= MOST * found.series:
         return Ruling(Cause.CODE, f"{moved} of {known} pairs with the accepted build moved, and their sources changed")
+    # Whatever its sources are: beside the accepted build, in the same minutes, nothing moved.
+    stayed = known >= found.series and not moved
     if found.hashed >= MOST * found.series and found.candidate not in found.providers:
         who = ", ".join(found.providers)
         return Ruling(Cause.REFERENCE, f"only {who} moved, whose sources changed; {found.candidate} did not")
-    if found.hashed >= MOST * found.series:
+    if found.hashed >= MOST * found.series and not stayed:
         return Ruling(Cause.CODE, f"the sources of {found.hashed} of {found.series} series that moved changed")
     if place := _changed(found, PLACES):
         return Ruling(Cause.HARDWARE, f"another machine measures: {place}")
@@ -100,6 +102,8 @@ def classified(found: Evidence) -> Ruling:
         return Ruling(Cause.ENVIRONMENT, f"no source changed, but {_said(versions)}{beside}")
     if found.canary and abs(found.canary) >= CANARY and abs(found.canary) >= abs(found.effect) / 2:
         return Ruling(Cause.HARDWARE, f"the machine's own speed moved by {percent(found.canary)} the same night")
+    if stayed:
+        return Ruling(Cause.NOISE, f"{known} of {known} pairs with the accepted build stayed")
     if found.hashed:
         return Ruling(Cause.CODE, f"{found.hashed} of {found.series} series that moved have other sources")
     if found.known < MOST * found.series:

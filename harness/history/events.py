@@ -210,7 +210,9 @@ def evidence(panel: Panel, event: Event) -> Evidence:
         float(np.mean(canary[row, after : after + 3]) - np.mean(canary[row, max(0, before - 4) : before + 1]))
         for row in rows
     ]
-    has_pair = [row for row in rows if np.isfinite(panel.log_ratio[row]).any()]
+    # A ratio of times says nothing of errors and of bits.
+    pairs = np.isfinite(panel.log_ratio) & (event.metric == "time")
+    has_pair = [row for row in rows if pairs[row, :after].any() and pairs[row, after:].any()]
     return Evidence(
         series=len(rows),
         effect=event.effect,
