@@ -218,7 +218,7 @@ def evidence(panel: Panel, event: Event) -> Evidence:
         effect=event.effect,
         paired=(len({one.row for one in event.moved if one.metric == "ratio"}), len(has_pair)),
         hashed=hashed,
-        known=sum(bool(panel.kernels[row, after]) for row in rows),
+        known=sum(any(panel.kernels[row, n] for n in nights) for row in rows),
         lane_share=len(rows) / max(1, len(panel.series)),
         canary=float(np.median(shift)) if shift else 0.0,
         changed={
