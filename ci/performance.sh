@@ -23,6 +23,6 @@ for model in tiny-m2 m2-layer; do
     # Of a prefill it would gather each token's experts: 14 GB of the layer's.
     compare torch-compile:batched_mm --model $model
 done
-# The recurrence of a gated delta net with its gates: B sequences of one token each.
-for B in 1 4 16; do compare sglang-cpu-gdn --op gdn_update --set B=$B; done
+# The recurrence of a gated delta net with its gates: B sequences of one token each, keys and values of 128.
+for B in 1 4 16 64; do compare sglang-cpu-gdn --op gdn_update --set B=$B; done
 for T in 1 4 16 64; do compare kt-kernel --op experts --set E=8 --set K=8 --set T=$T --set ids=int64; done

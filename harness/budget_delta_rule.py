@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from minimax_m2.harness.budget import SMALLEST, Arithmetic, Budgeted, new_shared, rule
+from minimax_m2.harness.budget import SMALLEST, Arithmetic, Budgeted, Shared, new_source, rule
 from minimax_m2.harness.budget_composites import accumulated
 from minimax_m2.harness.budget_movement import anyone, lift
 from minimax_m2.harness.formats import half_ulp
 from minimax_m2.reference.gated_delta_rule import delta_rule
+
+# The families of shared errors are the same for every sequence, whose labels are its own: what a batch joins has four
+# families and not four a sequence, each as large as the batch.
+COLUMN, HEAD, LENGTH, MEETING = (new_source() for _ in range(4))
+LABELS = 1 << 32
+_sequences = itertools.count()
 
 
 class _Errors(NamedTuple):
@@ -154,10 +161,10 @@ def _budgeted(value: Tensor, errors: _Errors, group: int, arithmetic: Arithmetic
     columns = torch.arange(heads * width).view(heads, 1, width)
     key_heads = (torch.arange(heads) // group)[:, None, None]
     # With the value's own sign, shared errors add up to the most in its direction.
-    sign = value.sign()
+    sign, first = value.sign(), _first_label()
     shared = (
-        new_shared(errors.column.sqrt() * sign, columns, value),
-        new_shared(errors.head.sqrt() * sign, key_heads, value),
+        _shared(COLUMN, errors.column.sqrt() * sign, first + columns, value),
+        _shared(HEAD, errors.head.sqrt() * sign, first + key_heads, value),
     )
     return Budgeted(value, errors.own, errors.bound.expand(value.shape), arithmetic, shared)
 
@@ -168,6 +175,16 @@ def _outputs(outputs: list[tuple[Tensor, _Errors, Tensor, Tensor]], group: int, 
     errors = _Errors(*(torch.stack(parts, 1) for parts in zip(*found, strict=True)))
     out = _budgeted(value, errors, group, arithmetic).moved(lambda t: t.transpose(0, 1))
     tokens, heads, _ = out.value.shape
-    rows = torch.arange(tokens)[:, None, None] * heads + (torch.arange(heads) // group)[:, None]
-    alike = (new_shared(torch.stack(parts), rows, out.value) for parts in shared)
+    rows = torch.arange(tokens)[:, None, None] * heads + (torch.arange(heads) // group)[:, None] + _first_label()
+    families = zip((LENGTH, MEETING), shared, strict=True)
+    alike = (_shared(family, torch.stack(parts), rows, out.value) for family, parts in families)
     return Budgeted(out.value, out.var, out.bound, arithmetic, (*out.shared, *alike))
+
+
+def _shared(family: int, std: Tensor, label: Tensor, like: Tensor) -> Shared:
+    return Shared(family, std.expand(like.shape), label.expand(like.shape))
+
+
+def _first_label() -> int:
+    """Where labels begin that no other sequence has."""
+    return next(_sequences) * LABELS

@@ -17,8 +17,9 @@ from minimax_m2.harness.devices import absence
 from minimax_m2.harness.expectation import Outputs
 from minimax_m2.harness.graph_stopwatch import GraphStopwatch, Uncapturable
 from minimax_m2.harness.judge import BITS, bits_of, expected, malformed
+from minimax_m2.harness.judged_pieces import by_pieces
 from minimax_m2.harness.judged_rows import judged
-from minimax_m2.harness.op import NARROW_FROM, Declared, Op
+from minimax_m2.harness.op import Declared, Op
 from minimax_m2.harness.paired import Pairing, PairRecord, clocks, paired
 from minimax_m2.harness.peers import PEERS, NotHere, apart, device_of, known_variant, on_gpu
 from minimax_m2.harness.provider import Provider, from_file
@@ -76,6 +77,8 @@ class Side:
         if isinstance(timed, GraphStopwatch):
             outcome, evidence, found = judged(op, case, declared, timed.given(draw), outputs)
             comparisons = tuple(found)
+        elif op.pieces is not None:
+            outcome, evidence, comparisons = by_pieces(op, case, declared, outputs)
         else:
             outcome, evidence, comparisons = self._compared(op, case, declared, outputs)
         return Verdict(
@@ -182,15 +185,16 @@ def settings(pairs: Sequence[str]) -> dict[str, Field]:
 def shaped(op: Op, shape: str, setting: dict[str, Field]) -> Case:
     """A shape of an op with some fields set; ValueError for an unknown shape or field.
 
-    Drawn cases of many tokens are narrow, to be judged in little time; one that is timed is as wide as it is said.
+    Drawn cases of many tokens or sequences are narrow, to be judged in little time; one that is timed is as wide as it
+    is said.
     """
     if shape not in op.shapes:
         raise ValueError(f"op {op.name} has no shape {shape!r}; it has {', '.join(op.shapes)}")
     fields = {**op.shapes[shape], **setting}
-    tokens = fields.get("T")
-    if not isinstance(tokens, int) or tokens < NARROW_FROM:
-        return op.case(**fields)
-    return op.case(**fields | {"T": NARROW_FROM - 1}).but(T=tokens)
+    given = ((name, least, fields.get(name)) for name, least in op.narrow_from.items())
+    many = {name: (least, value) for name, least, value in given if isinstance(value, int) and value >= least}
+    case = op.case(**fields | {name: least - 1 for name, (least, _) in many.items()})
+    return case.but(**{name: value for name, (_, value) in many.items()})
 
 
 def draws(op: Op, case: Case) -> list[Case]:

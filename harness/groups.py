@@ -40,6 +40,13 @@ def _by_label(values: Tensor, label: Tensor, group: Tensor, groups: int) -> tupl
     return sums, torch.div(keys, labels, rounding_mode="floor")
 
 
+def numbered(label: Tensor) -> Tensor:
+    """Labels from 0 on where they reach beyond the number of elements: sums are kept by label."""
+    if label.numel() == 0 or int(label.max()) < label.numel():
+        return label
+    return label.flatten().unique(return_inverse=True)[1].view(label.shape)
+
+
 def significands(value: Tensor) -> Tensor:
     """Label elements whose significands agree: the same number rounds to the same error, whatever its exponent."""
     significand = (torch.frexp(value.abs()).mantissa * 2.0**40).round().to(torch.int64)

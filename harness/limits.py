@@ -16,7 +16,7 @@ from torch import Tensor
 
 from minimax_m2.harness.budget import Budgeted
 from minimax_m2.harness.formats import FORMATS, half_ulp, name_of
-from minimax_m2.harness.groups import by_group, coherence, heaviest, rows_alike, significands
+from minimax_m2.harness.groups import by_group, coherence, heaviest, numbered, rows_alike, significands
 from minimax_m2.harness.quantiles import bernstein, chi_square_mean, two_sided_normal
 
 AGGREGATE_FROM = 32
@@ -174,7 +174,7 @@ class Together:
 
     @cached_property
     def _shares(self) -> list[tuple[Tensor, Tensor]]:
-        return [(self._in_sigma(part.coef), part.label) for part in self._expected.shared]
+        return [(self._in_sigma(part.coef), numbered(part.label)) for part in self._expected.shared]
 
     @cached_property
     def _own(self) -> Tensor:

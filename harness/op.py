@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from types import ModuleType
@@ -42,6 +42,8 @@ class Spoilt(NamedTuple):
 
 # Arguments that give some rows of the outputs, from all arguments and the rows' numbers.
 Rows = Callable[[dict[str, Any], Tensor], dict[str, Any]]
+# All arguments and outputs in turn as arguments and outputs of smaller calls, which hang on nothing else.
+Pieces = Callable[[dict[str, Any], tuple[Tensor, ...]], Iterator[tuple[dict[str, Any], tuple[Tensor, ...]]]]
 
 
 class Cost(NamedTuple):
@@ -73,6 +75,8 @@ class Op:
     expect    builds the expectation, where comparing tensors is not enough (routing is discrete)
     spoil     spoils some rows of the arguments, where nothing plausible may come of them; None where no row is left
     rows      the arguments that some rows of the outputs hang on alone: large cases are judged by rows
+    pieces    the smaller calls that a timed one is made of: judged one after the other, they need little memory
+    narrow_from  from how many tokens or sequences on drawn cases are narrow, to be judged in little time
     """
 
     name: str
@@ -92,6 +96,8 @@ class Op:
     expect: Callable[..., Any] | None = field(default=None)
     spoil: Callable[[Case, dict[str, Any]], Spoilt | None] | None = field(default=None)
     rows: Rows | None = field(default=None)
+    pieces: Pieces | None = field(default=None)
+    narrow_from: Mapping[str, int] = field(default_factory=lambda: {"T": NARROW_FROM})
 
     @property
     def reference(self) -> Callable[..., Any]:

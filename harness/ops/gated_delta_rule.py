@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor
 # Registers the rule of the recurrence.
 import minimax_m2.harness.budget_delta_rule  # noqa: F401
 from minimax_m2.harness.bits import Bits, regime_values, strided
-from minimax_m2.harness.budget import RULES, Budgeted
+from minimax_m2.harness.budget import Budgeted
 from minimax_m2.harness.case import Case, Field
 from minimax_m2.harness.expectation import Tensors
 from minimax_m2.harness.op import Cost, Op
@@ -44,6 +46,10 @@ FLA = "SGLang:sgl-kernel/csrc/cpu/mamba/fla.cpp"
 TRITON = "SGLang:python/sglang/srt/layers/attention/fla/fused_sigmoid_gating_recurrent.py"
 # Elements of all states, and these times tokens of the longest sequence: what a case may cost the reference.
 LARGEST_STATES, LARGEST_WORK = 2**19, 2**23
+# Elements of the states that are judged at once where a call is timed: what a budget keeps of each is 0.2 GB.
+PIECE = 2**21
+# Arguments with a row for each token.
+BY_TOKEN = ("q", "k", "v", "g", "beta", "a", "b")
 
 
 def settle(fields: dict[str, Field]) -> dict[str, Field]:
@@ -121,13 +127,43 @@ def expect(
 ) -> Tensors:
     o, final = recurrences(**arguments, contract=contract)
     state, index = arguments["state"], arguments["state_index"]
-    kept, source = index >= 0, torch.arange(len(state))
-    source[index[kept].long()] = len(state) + kept.nonzero()[:, 0]
-    if isinstance(final, Budgeted):
-        written = RULES["cat"]([state, final], 0).moved(lambda t: t[source])
-    else:
-        written = torch.cat([state, final])[source]
+    kept = index >= 0
+    slots = index[kept].long()
+
+    def in_slots(t: Tensor, others: Tensor | None = None) -> Tensor:
+        into = t.new_zeros(state.shape) if others is None else others.clone()
+        return into.index_copy_(0, slots, t[kept].to(into.dtype))
+
+    if not isinstance(final, Budgeted):
+        return Tensors(op, {"o": o, "state": in_slots(final, state)}, dtypes)
+    # Moved part by part and not joined with the other slots: states are by far the largest that is judged here.
+    written = replace(final.moved(in_slots), value=in_slots(final.value, state))
     return Tensors(op, {"o": o, "state": written}, dtypes)
+
+
+def pieces(
+    arguments: dict[str, Any], outputs: tuple[Tensor, ...]
+) -> Iterator[tuple[dict[str, Any], tuple[Tensor, ...]]]:
+    """Some sequences at a time with their tokens and states; at last the tokens and the slots that are nobody's."""
+    o, after = outputs
+    state, index, starts = (arguments[name] for name in ("state", "state_index", "query_start"))
+    at_once = max(1, PIECE // state[0].numel())
+    named = torch.zeros(len(state), dtype=torch.bool).index_fill_(0, index[index >= 0].long(), True)
+
+    def piece(
+        tokens: Tensor, slots: Tensor, sequences: Tensor, bounds: Tensor
+    ) -> tuple[dict[str, Any], tuple[Tensor, ...]]:
+        own = {name: arguments[name][tokens] for name in BY_TOKEN if name in arguments}
+        rest = {"state": state[slots], "state_index": sequences, "query_start": bounds - bounds[0]}
+        return arguments | own | rest, (o[tokens], after[slots])
+
+    for first in range(0, len(index), at_once):
+        chosen, bounds = index[first : first + at_once], starts[first : first + at_once + 1]
+        kept = chosen >= 0
+        place = torch.where(kept, kept.cumsum(0) - 1, -1).to(index.dtype)
+        yield piece(torch.arange(int(bounds[0]), int(bounds[-1])), chosen[kept].long(), place, bounds)
+    outside = torch.cat([torch.arange(int(starts[0])), torch.arange(int(starts[-1]), len(arguments["v"]))])
+    yield piece(outside, (~named).nonzero()[:, 0], index[:0], starts[:1])
 
 
 def cost(case: Case) -> Cost:
@@ -155,4 +191,6 @@ OP = Op(
     budgeted=("q", "k", "v", "g"),
     mutates=("state",),
     expect=expect,
+    pieces=pieces,
+    narrow_from={"B": 2},
 )

@@ -70,4 +70,6 @@ OP = Op(
     budgeted=("q", "k", "v", "a", "b", "A_log"),
     mutates=("state",),
     expect=expect,
+    pieces=gated_delta_rule.pieces,
+    narrow_from=gated_delta_rule.OP.narrow_from,
 )
