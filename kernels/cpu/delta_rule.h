@@ -210,7 +210,8 @@ template <class T>
 inline void clear(const GatedDeltaRuleArgs& args) {
   const int64_t row = args.num_v_heads * args.head_v_dim;
   const auto fill = [&](int64_t begin, int64_t end) {
-    std::memset(static_cast<T*>(args.o) + begin * row, 0, static_cast<size_t>((end - begin) * row) * sizeof(T));
+    // Not memset, which a batch without tokens would hand no address.
+    std::fill_n(static_cast<T*>(args.o) + begin * row, (end - begin) * row, T{});
   };
   fill(0, args.query_start[0]);
   fill(args.query_start[args.num_sequences], args.num_tokens);
