@@ -17,6 +17,7 @@ from minimax_m2.harness.providers.ours import (
     dispatch_predicates,
     gpu_toolkit,
     instruction_set_table,
+    memory_nodes,
     stems,
     tiled_ops,
 )
@@ -60,5 +61,6 @@ def instruction_sets() -> Iterator[Symptom]:
     for name, lacking in instruction_set_table().items():
         yield Symptom(f"cpu {name}", "runs" if not lacking else f"not here: lacks {lacking}")
     yield Symptom("cpu tile units", ", ".join(tiled_ops()) or "none")
+    yield Symptom("cpu memory nodes", ", ".join(map(str, memory_nodes())))
     for name, condition in dispatch_predicates().items():
         yield Symptom(f"cpu dispatch {name}", condition)

@@ -84,6 +84,12 @@ def instruction_set_table() -> dict[str, str]:
     return table | {f"in force: {isa.current()}": ""}
 
 
+def memory_nodes() -> tuple[int, ...]:
+    """The memory nodes among which packed weights are shared, by Linux's number."""
+    found: tuple[int, ...] = importlib.import_module("minimax_m2.kernels.cpu.node_shares").nodes()
+    return found
+
+
 def dispatch_predicates() -> dict[str, str]:
     """The choices between code paths that a CPU launch makes, as ``kernels/cpu/dispatch.h`` writes them."""
     source = cpu_extension().SOURCE_DIR / "dispatch.h"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from minimax_m2.kernels.cpu import extension, node_shares
 from minimax_m2.kernels.cpu.huge_pages import empty_in_huge_pages
 
 # Output columns a block holds; the width of a strip in column_block.h.
@@ -23,6 +24,9 @@ def blocks(weight: Tensor, order: Tensor) -> Tensor:
     words = -(-inputs // 2) if pairs else inputs
     word = _WORDS[weight.element_size() * (2 if pairs else 1)]
     laid = empty_in_huge_pages((num_experts, len(order) // COLUMNS, words, COLUMNS), word)
+    if node_shares.count() > 1:
+        # The library of any op that reads such blocks can touch them.
+        node_shares.touch_first(laid, extension.load("fp8_linear"))
     # One after the other: the chosen rows of all would take as much memory as the weights again.
     for target, rows in zip(laid, _bits(weight), strict=True):
         chosen = rows.index_select(0, order)

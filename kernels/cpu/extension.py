@@ -24,7 +24,7 @@ from pathlib import Path
 
 import torch
 
-from minimax_m2.kernels.cpu import isa
+from minimax_m2.kernels.cpu import isa, node_shares
 
 SOURCE_DIR = Path(__file__).parent
 TORCH_DIR = Path(torch.__file__).parent
@@ -86,7 +86,7 @@ def ops() -> list[str]:
     return sorted(path.stem.removesuffix("_binding") for path in SOURCE_DIR.glob("*_binding.cpp"))
 
 
-def load(op: str, *, progress: Progress | None = None) -> None:
+def load(op: str, *, progress: Progress | None = None) -> ctypes.CDLL:
     """Build ``op``'s library unless the cache has it, load it, and register its kernels with torch; once a process.
 
     Raises CompileError where a build is needed and fails.
@@ -96,7 +96,10 @@ def load(op: str, *, progress: Progress | None = None) -> None:
         torch.ops.load_library(str(library))
         handle = ctypes.CDLL(str(library))
         handle.minimax_m2_bind_isa(ctypes.c_void_p(isa.index_address()))
+        if hasattr(handle, "minimax_m2_bind_nodes"):
+            handle.minimax_m2_bind_nodes(ctypes.c_void_p(node_shares.view_address()))
         _loaded[op] = handle
+    return _loaded[op]
 
 
 def build_all(progress: Progress | None = None) -> list[Path]:

@@ -2,6 +2,7 @@
 #include "fp8_linear.h"
 
 #include "binding.h"
+#include "node_shares_binding.h"
 
 namespace minimax_m2 {
 namespace {
