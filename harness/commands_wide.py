@@ -30,7 +30,7 @@ from minimax_m2.reference.config import MiniMaxM2Config
 # Ranks that compile for minutes are not missing.
 COMPILING = 600.0
 FIELDS = {"layers": MiniMaxM2Config().num_hidden_layers, "tokens": 32, "ranks": 1, "seed": 0}
-WORDS = {"sums": ("ranks", "symmetric")}
+WORDS = {"sums": ("ranks", "symmetric", "fused")}
 
 
 def wide_plan(setting: dict[str, Any], loads: Sequence[str], prompts: Sequence[str]) -> tuple[Plan, int]:
@@ -46,7 +46,7 @@ def wide_plan(setting: dict[str, Any], loads: Sequence[str], prompts: Sequence[s
         if not isinstance(found[name], int) or found[name] < least:
             raise ValueError(f"{name}={found[name]!r}; expected a number from {least}")
     if found["sums"] not in WORDS["sums"]:
-        raise ValueError(f"sums={found['sums']!r} is unknown; use {' or '.join(WORDS['sums'])}")
+        raise ValueError(f"sums={found['sums']!r} is unknown; use {', '.join(WORDS['sums'])}")
     if found["layers"] > MiniMaxM2Config().num_hidden_layers:
         raise ValueError(f"layers={found['layers']}; MiniMax-M2 has {MiniMaxM2Config().num_hidden_layers}")
     decoded = tuple(_load(text) for text in loads)
@@ -76,6 +76,10 @@ def bench_model(
         if model != "m2":
             raise ValueError(f"model {model!r} is unknown to bench; it times m2, compare --model times the others")
         plan, ranks = wide_plan(setting, loads or ["1x4096"], prompts)
+        if plan.sums != "ranks" and (device != "gpu" or ranks == 1):
+            raise ValueError(
+                f"sums={plan.sums} adds over GPUs that see each other's memory; set device gpu and ranks=2"
+            )
         if ablate and (ranks > 1 or loads or prompts):
             raise ValueError("--ablate compares on one rank, by batches of its own; leave ranks, --load, --prompt out")
     said = f"m2check bench --model {model} --device {device}"

@@ -57,7 +57,8 @@ SPARE_BYTES = 3 << 29
 class Plan:
     """What is timed: so many layers, loads of B sequences with S tokens each, and decoded tokens of each.
 
-    sums  who adds over ranks: ``ranks``, their own collectives, or ``symmetric``, by peers' memory
+    sums  who adds over ranks: ``ranks``, their own collectives; ``symmetric``, by peers' memory; ``fused``, norms and
+          the rotation themselves, by peers' memory
     """
 
     layers: int = MiniMaxM2Config().num_hidden_layers
@@ -83,7 +84,7 @@ def bench_rank(communicator: Communicator, given: dict[str, Any], device: str = 
     """One rank of ``launch``: its records as JSON; the roll is called for what is agreed on, not for what is timed."""
     plan = Plan(**given)
     inner = communicator.inner if isinstance(communicator, Relay) else communicator
-    voice = Symmetric(inner) if plan.sums == "symmetric" else inner
+    voice = inner if plan.sums == "ranks" else Symmetric(inner)
     with torch.inference_mode():
         return [record.json for record in timed_plan(plan, MiniMaxM2Config(), voice, device=device)]
 
@@ -160,6 +161,7 @@ def _decode(wide: WideModel, case: Case, tokens: int, size: Bytes, speed: float)
         # The first round warms up.
         going.start(first)
         seconds = going.timed(tokens)
+    wide.raise_if_missing()
     if not bool(((going.tokens >= 0) & (going.tokens < wide.config.vocab_size)).all()):
         raise ValueError(f"{case}: a chosen token is outside the vocabulary")
     if not bool(torch.isfinite(going.static.logits).all()):

@@ -70,7 +70,8 @@ def language_table(path: Path) -> str:
 
 def _sums(record: Record) -> str:
     case = record.case
-    return "" if case["tp"] == 1 else {"ranks": "NCCL", "symmetric": "peers' memory"}[str(case["sums"])]
+    by = {"ranks": "NCCL", "symmetric": "peers' memory", "fused": "peers' memory, in the norms"}
+    return "" if case["tp"] == 1 else by[str(case["sums"])]
 
 
 def _row(record: Record, phase: str) -> str:

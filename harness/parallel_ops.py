@@ -160,7 +160,7 @@ def _fp8_linear(
     return torch.cat(on.each(parts), -1)[:, :rows].clone()
 
 
-def _qkv_share(qkv: Tensor, own: Heads, num_heads: int, num_kv_heads: int, head_dim: int) -> Tensor:
+def qkv_share(qkv: Tensor, own: Heads, num_heads: int, num_kv_heads: int, head_dim: int) -> Tensor:
     key, value = num_heads * head_dim, (num_heads + num_kv_heads) * head_dim
     cuts = (
         head_cut(which, head_dim=head_dim, offset=o) for which, o in ((own.query, 0), (own.kv, key), (own.kv, value))
@@ -178,7 +178,7 @@ def _qk_sum_squares(
         own = on.deal(num_heads, num_kv_heads, tp=len(on.order), rank=rank)
         sums = functools.partial(on.of("qk_sum_squares"), num_heads=len(own.query), num_kv_heads=len(own.kv))
         local = sum(head < counted for head in own.kv[: own.counted_kv_heads])
-        share = _qkv_share(qkv, own, num_heads, num_kv_heads, head_dim)
+        share = qkv_share(qkv, own, num_heads, num_kv_heads, head_dim)
         parts.append(sums(share, head_dim=head_dim, counted_kv_heads=local))
     return on.sum(parts, torch.float32)
 
@@ -198,12 +198,12 @@ def _qk_norm_rope(
             cut(weight, head_cut(which, head_dim=head_dim), dim=0)
             for weight, which in ((q_weight, own.query), (k_weight, own.kv))
         )
-        share = _qkv_share(qkv, own, num_heads, num_kv_heads, head_dim)
+        share = qkv_share(qkv, own, num_heads, num_kv_heads, head_dim)
         shares.append(on.of("qk_norm_rope")(share, stats, *weights, cos_sin, positions, **local, **sizes))
     dealt = [on.deal(num_heads, num_kv_heads, tp=len(on.order), rank=rank) for rank in on.order]
     q, k, v = (on.each(parts) for parts in zip(*shares, strict=True))
     query, kv = [own.query for own in dealt], [own.kv for own in dealt]
-    return _placed(q, query, num_heads), _placed(k, kv, num_kv_heads), _placed(v, kv, num_kv_heads)
+    return placed_heads(q, query, num_heads), placed_heads(k, kv, num_kv_heads), placed_heads(v, kv, num_kv_heads)
 
 
 def _attention(on: Ranks, q: Tensor, k_cache: Tensor, v_cache: Tensor, *given: Any, **keywords: Any) -> Tensor:
@@ -213,10 +213,10 @@ def _attention(on: Ranks, q: Tensor, k_cache: Tensor, v_cache: Tensor, *given: A
         query, kv = (head_cut(which, head_dim=1) for which in (dealt[rank].query, dealt[rank].kv))
         caches = (cut(cache, kv, dim=2) for cache in (k_cache, v_cache))
         parts.append(on.of("attention")(cut(q, query, dim=1), *caches, *given, **keywords))
-    return _placed(on.each(parts), [own.query for own in dealt.values()], q.shape[1])
+    return placed_heads(on.each(parts), [own.query for own in dealt.values()], q.shape[1])
 
 
-def _placed(parts: list[Tensor], which: list[tuple[int, ...]], count: int) -> Tensor:
+def placed_heads(parts: list[Tensor], which: list[tuple[int, ...]], count: int) -> Tensor:
     """The ranks' heads ``[T, Hq, D]`` at their places; NaN where nobody has the head."""
     whole = parts[0].new_full((len(parts[0]), count, parts[0].shape[2]), torch.nan)
     for part, own in zip(parts, which, strict=True):

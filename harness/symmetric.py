@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from minimax_m2.harness.providers.ours import gpu_unit
 from minimax_m2.harness.relay import Relay
-from minimax_m2.reference.communicator import Communicator
+from minimax_m2.reference.communicator import Communicator, Distributed
 
 # Above it each GPU would read more than a ring sends: two shots, or the ring, are faster (docs/parallel.md).
 MOST_BYTES = 1 << 18
@@ -39,12 +40,48 @@ class Symmetric(Relay):
 
     def _buffer(self, dtype: torch.dtype) -> tuple[Tensor, str]:
         if dtype not in self._buffers:
-            # Here, because most machines have no GPU to share the memory of.
-            from torch.distributed import _symmetric_memory as symmetric
-
-            group = getattr(self.inner, "group", None) or torch.distributed.group.WORLD
-            assert group is not None, "a communicator of real ranks has a group"
-            buffer = symmetric.empty(MOST_BYTES // dtype.itemsize, dtype=dtype, device=torch.device("cuda"))
-            symmetric.rendezvous(buffer, group.group_name)
-            self._buffers[dtype] = (buffer, group.group_name)
+            shared = shared_memory(self.inner, MOST_BYTES // dtype.itemsize, dtype)
+            self._buffers[dtype] = (shared.buffer, shared.group)
         return self._buffers[dtype]
+
+
+class Shared(NamedTuple):
+    """Zeroed memory that all ranks of a group see: this rank's, and where each rank's lies as this one sees it."""
+
+    buffer: Tensor
+    addresses: tuple[int, ...]
+    group: str
+
+
+def shared_memory(communicator: Communicator, count: int, dtype: torch.dtype) -> Shared:
+    """Allocate ``count`` elements on each rank's GPU; all ranks call it, before any capture.
+
+    Raises ValueError for ranks that are no processes with a GPU each.
+    """
+    # Here, because most machines have no GPU to share the memory of.
+    from torch.distributed import _symmetric_memory as symmetric
+
+    inner = communicator
+    while isinstance(inner, Relay):
+        inner = inner.inner
+    if not isinstance(inner, Distributed) or torch.distributed.get_backend(inner.group) != "nccl":
+        raise ValueError(
+            f"{type(inner).__name__} has no GPUs that see each other's memory; launch ranks with --device gpu"
+        )
+    group = inner.group or torch.distributed.group.WORLD
+    assert group is not None, "ranks that are processes have a group"
+    buffer = symmetric.empty(count, dtype=dtype, device=torch.device("cuda", torch.cuda.current_device()))
+    buffer.zero_()
+    # A peer may write as soon as it knows the address.
+    torch.cuda.synchronize()
+    handle = symmetric.rendezvous(buffer, group.group_name)
+    return Shared(buffer, tuple(handle.buffer_ptrs), group.group_name)
+
+
+def shared_mailbox(communicator: Communicator, words: int, *, patience_s: float) -> Any:
+    """A rank's mailbox for rows of so many words, in memory that all ranks of the communicator see."""
+    box = gpu_unit("mailbox")
+    shared = shared_memory(communicator, box.box_bytes(communicator.size, box.MOST_ROWS, words) // 8, torch.int64)
+    return box.mailbox(
+        shared.buffer, shared.addresses, rank=communicator.rank, rows=box.MOST_ROWS, words=words, patience_s=patience_s
+    )

@@ -5,14 +5,15 @@ Its weights are drawn (``random_fp8``), so what it says is noise; what its steps
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from minimax_m2.harness.case import Case
+from minimax_m2.harness.fused_sums import FusedSums
 from minimax_m2.harness.graph_decode import GraphDecoder, StaticStep
 from minimax_m2.harness.language import provider_table
 from minimax_m2.harness.model_verdict import DEFECTS, ModelJudge, defective, widened
@@ -28,6 +29,8 @@ from minimax_m2.reference.weights import ModelWeights
 
 # Sequences and tokens of the proof: draws of equally many sequences, each of a prompt and one decoded token.
 DRAWS, SEQUENCES, PROMPT = 2, 2, 32
+# Ranks that compile what meets its sizes for the first time are not missing.
+COMPILING_S = 120.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +43,7 @@ class WideModel:
     model: MiniMaxM2
     voice: Communicator
     provider: Provider
+    raise_if_missing: Callable[[], None] = lambda: None  # Hang, where an op that sums itself gave a rank up
 
 
 def wide_model(
@@ -48,8 +52,12 @@ def wide_model(
     """Draw the case's model and lay it over the ranks, every one of which holds a part of every layer."""
     layout = Layout(tp=voice.size, rank=voice.rank)
     weights = random_fp8(config, seed=case.number("seed"), layout=layout, device=device)
-    model = MiniMaxM2(config, weights, ops=provider_table(provider), communicator=voice, layout=layout)
-    return WideModel(case=case, config=config, weights=weights, model=model, voice=voice, provider=provider)
+    ops, more = provider_table(provider), dict[str, Any]()
+    if case.get("sums") == "fused":
+        fused = FusedSums(ops, voice, config, patience_s=COMPILING_S)
+        ops, more = fused.table, {"raise_if_missing": fused.raise_if_missing}
+    model = MiniMaxM2(config, weights, ops=ops, communicator=voice, layout=layout)
+    return WideModel(case=case, config=config, weights=weights, model=model, voice=voice, provider=provider, **more)
 
 
 def drawn_bytes(config: MiniMaxM2Config, ranks: int) -> int:
@@ -130,6 +138,7 @@ def proof(wide: WideModel, judge: ModelJudge, *, is_captured: bool = True) -> li
     )
     wide.model.prefill(dict(enumerate(flat[:, :-1])), cache)
     decode = static.step(flat[:, -1], cache.append(dict.fromkeys(range(len(flat)), 1)))
+    wide.raise_if_missing()
     return [
         replace(judge, case=wide.case.but(phase=phase)).judge(
             list(logits.to(torch.float64).reshape(DRAWS, SEQUENCES, -1)), wide.provider, ""

@@ -24,15 +24,25 @@ Compute = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class Exchange:
-    """A rank's part in the collectives of its layout."""
+    """A rank's part in the collectives of its layout.
 
-    def __init__(self, layout: Layout, config: MiniMaxM2Config, communicator: Communicator) -> None:
+    norm_sums  rows of [T, H] are left unsummed over heads and widths: the norm that follows adds them up itself
+    """
+
+    def __init__(
+        self, layout: Layout, config: MiniMaxM2Config, communicator: Communicator, *, norm_sums: bool = False
+    ) -> None:
         if (communicator.rank, communicator.size) != (layout.rank, layout.world):
             raise ValueError(
                 f"the communicator is rank {communicator.rank} of {communicator.size}, the layout rank {layout.rank} "
                 f"of {layout.world} (tp={layout.tp}, dp={layout.dp})"
             )
+        if norm_sums and layout.dispatch == "all_to_all":
+            raise ValueError(
+                "experts that travel by all_to_all come home summed; a norm that sums would add them twice"
+            )
         self.layout = layout
+        self.norm_sums = norm_sums
         self.world = communicator
         self.across, self.within = communicator.grid((layout.dp, layout.tp))
         self._experts = layout.experts(config)
@@ -67,8 +77,8 @@ class Exchange:
         return stats if self.is_alone else self.within.all_reduce(stats, label=f"q and k statistics of layer {layer}")
 
     def sum_heads(self, y: Tensor, *, layer: int) -> Tensor:
-        """Sum ``[T, H]`` over the heads of all ranks."""
-        return y if self.is_alone else self.within.all_reduce(y, label=f"o_proj of layer {layer}")
+        """Sum ``[T, H]`` over the heads of all ranks, unless the norm does."""
+        return y if self.is_alone or self.norm_sums else self.within.all_reduce(y, label=f"o_proj of layer {layer}")
 
     def sum_vocabulary(self, rows: Tensor) -> Tensor:
         """Sum rows of the embedding, zero on all ranks but the one that has them."""
@@ -85,7 +95,10 @@ class Exchange:
     def experts(
         self, x: Tensor, route: Route, compute: Compute, *, tokens: Sequence[int], layer: int
     ) -> Tensor:  # fmt: skip
-        """Return ``[T, H]``, each token's sum over its experts, wherever they are; ``tokens`` as from ``tokens()``."""
+        """Return ``[T, H]``, each token's sum over its experts, wherever they are; ``tokens`` as from ``tokens()``.
+
+        Where the norm sums, it is this rank's part of that within its attention group.
+        """
         if self.layout.dispatch == "all_to_all":
             return self._dispatched(x, route, compute, layer)
         return self._gathered(x, route, compute, tokens, layer)
@@ -109,7 +122,9 @@ class Exchange:
             y = compute(rows, weights, ids)
         if self.layout.dp > 1:
             y = self.across.reduce_scatter(y, label=f"experts of layer {layer}")[: x.shape[0]]
-        return y if self.is_alone else self.within.all_reduce(y, label=f"experts of layer {layer}")
+        if self.is_alone or self.norm_sums:
+            return y
+        return self.within.all_reduce(y, label=f"experts of layer {layer}")
 
     def _dispatched(self, x: Tensor, route: Route, compute: Compute, layer: int) -> Tensor:
         """Rows travel to the ranks of their experts, one a slot, and are summed at home in the order of the slots.

@@ -56,7 +56,8 @@ class DecoderLayer:
     def pack(cls, weights: LayerWeights, *, index: int, ops: OpTable) -> DecoderLayer:
         """Pack projections and experts with the table's own packing.
 
-        A table's ``linear`` or ``fp8_linear`` with the attribute ``reduces`` sums o_proj over the ranks itself.
+        A table's ``linear`` or ``fp8_linear`` with the attribute ``reduces`` sums o_proj over the ranks itself. So may
+        ``add_rms_norm``, what it adds, and ``qk_norm_rope_cache``, the statistics: see ``sums_over``.
         """
         o_proj = ops.fp8_linear if isinstance(weights.o_proj, BlockQuantized) else ops.linear
         return cls(
@@ -79,7 +80,8 @@ class DecoderLayer:
         returns  hidden and residual for the next layer, and the stream at this layer's entry, each [T, H]
 
         Taps, in order: entry, input_norm, qkv, query, attention, o_proj, middle (the stream between the halves),
-        post_attention_norm, routing_weights, routing_ids, experts. Without tokens, T = 0, no op is called and nothing
+        post_attention_norm, routing_weights, routing_ids, experts. Where the norm sums over the ranks, o_proj and
+        experts are never there as a whole, and are not tapped. Without tokens, T = 0, no op is called and nothing
         tapped, but for experts that other ranks send tokens to; every collective is.
         """
         if hidden.shape[0] == 0:
@@ -88,12 +90,11 @@ class DecoderLayer:
         if residual is None:
             x, entry = ops.rms_norm(hidden, weights.input_layernorm, eps=eps), hidden
         else:
-            x, entry = ops.add_rms_norm(hidden, residual, weights.input_layernorm, eps=eps)
+            x, entry = added(ops, hidden, residual, weights.input_layernorm, eps, f"experts of layer {self.index - 1}")
         shared.note("entry", self.index, entry)
         shared.note("input_norm", self.index, x)
-        x, middle = ops.add_rms_norm(
-            self._attention(x, k_cache, v_cache, shared), entry, weights.post_attention_layernorm, eps=eps
-        )
+        y = self._attention(x, k_cache, v_cache, shared)
+        x, middle = added(ops, y, entry, weights.post_attention_layernorm, eps, f"o_proj of layer {self.index}")
         shared.note("middle", self.index, middle)
         shared.note("post_attention_norm", self.index, x)
         return self._experts(x, shared), middle, entry
@@ -108,8 +109,11 @@ class DecoderLayer:
         qkv = self.qkv_proj(x)  # [T, (Hq + 2 Hk) D]
         shared.note("qkv", self.index, qkv)
         exchange = shared.exchange
-        stats = None
-        if not exchange.is_alone:
+        stats, more = None, dict[str, Any]()
+        if sums_over(ops.qk_norm_rope_cache):
+            label = f"q and k statistics of layer {self.index}"
+            more = {"counted_kv_heads": shared.counted_kv_heads, "label": label}
+        elif not exchange.is_alone:
             local = ops.qk_sum_squares(qkv, **heads, counted_kv_heads=shared.counted_kv_heads)
             stats = exchange.sum_statistics(local, layer=self.index)
         query = ops.qk_norm_rope_cache(
@@ -127,6 +131,7 @@ class DecoderLayer:
             q_width=config.q_width,
             k_width=config.kv_width,
             eps=config.rms_norm_eps,
+            **more,
         )
         shared.note("query", self.index, query)
         y = ops.attention(
@@ -143,7 +148,8 @@ class DecoderLayer:
         shared.note("attention", self.index, y)
         y = self.o_proj(y.flatten(1))
         y = y if self.o_proj_reduces else exchange.sum_heads(y, layer=self.index)
-        shared.note("o_proj", self.index, y)
+        if not exchange.norm_sums:
+            shared.note("o_proj", self.index, y)
         return y
 
     def _experts(self, x: Tensor, shared: Pass) -> Tensor:
@@ -160,7 +166,7 @@ class DecoderLayer:
 
         tokens = shared.tokens or [x.shape[0]]
         y = shared.exchange.experts(x, route, compute, tokens=tokens, layer=self.index)
-        if len(x):
+        if len(x) and not shared.exchange.norm_sums:
             shared.note("experts", self.index, y)
         return y
 
@@ -171,10 +177,30 @@ class DecoderLayer:
                 f"layer {self.index}: o_proj reduces over the ranks itself, so a rank without tokens, which calls no "
                 "op, would leave the others waiting; leave the sum to the layer"
             )
-        stats = x.new_empty(0, 2, dtype=torch.promote_types(x.dtype, torch.float32))
-        shared.exchange.sum_statistics(stats, layer=self.index)
+        # Ops that sum rows themselves have none to sum here, nor on the other ranks of this attention group.
+        if not sums_over(self.ops.qk_norm_rope_cache):
+            stats = x.new_empty(0, 2, dtype=torch.promote_types(x.dtype, torch.float32))
+            shared.exchange.sum_statistics(stats, layer=self.index)
         shared.exchange.sum_heads(x, layer=self.index)
         return self._experts(x, shared)
+
+
+def sums_over(op: Callable[..., Any]) -> int:
+    """How many ranks an op adds rows up over by itself, its attribute ``sums_over``; 0 for one that does not.
+
+    Such an ``add_rms_norm`` is given a rank's part of x, such a ``qk_norm_rope_cache`` no statistics but
+    ``counted_kv_heads``; both are told by ``label`` what they sum, as a collective is.
+    """
+    return int(getattr(op, "sums_over", 0))
+
+
+def added(
+    ops: OpTable, x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, label: str
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Call ``add_rms_norm``, with the label where it sums over the ranks."""
+    more = {"label": label} if sums_over(ops.add_rms_norm) else {}
+    y, stream = ops.add_rms_norm(x, residual, weight, eps=eps, **more)
+    return y, stream
 
 
 def _projection(weight: Weight, ops: OpTable) -> Callable[[Tensor], Tensor]:

@@ -13,7 +13,7 @@ from minimax_m2.reference.communicator import Communicator, Single
 from minimax_m2.reference.config import MiniMaxM2Config
 from minimax_m2.reference.exchange import Exchange
 from minimax_m2.reference.generation import greedy
-from minimax_m2.reference.layer import DecoderLayer, Pass, Tap
+from minimax_m2.reference.layer import DecoderLayer, Pass, Tap, added, sums_over
 from minimax_m2.reference.paging import Batch, PagedCache
 from minimax_m2.reference.rope import cos_sin_table
 from minimax_m2.reference.sharding import Layout
@@ -59,13 +59,16 @@ class MiniMaxM2:
         communicator = communicator or Single()
         self.layout = layout or Layout(tp=communicator.size, rank=communicator.rank)
         refuse_other_share(weights, config, self.layout)
-        self._exchange = Exchange(self.layout, config, communicator)
         self._counted_kv_heads = None if self.layout.tp == 1 else self.layout.heads(config).counted_kv_heads
         self._embed_tokens, self._norm, self._lm_head = weights.embed_tokens, weights.norm, weights.lm_head
         self._layers = [
             DecoderLayer.pack(layer, index=index, ops=_table((layer_ops or {}).get(index, self.ops)))
             for index, layer in enumerate(weights.layers)
         ]
+        norm_sums = _refuse_other_sums([self.ops, *(layer.ops for layer in self._layers)], self.layout)
+        if norm_sums and any(layer.o_proj_reduces for layer in self._layers):
+            raise ValueError("o_proj sums over the ranks, and the norm after it would again; leave one of the two out")
+        self._exchange = Exchange(self.layout, config, communicator, norm_sums=norm_sums)
         self._num_kv_heads = weights.layers[0].k_norm.shape[0] // config.head_dim
         self._rope_dtype = rope_dtype or (torch.float64 if self.dtype == torch.float64 else torch.float32)
         self._cos_sin = torch.empty(0, config.rotary_dim, dtype=self._rope_dtype, device=self.device)
@@ -206,7 +209,8 @@ class MiniMaxM2:
             if layer.index in capture:
                 states[layer.index] = entry
         if len(ids):
-            x, last = self.ops.add_rms_norm(hidden, residual, self._norm, eps=config.rms_norm_eps)
+            label = f"experts of layer {config.num_hidden_layers - 1}"
+            x, last = added(self.ops, hidden, residual, self._norm, config.rms_norm_eps, label)
         else:
             x, last = hidden, hidden
         if config.num_hidden_layers in capture:
@@ -256,6 +260,20 @@ class MiniMaxM2:
         outside = [key for key in capture if not 0 <= key <= config.num_hidden_layers]
         if outside:
             raise ValueError(f"capture={outside[0]} is outside 0..{config.num_hidden_layers}, the entries of layers")
+
+
+def _refuse_other_sums(tables: Sequence[OpTable], layout: Layout) -> bool:
+    """Whether norms sum over the ranks. Raises ValueError where they disagree, or for another number of ranks."""
+    norms = {sums_over(table.add_rms_norm) for table in tables}
+    if len(norms) > 1:
+        raise ValueError(
+            f"norms sum over {' and '.join(map(str, sorted(norms)))} ranks; what one layer leaves unsummed the next "
+            "adds up, so all tables need the same add_rms_norm"
+        )
+    for count in norms | {sums_over(table.qk_norm_rope_cache) for table in tables}:
+        if count not in (0, layout.tp):
+            raise ValueError(f"an op sums over {count} ranks itself, the layout's heads stand over tp={layout.tp}")
+    return norms != {0}
 
 
 def _table(ops: object) -> OpTable:

@@ -71,6 +71,11 @@ def gpu_toolkit() -> ModuleType:
     return importlib.import_module("minimax_m2.kernels.gpu.toolkit")
 
 
+def gpu_unit(stem: str) -> ModuleType:
+    """A module of the GPU kernels that is no op's."""
+    return importlib.import_module(f"minimax_m2.kernels.gpu.{stem}")
+
+
 def tiled_ops() -> tuple[str, ...]:
     """Our CPU ops with a tile unit: the only ones that have the variant ``amx``."""
     return tuple(op for op in all_ops() if cpu_extension().has_tiles(stem_of(op)))

@@ -1,4 +1,7 @@
-"""Normalise q and k over their full widths and rotate them, on a GPU: one program a token holds its whole row."""
+"""Normalise q and k over their full widths and rotate them, on a GPU: one program a token holds its whole row.
+
+The heads of other ranks enter by ``stats``, or by a mailbox through which programs exchange their sums themselves.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,7 @@ from minimax_m2.kernels.gpu.launch import (
     starts_early,
     wait_for_predecessor,
 )
+from minimax_m2.kernels.gpu.mailbox import Mailbox, arguments, summed_over_ranks
 from minimax_m2.kernels.gpu.rope import angle_of
 from minimax_m2.kernels.launched import power_of_two
 from minimax_m2.kernels.launched import qk_norm_rope as launched
@@ -52,8 +56,12 @@ def load_heads(row, HEADS: tl.constexpr, TILE: tl.constexpr, D: tl.constexpr, HA
 
 
 @triton.jit
-def squares_of(first, second, passed):
-    return tl.sum(tl.sum(first * first + second * second, 1) + tl.sum(passed * passed, 1), 0)
+def squares_of(first, second, passed, COUNTED: tl.constexpr, TILE: tl.constexpr):
+    """Sum the squares of a tile's first heads: of replicas only one is counted."""
+    heads = tl.sum(first * first + second * second, 1) + tl.sum(passed * passed, 1)
+    if COUNTED < TILE:
+        heads = tl.where(tl.arange(0, TILE) < COUNTED, heads, 0.0)
+    return tl.sum(heads, 0)
 
 
 @triton.jit
@@ -93,14 +101,16 @@ def normalise_turn_store(row, stride, first, second, passed, weight, scale, cos,
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["place"])
 def qk_norm_rope_kernel(
     qkv_ptr, stats_ptr, q_weight_ptr, k_weight_ptr, cos_sin_ptr, positions_ptr, slots_ptr, q_ptr, k_ptr, v_ptr,
     qkv_stride, table_stride, num_positions, q_width, k_width, eps, page, num_slots,
     k_page_stride, k_slot_stride, k_head_stride, v_page_stride, v_slot_stride, v_head_stride,
+    boxes_ptr, turns_ptr, missing_ptr, patience, place,
     Hq: tl.constexpr, Hk: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr,
     Q_TILE: tl.constexpr, MORE: tl.constexpr, MORE_TILE: tl.constexpr, K_TILE: tl.constexpr, TURN: tl.constexpr,
     REST: tl.constexpr, HAS_STATS: tl.constexpr, CODED: tl.constexpr, HARDWARE: tl.constexpr, EARLY: tl.constexpr,
+    COUNTED: tl.constexpr, RANK: tl.constexpr, RANKS: tl.constexpr, ROWS: tl.constexpr, WORDS: tl.constexpr,
 ):  # fmt: skip
     wait_for_predecessor(EARLY)
     let_next_start(EARLY)
@@ -116,9 +126,14 @@ def qk_norm_rope_kernel(
     if HAS_STATS:
         q_squares, k_squares = tl.load(stats_ptr + 2 * t), tl.load(stats_ptr + 2 * t + 1)
     else:
-        q_squares, k_squares = squares_of(q_first, q_second, q_passed), squares_of(k_first, k_second, k_passed)
+        q_squares = squares_of(q_first, q_second, q_passed, Q_TILE, Q_TILE)
+        k_squares = squares_of(k_first, k_second, k_passed, COUNTED, K_TILE)
         if MORE > 0:
-            q_squares += squares_of(r_first, r_second, r_passed)
+            q_squares += squares_of(r_first, r_second, r_passed, MORE, MORE_TILE)
+        if RANKS > 1:
+            q_squares, k_squares = summed_over_ranks(
+                q_squares, k_squares, t, boxes_ptr, turns_ptr, missing_ptr, patience, place, ROWS, WORDS, RANK, RANKS
+            )
     q_scale = tl.where(in_table, inverse_rms(q_squares, q_width, eps), float("nan"))
     k_scale = tl.where(in_table, inverse_rms(k_squares, k_width, eps), float("nan"))
 
@@ -193,9 +208,13 @@ def cut(num_heads: int, num_kv_heads: int, head_dim: int, rotary_dim: int) -> Cu
 def launch_rows(
     qkv: Tensor, stats: Tensor | None, q_weight: Tensor, k_weight: Tensor, cos_sin: Tensor, positions: Tensor,
     slots: Tensor | None, num_heads: int, num_kv_heads: int, head_dim: int, rotary_dim: int, q_width: int,
-    k_width: int, eps: float, q: Tensor, k: Tensor, v: Tensor,
+    k_width: int, eps: float, q: Tensor, k: Tensor, v: Tensor, *, mailbox: Mailbox | None = None, place: int = 0,
+    counted_kv_heads: int | None = None,
 ) -> None:  # fmt: skip
-    """Launch the kernel; with ``slots`` k and v are caches ``[pages, page, Hk, D]``, else ``[1, T, Hk, D]``."""
+    """Launch the kernel; with ``slots`` k and v are caches ``[pages, page, Hk, D]``, else ``[1, T, Hk, D]``.
+
+    mailbox  by which programs sum their squares over ranks, those of the first ``counted_kv_heads``, at ``place``
+    """
     tiles, arch = cut(num_heads, num_kv_heads, head_dim, rotary_dim), capability(qkv)
     coded = k.dtype == torch.float8_e4m3fn
     k_entries, v_entries = (cache.view(torch.uint8) if coded else cache for cache in (k, v))
@@ -206,8 +225,9 @@ def launch_rows(
             k.shape[1], k.shape[0] * k.shape[1], *k.stride()[:3], *v.stride()[:3],
             Hq=num_heads, Hk=num_kv_heads, D=head_dim, HALF=rotary_dim // 2, Q_TILE=tiles.first, MORE=tiles.more,
             MORE_TILE=power_of_two(tiles.more), K_TILE=power_of_two(num_kv_heads), TURN=tiles.turn, REST=tiles.rest,
-            HAS_STATS=stats is not None, CODED=coded, HARDWARE=converts_e4m3(arch), num_warps=tiles.warps,
-            **starts_early(arch),
+            HAS_STATS=stats is not None, CODED=coded, HARDWARE=converts_e4m3(arch),
+            COUNTED=num_kv_heads if counted_kv_heads is None else counted_kv_heads,
+            num_warps=tiles.warps, **arguments(mailbox, place), **starts_early(arch),
         )  # fmt: skip
 
 

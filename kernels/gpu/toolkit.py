@@ -22,7 +22,7 @@ from minimax_m2.kernels.cpu.extension import CompileError, cache_dir
 SOURCE_DIR = Path(__file__).parent
 FLAGS = ["-std=c++17", "-O3", "-shared", "-Xcompiler", "-fPIC", "-cudart", "static"]
 # What each unit is compiled for; instructions of sm_90a exist on no other architecture.
-ARCHITECTURES = {"scaled_product": ("90a",)}
+ARCHITECTURES = {"scaled_product": ("90a",), "sum_add_rms_norm": ("80", "90", "100", "120")}
 
 
 @functools.cache

@@ -28,7 +28,7 @@ def test_a_plan_takes_loads_and_prompts_apart() -> None:
         ({"layer": 3}, "1x1", "no field 'layer'; it has layers, tokens, ranks, seed, sums"),
         ({"layers": 63}, "1x1", "layers=63; MiniMax-M2 has 62"),
         ({"tokens": 0}, "1x1", "tokens=0; expected a number from 1"),
-        ({"sums": "nccl"}, "1x1", "sums='nccl' is unknown; use ranks or symmetric"),
+        ({"sums": "nccl"}, "1x1", "sums='nccl' is unknown; use ranks, symmetric, fused"),
         ({}, "4096", "load '4096' names no sequences and tokens; write 8x4096"),
         ({}, "0x4096", "load '0x4096' names no sequences and tokens"),
     ],
