@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from minimax_m2.harness import fused_bench
 from minimax_m2.harness.parallel_bench import (
     LINKS,
     Device,
@@ -48,6 +49,11 @@ def test_the_table_of_the_docs_is_what_the_records_give() -> None:
 def test_the_measured_sums_of_the_docs_are_what_the_records_give() -> None:
     records = ROOT / "ci" / "results" / "gpu-h200x2-20261122-collectives.jsonl"
     assert collectives_table(records) in (ROOT / "docs" / "parallel.md").read_text()
+
+
+def test_the_sums_inside_kernels_of_the_docs_are_what_the_records_give() -> None:
+    records = ROOT / "ci" / "results" / "gpu-h200x2-20261122-fused.jsonl"
+    assert fused_bench.table(records) in (ROOT / "docs" / "parallel.md").read_text()
 
 
 def test_records_that_lack_a_step_are_refused() -> None:
