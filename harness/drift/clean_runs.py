@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from minimax_m2.harness.drift.candidate import Candidate
 from minimax_m2.harness.drift.lockstep import ABSENT, ranked
@@ -77,9 +78,11 @@ def clean_run(name: str, weights: str, window: int) -> CleanRun:
 
 def read(path: Path) -> list[CleanRun]:
     """The runs of a record, in its order."""
-    names = [field.name for field in fields(CleanRun)]
-    lines = map(json.loads, path.read_text().splitlines())
-    return [CleanRun(**{name: line[name] for name in names} | {"wrong": tuple(line["wrong"])}) for line in lines]
+    names, found = [field.name for field in fields(CleanRun)], []
+    for line in map(json.loads, path.read_text().splitlines()):
+        kept: dict[str, Any] = {name: tuple(line[name]) if name == "wrong" else line[name] for name in names}
+        found.append(CleanRun(**kept))
+    return found
 
 
 def missing(done: Iterable[CleanRun], names: Iterable[str] = PROVIDERS) -> Iterator[tuple[str, str, int]]:
