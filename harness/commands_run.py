@@ -9,6 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from minimax_m2.harness.commands_fleet import run_on_fleet
+from minimax_m2.harness.exhaustive import Histogram, histograms
 from minimax_m2.harness.first_failures import known_failures, made_small
 from minimax_m2.harness.isolation import Isolation, chosen_apart
 from minimax_m2.harness.matrix import Cell, due, expected_dir, lost
@@ -142,10 +143,14 @@ def run(
             small = made_small(records, providers, RUNS, seconds=shrink, progress=tell)
             for line in small:
                 told(line)
+    numbers = list[Histogram]()
     if report is not None:
-        report.write_text(page(read(path), absent=absent_devices(), models=read_models(path), sources=sources))
+        cells = [one for one in mine if isinstance(one, Cell)]
+        numbers = [found for cell in cells for found in asked_of_every_number(cell, providers)]
+        shown = page(read(path), absent=absent_devices(), models=read_models(path), sources=sources, every=numbers)
+        report.write_text(shown)
     elsewhere = {cell for cell in every if cell not in mine}
-    conclude(records, path, sources=sources, whole=whole, models=models, elsewhere=elsewhere)
+    conclude(records, path, sources=sources, whole=whole, models=models, elsewhere=elsewhere, every=numbers)
 
 
 def cost(one: Cell | str) -> float | None:
@@ -167,6 +172,12 @@ def judged_here(
     yield from run_cells(providers, chosen=cells, count=count, roof=roof, name=label, failures=known, progress=tell)
     if MODELS in mine:
         yield from model_records(providers, label, tell)
+
+
+def asked_of_every_number(cell: Cell, providers: list[Provider]) -> Iterator[Histogram]:
+    """The histograms of a cell's functions, of the provider that it names."""
+    (provider,) = (p for p in providers if (p.name, p.device) == (cell.provider, cell.device))
+    return histograms(provider, cell.op, cell.variant)
 
 
 def show(records: list[Record], models: list[ModelRecord], as_json: bool) -> None:
@@ -204,6 +215,7 @@ def conclude(
     whole: bool,
     models: Sequence[ModelRecord] = (),
     elsewhere: Collection[Cell] = (),
+    every: Sequence[Histogram] = (),
 ) -> NoReturn:
     """Exit with the run's verdict, its evidence and the next command. Cells that are ``elsewhere`` are not missed."""
     from minimax_m2.harness.cli import NOTHING_MEASURED, WRONG, finish
@@ -214,6 +226,9 @@ def conclude(
         first = wrong[0].failed[0]
         again = replay(first, sources.get(first.provider, ""))
         finish(WRONG, headline(folded), failure(first).splitlines()[1], again)
+    if off := [one for one in every if one.wrong]:
+        told = f"{off[0].op}: {off[0].name} of {off[0].dtype} is wrong on {off[0].provider} {off[0].variant}".rstrip()
+        finish(WRONG, told, off[0].wrong, f"m2check run --op {off[0].op} --report page.html{options(sources)}")
     silent = [row for row in models if row.score is None]
     if silent:
         told = f"the model on {silent[0].provider} did not run"

@@ -1,4 +1,4 @@
-"""What holds for every op, provider and device without a budget: relations between calls, and calls that are exact.
+"""What holds for every op, provider and device: relations between calls, calls that are exact, all numbers of a format.
 
 ``pytest --pyargs minimax_m2.harness.conformance_relations --provider FILE -m cpu`` runs it on anybody's kernels.
 """
@@ -11,6 +11,7 @@ import torch
 from minimax_m2.harness.bits import Bits
 from minimax_m2.harness.case import Case
 from minimax_m2.harness.exact import RECIPES, mismatch
+from minimax_m2.harness.exhaustive import functions_of, histograms
 from minimax_m2.harness.matrix import Cell
 from minimax_m2.harness.op import find_op
 from minimax_m2.harness.provider import Provider
@@ -37,3 +38,10 @@ def test_exact_calls_give_the_only_right_result(cell: Cell, provider: Provider, 
         pytest.skip(f"{cell.op} has no exact call")
     told = mismatch(cell.op, provider, Bits(Case({"op": cell.op, "seed": 0})), dtype, cell.variant)
     assert not told, f"{cell.id}: {told}"
+
+
+def test_elementwise_functions_are_right_at_every_number(cell: Cell, provider: Provider) -> None:
+    if not functions_of(cell.op):
+        pytest.skip(f"{cell.op} computes no function of one number")
+    wrong = [one for one in histograms(provider, cell.op, cell.variant) if one.wrong]
+    assert not wrong, "\n".join(f"{cell.id}: {one.name} of {one.dtype}: {one.wrong}" for one in wrong)

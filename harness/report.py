@@ -10,6 +10,7 @@ from jinja2 import Environment, StrictUndefined
 
 from minimax_m2.harness.case import Case
 from minimax_m2.harness.coverage import Coverage, coverage
+from minimax_m2.harness.exhaustive import BINS, Histogram
 from minimax_m2.harness.models import ModelRecord
 from minimax_m2.harness.op import all_ops
 from minimax_m2.harness.record import Record
@@ -23,9 +24,11 @@ ENOUGH = 60
 
 def page(
     records: Sequence[Record], *, absent: Iterable[str], models: Sequence[ModelRecord] = (),
-    sources: Mapping[str, str] | None = None,
+    sources: Mapping[str, str] | None = None, every: Sequence[Histogram] = (),
 ) -> str:  # fmt: skip
-    """HTML of a run, with providers' files by name in ``sources``. Every text from data is escaped; nothing is fetched.
+    """HTML of a run, with providers' files by name in ``sources``, and with what was asked of every number.
+
+    Every text from data is escaped; nothing is fetched.
 
     Raises ValueError for a run without records: a page of nothing would look like a pass.
     """
@@ -38,10 +41,12 @@ def page(
     return environment.from_string(template).render(
         run=records[0].run,
         machine=records[0].machine,
-        failed=bool(failed) or any(row.score is None for row in models),
+        failed=bool(failed) or any(row.score is None for row in models) or any(one.wrong for one in every),
         headline=headline(folded),
         rows=_rows(folded),
         coverage=covered(records),
+        every=every,
+        bins=[f"{end:g}" for end in BINS],
         models=[row.cells for row in models],
         failures=[failure(line.failed[0], (sources or {}).get(line.cell.provider, "")) for line in failed],
         absent=list(absent),

@@ -177,7 +177,8 @@ def test_the_element_that_strays_furthest_is_told() -> None:
     actual = value.clone()
     actual[0, 0], actual[1, 2] = 0.25, 7.0
     found = compare("y", actual, expected)
-    assert (found.worst, found.elements) == (Mismatch((1, 2), 7.0, 6.0, 0.5), 12)
+    assert (found.worst, found.elements, found.unspecified) == (Mismatch((1, 2), 7.0, 6.0, 0.5), 12, 0)
+    assert exactly("y", actual, value).unspecified == 0
 
 
 def test_one_element_is_judged_and_none_proves_nothing() -> None:

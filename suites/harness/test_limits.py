@@ -158,15 +158,26 @@ def covariance(own: Tensor, coef: Tensor, label: Tensor) -> Tensor:
     return own.flatten().diag() + coef.flatten()[:, None] * coef.flatten()[None] * same
 
 
-def test_shared_errors_have_the_degrees_of_freedom_of_their_covariance() -> None:
+BY_ROW = torch.tensor([0, 0, 1, 2])[:, None].expand(4, 40)
+IN_FOURS = (torch.arange(160) // 4).view(4, 40)
+
+
+@pytest.mark.parametrize("label", [BY_ROW, IN_FOURS], ids=("by row", "in fours"))
+def test_shared_errors_have_the_degrees_of_freedom_of_their_covariance(label: Tensor) -> None:
     value, z = drawn(9, 4, 40) + 3, drawn(10, 4, 40)
     coef, own = value / 8, torch.full_like(value, 0.25)
-    label = torch.tensor([0, 0, 1, 2])[:, None].expand(value.shape)
     expected = budget(value, own.sqrt(), shared=(Shared(-1, coef, label),))
     sigma = (own + coef.square()).sqrt()
     matrix = covariance(own / sigma**2, coef / sigma, label)
     one = chi(1, EACH)
-    most = float((coef / sigma)[:2].square().sum() / z.numel())
+
+    def heaviest(elements: Tensor) -> float:
+        """The largest part of some elements' variance that one error has."""
+        sums = torch.zeros(160, dtype=torch.float64)
+        part = (coef / sigma).square() * elements
+        return float(sums.index_add(0, label.flatten(), part.flatten()).max() / elements.sum())
+
+    most = heaviest(torch.ones_like(value))
     quantile = max(chi(z.numel() ** 2 / float(matrix.square().sum()), EACH), 1 + most * (one - 1))
     direction = (value / sigma) / (value / sigma).norm()
     reach = two_sided_normal(EACH) * float(direction.flatten() @ matrix @ direction.flatten()) ** 0.5
@@ -176,7 +187,7 @@ def test_shared_errors_have_the_degrees_of_freedom_of_their_covariance() -> None
     by_row = []
     for row in range(4):
         part = slice(40 * row, 40 * (row + 1))
-        alone = float((coef / sigma)[row].square().mean())
+        alone = heaviest((torch.arange(4) == row)[:, None].expand(4, 40).double())
         own_dof = 40**2 / float(matrix[part, part].square().sum())
         limit = max(chi(own_dof, EACH / 4), 1 + alone * (chi(1, EACH / 4) - 1))
         by_row.append(float(z[row].square().mean()) / ((1 + MODEL_ERROR) * limit))
