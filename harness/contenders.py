@@ -222,9 +222,10 @@ def some_of(seconds: Sequence[float]) -> tuple[float, ...]:
 
 
 def factors(case: Case, roof: Roof) -> str:
-    """The dtype that a case multiplies in at best: e4m3 where its weights are and the device has such products."""
+    """The dtype that a case multiplies in at best: that of its codes where the device has such products."""
     coded = case.op == "fp8_linear" or case.get("quant") in ("weights", "both")
-    return CODES if coded and CODES in roof.flops else case.word("dtype") if "dtype" in case else "float32"
+    codes = "int8" if case.get("quant") == "int8" else CODES if coded else ""
+    return codes if codes in roof.flops else case.word("dtype") if "dtype" in case else "float32"
 
 
 def believable(op: Op, verdict: Verdict, took: Timing, roof: Roof) -> Verdict:

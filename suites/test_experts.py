@@ -16,7 +16,7 @@ from minimax_m2.harness.verdict import Outcome
 def pack_experts(w13: Tensor, w2: Tensor, *, w13_scale: Tensor | None = None, w2_scale: Tensor | None = None,
                  block: tuple[int, int] | None = None, step: str = "") -> tuple[Tensor, Tensor, int]:  # fmt: skip
     """Weights in float32, and the group of quantised activations."""
-    rows, columns = block or (128, 128)
+    rows, columns = block or ((1, 2**20) if w13.dtype == torch.int8 else (128, 128))
 
     def widened(w: Tensor, scale: Tensor | None) -> Tensor:
         if scale is None:

@@ -197,6 +197,10 @@ def _ids(a: Mapping[str, Any]) -> str | None:
     return None if found is None else _dtype(found)
 
 
+def _quant(weight: Tensor) -> str:
+    return "int8" if weight.dtype == torch.int8 else "weights"
+
+
 def _block(a: Mapping[str, Any]) -> int | None:
     block = _raw(a, "block")
     return None if block is None else int(block[1])
@@ -227,7 +231,7 @@ _FIELDS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
     "stats": lambda a: "none" if a.get("stats") is None else "others",
     "ids": _ids,
     "bias": lambda a: "none" if a.get("bias") is None else "small",
-    "quant": lambda a: "none" if _raw(a, "w13_scale") is None else "weights",
+    "quant": lambda a: "none" if _raw(a, "w13_scale") is None else _quant(_raw(a, "w13")),
     "block": _block,
     "scoring": _given("scoring"),
     "renormalize": lambda a: int(a.get("renormalize", True)),

@@ -1,4 +1,4 @@
-"""Experts: drawn loads around every tile edge, weights at three scales, plain or e4m3 in blocks."""
+"""Experts: drawn loads around every tile edge, weights at three scales, plain, e4m3 in blocks or int8 by channel."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from minimax_m2.harness.bits import Bits, regime_values, strided
 from minimax_m2.harness.case import Case, Field
 from minimax_m2.harness.op import MANY_ROWS, Cost, Op, Pack, by_row, narrowed
-from minimax_m2.harness.ops import fp8_linear, swiglu
+from minimax_m2.harness.ops import fp8_linear, swiglu, swiglu_quant
 from minimax_m2.reference.routing import pack_routing
 
 # Half-widths of uniform weights, dyadic, whose standard deviation is the scale's name.
@@ -38,7 +38,8 @@ FACTORS: dict[str, tuple[Field, ...]] = {
     "regime": ("normal", "heavy", "tiny", "huge", "equal", "signed_zero"),
     "weights": ("0.02", "0.005", "0.1"),
     "dtype": ("bfloat16", "float16", "float32"),
-    "quant": ("none", "weights", "both"),  # both: x is e4m3 too
+    # weights: e4m3; both: x is e4m3 too; int8: weights with a scale a channel
+    "quant": ("none", "weights", "both", "int8"),
     "block": (128, 32),
     "ids": ("int32", "int64", "packed"),  # packed: words of pack_routing
     "map": (0, 1),  # 1: expert_map keeps the odd experts
@@ -48,14 +49,21 @@ FACTORS: dict[str, tuple[Field, ...]] = {
 
 
 def settle(fields: dict[str, Field]) -> dict[str, Field]:
-    """K fits the experts in use; ``out`` becomes a dtype."""
+    """K fits the experts in use; ``out`` becomes a dtype.
+
+    One column of one expert may cancel for every token alike, which leaves nothing to judge by.
+    """
     fields = narrowed(fields, E=8, K=2, H=33, I=17)
     active = min(int(fields["active"]), int(fields["E"]))
     K = min(int(fields["K"]), active)
     out = fields["dtype"] if fields["out"] == "same" else fields["out"]
+    H = 2 if fields["H"] == K == 1 else fields["H"]
+    # A scale a channel knows no blocks.
+    block = 128 if fields["quant"] == "int8" else fields["block"]
     # Act would leave float16's range below or above, where nobody can see an error of 1 %.
     unseen = fields["regime"] in ("tiny", "huge") and fields["dtype"] == "float16"
-    return fields | {"active": active, "K": K, "out": out, "regime": "normal" if unseen else fields["regime"]}
+    regime = "normal" if unseen else fields["regime"]
+    return fields | {"active": active, "K": K, "H": H, "out": out, "block": block, "regime": regime}
 
 
 def ids_of(case: Case, bits: Bits) -> Tensor:
@@ -93,9 +101,10 @@ def map_of(case: Case) -> Tensor | None:
 
 def weight_of(case: Case, bits: Bits, name: str, shape: tuple[int, ...]) -> tuple[Tensor, Tensor | None]:
     """A weight ``[E, N, M]`` and its scales: one random byte an element, so that M2's width costs seconds."""
-    half_width = HALF_WIDTHS[case.word("weights")]
-    plain = case.word("quant") == "none"
-    factor, dtype = (half_width / 128, getattr(torch, case.word("dtype"))) if plain else (1.0, torch.float8_e4m3fn)
+    half_width, quant = HALF_WIDTHS[case.word("weights")], case.word("quant")
+    plain = quant == "none"
+    factor = half_width / 128 if plain else 1.0
+    dtype = {"none": getattr(torch, case.word("dtype")), "int8": torch.int8}.get(quant, torch.float8_e4m3fn)
     if torch.Size(shape).numel() > DRAWN_WEIGHTS:
         weight = _repeated(name, shape, factor, dtype)
     else:
@@ -103,7 +112,7 @@ def weight_of(case: Case, bits: Bits, name: str, shape: tuple[int, ...]) -> tupl
     if plain:
         return weight, None
     block = case.number("block")
-    grid = (shape[0], -(-shape[1] // block), -(-shape[2] // block))
+    grid = (*shape[:2], 1) if quant == "int8" else (shape[0], -(-shape[1] // block), -(-shape[2] // block))
     return weight, fp8_linear.scales(bits, f"{name}/scale", grid, half_width / 128)
 
 
@@ -143,7 +152,7 @@ def inputs(case: Case, bits: Bits) -> dict[str, Any]:
     local = max(1, E // 2) if case.number("map") else E
     w13, w13_scale = weight_of(case, bits, "w13", (local, 2 * I, H))
     w2, w2_scale = weight_of(case, bits, "w2", (local, H, I))
-    block = (case.number("block"), case.number("block"))
+    block = None if case.word("quant") == "int8" else (case.number("block"), case.number("block"))
     packed = {"w13": w13, "w2": w2, "w13_scale": w13_scale, "w2_scale": w2_scale, "block": block}
     ids = ids_of(case, bits)
     # A slot without expert may hold anything: captured graphs leave old weights there.
@@ -190,6 +199,8 @@ def contract(case: Case) -> dict[str, Any]:
         "scale": "float32",
         "reciprocal": None,
         "scale_format": "float32",
+        "smallest": None,
+        "ties": "even",
         "gate_up": "float32",
         "silu": None,
         "act": case.word("out" if case.word("quant") == "both" else "dtype"),
@@ -204,8 +215,13 @@ TRITON = "vLLM:vllm/model_executor/layers/fused_moe/fused_moe.py"
 SGLANG_CPU = "SGLang:sgl-kernel/csrc/cpu/moe.cpp"
 TRANSFORMERS = "transformers:src/transformers/models/minimax_m2/modeling_minimax_m2.py"
 
+SGLANG_INT8 = "SGLang:sgl-kernel/csrc/cpu/moe_int8.cpp"
+
 CHOICES: dict[str, Mapping[Any, str]] = {
     **fp8_linear.OP.choices,
+    "activation": {**fp8_linear.OP.choices["activation"], "int8": SGLANG_INT8},
+    "smallest": {1e-7: "SGLang:sgl-kernel/csrc/cpu/vec.h"},
+    "ties": swiglu_quant.OP.choices["ties"],
     "routing_weights": {"bfloat16": "SGLang:python/sglang/srt/layers/moe/moe_runner/flashinfer_trtllm.py"},
     "gate_up": {"dtype": TRITON, None: SGLANG_CPU},
     "silu": swiglu.OP.choices["silu"],
@@ -240,6 +256,7 @@ WIDE_CASES: tuple[dict[str, Field], ...] = (
     {**M2_WIDTH, "E": 8, "K": 8, "seed": 1},
     {**M2_WIDTH, "E": 8, "K": 8, "weights": "0.1", "ids": "packed", "regime": "heavy", "seed": 2},
     {**M2_WIDTH, "E": 8, "K": 8, "weights": "0.005", "quant": "weights", "ids": "int64", "seed": 3},
+    {**M2_WIDTH, "E": 8, "K": 8, "quant": "int8", "seed": 4},
 )
 
 OP = Op(

@@ -28,7 +28,7 @@ REMEDY = "make peers"
 # sgl-kernel's and vLLM's vectorised exp: 20 ulp.
 EXP = {"exp_ulps": 20.0}
 # SGLang's fused_experts_cpu: how weights are held.
-UNQUANTISED, FP8_WEIGHTS = 0, 2
+UNQUANTISED, INT8_W8A8, FP8_WEIGHTS = 0, 1, 2
 # The average of slots an expert up to which its e4m3 weights meet their scales after the product.
 TINY_PRODUCT_ROWS = 4
 
@@ -57,6 +57,11 @@ def _fp8_experts_contract(case: Case) -> dict[str, Any]:
 
 
 SGLANG_FP8_CONTRACT: dict[str, Declared] = {"experts": _fp8_experts_contract}
+
+# Rows of x, and of act in bf16, are quantised by quantize_row_int8 in vec.h, which multiplies by 127 / absmax.
+SGLANG_INT8_CONTRACT: dict[str, dict[str, Any]] = {
+    "experts": {**EXP, "activation": "int8", "reciprocal": "float32", "smallest": 1e-7, "weighted": "dtype"}
+}
 
 # No kernel knows the id -1: every slot has an expert.
 BF16_EXPERTS: dict[str, tuple[Field, ...]] = {
@@ -97,6 +102,11 @@ CAN: dict[str, Refusals] = {
         {"experts": {**BF16_EXPERTS, "quant": ("weights",), "block": (128,)}},
         {"experts": _blocks},
     ),
+    "sglang_int8": Refusals(
+        "sglang-cpu-int8",
+        {"experts": {**BF16_EXPERTS, "quant": ("int8",)}},
+        {"experts": _blocks},
+    ),
 }  # fmt: skip
 
 
@@ -122,6 +132,11 @@ def sglang() -> Provider:
 def sglang_fp8() -> Provider:
     """The same with e4m3 weights, which it holds to another contract."""
     return _provider("sglang_fp8", SGLANG_FP8_CONTRACT)
+
+
+def sglang_int8() -> Provider:
+    """The same with int8 weights and activations."""
+    return _provider("sglang_int8", SGLANG_INT8_CONTRACT)
 
 
 def _provider(name: str, contract: Mapping[str, Declared]) -> Provider:
@@ -196,13 +211,12 @@ def pack_vnni(
 
 
 def fused_experts(x: Tensor, packed: PackedExperts, weights: Tensor, ids: Tensor, **choice: Any) -> Tensor:
-    """fused_experts_cpu, bf16 or e4m3 weights."""
+    """fused_experts_cpu of bf16, e4m3 or int8 weights."""
     y = torch.empty(x.shape, dtype=x.dtype)
-    plain = packed.w13_scale is None
+    held = {torch.bfloat16: UNQUANTISED, torch.int8: INT8_W8A8}.get(packed.w13.dtype, FP8_WEIGHTS)
     torch.ops._C.fused_experts_cpu(
-        y, dense(x), packed.w13, packed.w2, weights, ids, UNQUANTISED if plain else FP8_WEIGHTS,
-        packed.w13_scale, packed.w2_scale, None, None, None, None if plain else list(packed.block),
-        None, None, None, None, True,
+        y, dense(x), packed.w13, packed.w2, weights, ids, held, packed.w13_scale, packed.w2_scale, None, None, None,
+        list(packed.block) if held == FP8_WEIGHTS else None, None, None, None, None, True,
     )  # fmt: skip
     return y
 
@@ -220,4 +234,5 @@ OFFERS: dict[str, dict[str, Callable[..., Any]]] = {
     },
     "sglang": {"pack_experts": pack_vnni, "experts": fused_experts},
     "sglang_fp8": {"pack_experts": pack_vnni, "experts": fused_experts},
+    "sglang_int8": {"pack_experts": pack_vnni, "experts": fused_experts},
 }

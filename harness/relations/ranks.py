@@ -95,7 +95,7 @@ def summed_heads(op: Op, case: Case, given: Arguments) -> Change | None:
 
 def is_summable(case: Case, given: Arguments) -> bool:
     """Whether partial sums of experts lose nothing when they are returned."""
-    return case["out"] == "float32" and case["quant"] == "none" and given["weights"] is not None
+    return case["out"] == "float32" and given["weights"] is not None
 
 
 def expert_widths(op: Op, case: Case, given: Arguments) -> Change | None:
@@ -103,7 +103,8 @@ def expert_widths(op: Op, case: Case, given: Arguments) -> Change | None:
     packed: Pack = given["packed"]
     w13, w2 = packed.arguments["w13"], packed.arguments["w2"]
     width = w2.shape[-1]
-    if not is_summable(case, given) or width < 2:
+    # Ranks that hold a share of the width quantise it by other scales.
+    if not is_summable(case, given) or case["quant"] != "none" or width < 2:
         return None
     gate, up = w13.chunk(2, 1)
     packs = [
@@ -123,7 +124,7 @@ def whole_experts(op: Op, case: Case, given: Arguments) -> Change | None:
     shares = []
     for part in (slice(0, half), slice(half, count)):
         held = (number >= part.start) & (number < part.stop)
-        weights = {name: packed.arguments[name][part] for name in ("w13", "w2")}
+        weights = {n: v[part] for n, v in packed.arguments.items() if isinstance(v, torch.Tensor)}
         pack = Pack(packed.function, packed.arguments | weights)
         shares.append({"packed": pack, "expert_map": torch.where(held, number - part.start, -1).to(torch.int32)})
     return over(given, shares, added)

@@ -136,7 +136,9 @@ def idle_experts(op: Op, case: Case, given: Arguments) -> Change | None:
     for name in ("w13", "w2", "w13_scale", "w2_scale"):
         value = packed.arguments.get(name)
         if isinstance(value, Tensor):
-            idle = torch.full((2, *value.shape[1:]), torch.nan, dtype=torch.float32).to(value.dtype)
+            # Of int8 weights the scales are NaN.
+            spoilt = torch.nan if value.is_floating_point() else torch.iinfo(value.dtype).max
+            idle = torch.full((2, *value.shape[1:]), spoilt, dtype=torch.float32).to(value.dtype)
             longer[name] = torch.cat([value, idle])
     return Change(given | {"packed": Pack(packed.function, packed.arguments | longer)}, same)
 

@@ -15,14 +15,13 @@ COLUMNS = 64
 def blocks(weight: Tensor, order: Tensor) -> Tensor:
     """Turn rows ``order`` of ``[E, N, M]`` into blocks of 64 columns.
 
-    returns  [E, len(order)/64, ceil(M/2), 64, 2] for bfloat16 and e4m3, two inputs of a column side by side as the dot
-             product instruction wants them; [E, len(order)/64, M, 64] for float32 and float16
+    returns  [E, len(order)/64, ceil(M/n), 64, n], n inputs of a column side by side as the dot product instruction
+             wants them: 2 of bfloat16 and e4m3, 4 of int8; [E, len(order)/64, M, 64] for float32 and float16
     """
-    # torch indexes and permutes few operations on float8: move bits, not numbers. Two inputs are moved as one word.
-    order, pairs = _laid_order(weight.dtype, order), _pairs(weight.dtype)
+    # torch indexes and permutes few operations on float8: move bits, not numbers. Inputs side by side move as a word.
+    order, beside = _laid_order(weight.dtype, order), _side_by_side(weight.dtype)
     num_experts, _, inputs = weight.shape
-    words = -(-inputs // 2) if pairs else inputs
-    word = _WORDS[weight.element_size() * (2 if pairs else 1)]
+    words, word = -(-inputs // beside), _WORDS[weight.element_size() * beside]
     laid = empty_in_huge_pages((num_experts, len(order) // COLUMNS, words, COLUMNS), word)
     if node_shares.count() > 1:
         # The library of any op that reads such blocks can touch them.
@@ -30,9 +29,9 @@ def blocks(weight: Tensor, order: Tensor) -> Tensor:
     # One after the other: the chosen rows of all would take as much memory as the weights again.
     for target, rows in zip(laid, _bits(weight), strict=True):
         chosen = rows.index_select(0, order)
-        even = torch.nn.functional.pad(chosen, (0, 1)) if pairs and inputs % 2 else chosen
-        target.copy_(even.view(word).view(len(target), COLUMNS, words).transpose(1, 2))
-    return laid.view(weight.dtype).view(*laid.shape, *([2] if pairs else []))
+        whole = torch.nn.functional.pad(chosen, (0, -inputs % beside)) if inputs % beside else chosen
+        target.copy_(whole.view(word).view(len(target), COLUMNS, words).transpose(1, 2))
+    return laid.view(weight.dtype).view(*laid.shape, *([beside] if beside > 1 else []))
 
 
 def rows_of(laid: Tensor, order: Tensor, *, inputs: int) -> Tensor:
@@ -52,9 +51,9 @@ def _bits(x: Tensor) -> Tensor:
     return x.view(_WORDS[x.element_size()])
 
 
-def _pairs(dtype: torch.dtype) -> bool:
-    """Whether two inputs of a column stand side by side."""
-    return dtype not in (torch.float32, torch.float16)
+def _side_by_side(dtype: torch.dtype) -> int:
+    """Inputs of a column that one product takes."""
+    return {torch.float32: 1, torch.float16: 1, torch.int8: 4}.get(dtype, 2)
 
 
 def _laid_order(dtype: torch.dtype, order: Tensor) -> Tensor:
@@ -77,6 +76,16 @@ def scale_blocks(scale: Tensor, row: Tensor) -> Tensor:
     each = scale[:, row]
     per_block = 2 * len(row) // len(halves)
     return each.view(len(each), -1, per_block, each.shape[-1]).permute(0, 1, 3, 2).contiguous()
+
+
+def channel_scales(scale: Tensor, order: Tensor) -> Tensor:
+    """Give each column of a block its scale: ``[E, N, 1]`` to ``[E, blocks, 1, 64]``."""
+    return scale[:, order].view(len(scale), -1, 1, COLUMNS)
+
+
+def starts(laid: Tensor) -> Tensor:
+    """Where sums begin whose activations are held 128 too large, by column of int8: int32 ``[E, blocks, 64]``."""
+    return laid.sum((2, 4), dtype=torch.int32) * -128
 
 
 def scale_of(laid: Tensor, row: Tensor) -> Tensor:

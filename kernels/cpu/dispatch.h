@@ -10,6 +10,12 @@ constexpr bool serial_tokens(int64_t tokens, int64_t values_each) { return token
 constexpr bool serial_logits(int64_t tokens, int64_t experts) { return tokens * experts < 8192; }
 constexpr bool serial_products(int64_t products) { return products < 65536; }
 
+// Experts of int8 multiply codes of their activations, too; whoever holds other weights multiplies these as they are.
+constexpr bool quantises_activations(Dtype weight) { return weight == Dtype::int8; }
+// VNNI multiplies unsigned by signed bytes, so activations' codes are held 128 too large, which each sum then takes back.
+// Without it bytes are widened to 16 bits.
+constexpr bool multiplies_bytes(Isa isa) { return isa >= Isa::avx512_bf16; }
+
 // AMX multiplies tiles of bf16; int8 tiles serve no op yet.
 constexpr bool has_tile_product(Dtype dtype) { return dtype == Dtype::bfloat16; }
 

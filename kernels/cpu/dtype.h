@@ -15,6 +15,9 @@ struct Float8 {  // e4m3fn: no infinities, 0x7f and 0xff are NaN, largest finite
   uint8_t bits;
 };
 
+// The variants of a kernel, ascending, in the order of isa.COMPILED in isa.py.
+enum class Isa { portable, avx2, avx512, avx512_bf16, amx };
+
 enum class Dtype : int32_t { float32, bfloat16, float16, float8_e4m3, int8, int32, int64 };
 
 // Calls `body` with a null pointer of the storage type, so that a kernel is written once as a generic lambda:

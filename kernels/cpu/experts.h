@@ -16,6 +16,8 @@ struct ExpertsArgs {
   const float* w2_scale;
   int64_t w13_scale_width;  // values of a block and group: 64, or 2
   int64_t w2_scale_width;
+  const int32_t* w13_start;  // of int8 weights, by column: where the sum of biased activations begins
+  const int32_t* w2_start;
   const float* weights;  // [T, K], or null where ids are words of pack_routing
   const void* ids;       // [T, K]
   Dtype ids_dtype;
@@ -36,3 +38,6 @@ struct ExpertsArgs {
 
 // Returns the first slot t * K + k whose expert is out of range, or -1.
 MINIMAX_M2_KERNEL(int64_t, experts, const ExpertsArgs&)
+
+// The same for int8 weights.
+MINIMAX_M2_KERNEL(int64_t, experts_int8, const ExpertsArgs&)

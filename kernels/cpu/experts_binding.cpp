@@ -2,6 +2,7 @@
 #include "experts.h"
 
 #include "binding.h"
+#include "dispatch.h"
 
 #include <vector>
 
@@ -29,6 +30,8 @@ void experts(const Tensor& x, std::vector<Tensor> packed, std::optional<Tensor> 
                          .w2_scale = scales_or_null(packed[3]),
                          .w13_scale_width = packed[2].size(-1),
                          .w2_scale_width = packed[3].size(-1),
+                         .w13_start = static_cast<const int32_t*>(packed[5].const_data_ptr()),
+                         .w2_start = static_cast<const int32_t*>(packed[6].const_data_ptr()),
                          .weights = data_or_null<float>(weights),
                          .ids = ids.const_data_ptr(),
                          .ids_dtype = dtype_of(ids),
@@ -43,7 +46,8 @@ void experts(const Tensor& x, std::vector<Tensor> packed, std::optional<Tensor> 
                          .hidden = extent.size(1),
                          .width = extent.size(2),
                          .columns = extent.size(3)};
-  const int64_t bad = launch(experts_table, args);
+  const bool quantises = quantises_activations(args.weight_dtype);
+  const int64_t bad = quantises ? launch(experts_int8_table, args) : launch(experts_table, args);
   if (bad < 0) return;
   const std::string slot = "[" + std::to_string(bad / top_k) + ", " + std::to_string(bad % top_k) + "]";
   if (expert_map.has_value()) {

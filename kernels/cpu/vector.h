@@ -20,6 +20,10 @@
 //   load_pairs(p)  set1_pair(p)  store_pairs(p, v)  dot(acc, a, b)     acc[i] + a[2i+1]*b[2i+1] + a[2i]*b[2i]
 //   even_values(v)  odd_values(v)     a pair's halves as Float
 //   load_pairs(p, a, b)      4N e4m3 codes in runs of 8, taken in turn by a and b, exact
+//   Codes                    N runs of four int8 codes, an operand of dot over Int; load_codes(p) takes those of a weight
+//   Code, store_codes(p, i)  one code of the other operand and N of them, which belong together: unsigned bytes where
+//                            dispatch.h's multiplies_bytes says so, else signed, in an order of their own within four
+//   set1_codes(p)            a run of Code for every lane     dot(i, a, b)     i[l] + sum of a[4l+j]*b[4l+j], exact
 //   CHEAP_WIDENING           whether that costs nothing beside a few products
 //   exp  sigmoid  silu  rsqrt (as 1/sqrt)           accuracy stated at each
 //

@@ -181,6 +181,29 @@ inline Float dot(Float acc, Pairs a, Pairs b) {
   return fma(even_values(a), even_values(b), fma(odd_values(a), odd_values(b), acc));
 }
 
+// Products of bytes saturate here, so codes are widened to 16 bits: of each four, the even and the odd ones.
+using Code = int16_t;
+struct Codes {
+  __m256i even, odd;
+};
+
+inline Codes load_codes(const int8_t* p) {
+  const __m256i four = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return {_mm256_srai_epi16(_mm256_slli_epi16(four, 8), 8), _mm256_srai_epi16(four, 8)};
+}
+inline Codes set1_codes(const Code* p) {
+  int32_t pairs[2];
+  std::memcpy(pairs, p, sizeof pairs);
+  return {_mm256_set1_epi32(pairs[0]), _mm256_set1_epi32(pairs[1])};
+}
+inline void store_codes(Code* p, Int a) {
+  const __m128i sorted = _mm_shufflehi_epi16(_mm_shufflelo_epi16(narrow(a), 0xd8), 0xd8);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), sorted);
+}
+inline Int dot(Int acc, Codes a, Codes b) {
+  return acc + Int{_mm256_madd_epi16(a.even, b.even)} + Int{_mm256_madd_epi16(a.odd, b.odd)};
+}
+
 }  // namespace
 }  // namespace minimax_m2::MINIMAX_M2_ISA
 

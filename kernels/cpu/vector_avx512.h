@@ -9,6 +9,30 @@ inline Float dot(Float acc, Pairs a, Pairs b) {
   return fma(even_values(a), even_values(b), fma(odd_values(a), odd_values(b), acc));
 }
 
+// Products of bytes saturate here, so codes are widened to 16 bits: of each four, the even and the odd ones.
+using Code = int16_t;
+struct Codes {
+  __m512i even, odd;
+};
+
+inline Codes load_codes(const int8_t* p) {
+  const __m512i four = _mm512_loadu_si512(p);
+  return {_mm512_srai_epi16(_mm512_slli_epi16(four, 8), 8), _mm512_srai_epi16(four, 8)};
+}
+inline Codes set1_codes(const Code* p) {
+  int32_t pairs[2];
+  std::memcpy(pairs, p, sizeof pairs);
+  return {_mm512_set1_epi32(pairs[0]), _mm512_set1_epi32(pairs[1])};
+}
+inline void store_codes(Code* p, Int a) {
+  const __m256i words = _mm512_cvtepi32_epi16(a.v);
+  const __m256i sorted = _mm256_shufflehi_epi16(_mm256_shufflelo_epi16(words, 0xd8), 0xd8);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), sorted);
+}
+inline Int dot(Int acc, Codes a, Codes b) {
+  return acc + Int{_mm512_madd_epi16(a.even, b.even)} + Int{_mm512_madd_epi16(a.odd, b.odd)};
+}
+
 [[maybe_unused]] constexpr ByteTable<16> LOW_BYTE = byte_table<16>(0), HIGH_BYTE = byte_table<16>(8);
 
 inline __m512i looked_up(const ByteTable<16>& table, __m512i otherwise, __mmask64 small, __m512i magnitude) {

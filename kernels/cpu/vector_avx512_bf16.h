@@ -12,6 +12,21 @@ inline Float dot(Float acc, Pairs a, Pairs b) {
   return {_mm512_dpbf16_ps(acc.v, reinterpret_cast<__m512bh>(a.v), reinterpret_cast<__m512bh>(b.v))};
 }
 
+// vpdpbusd multiplies unsigned by signed bytes, and adds four products without saturation.
+using Code = uint8_t;
+struct Codes {
+  __m512i v;
+};
+
+inline Codes load_codes(const int8_t* p) { return {_mm512_loadu_si512(p)}; }
+inline Codes set1_codes(const Code* p) {
+  int32_t four;
+  std::memcpy(&four, p, sizeof four);
+  return {_mm512_set1_epi32(four)};
+}
+inline void store_codes(Code* p, Int a) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a.v)); }
+inline Int dot(Int acc, Codes a, Codes b) { return {_mm512_dpbusd_epi32(acc.v, a.v, b.v)}; }
+
 [[maybe_unused]] constexpr ByteTable<128> LOW_BYTE = byte_table<128>(0), HIGH_BYTE = byte_table<128>(8);
 
 inline __m512i looked_up(const ByteTable<128>& table, __m512i magnitude) {

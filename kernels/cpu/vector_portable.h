@@ -150,6 +150,29 @@ inline Float dot(Float acc, Pairs a, Pairs b) {
   });
 }
 
+using Code = int8_t;
+struct Codes {
+  int8_t lane[4 * Float::N];
+};
+
+inline Codes load_codes(const int8_t* p) {
+  Codes out;
+  std::memcpy(out.lane, p, sizeof out.lane);
+  return out;
+}
+inline Codes set1_codes(const Code* p) {
+  Codes out;
+  for (int i = 0; i < 4 * Float::N; ++i) out.lane[i] = p[i & 3];
+  return out;
+}
+inline void store_codes(Code* p, Int a) {
+  for (int i = 0; i < Float::N; ++i) p[i] = static_cast<Code>(a.lane[i]);
+}
+inline Int dot(Int acc, Codes a, Codes b) {
+  for (int i = 0; i < 4 * Float::N; ++i) acc.lane[i / 4] += a.lane[i] * b.lane[i];
+  return acc;
+}
+
 }  // namespace
 }  // namespace minimax_m2::MINIMAX_M2_ISA
 

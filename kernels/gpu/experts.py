@@ -40,6 +40,8 @@ SUMMED_COLUMNS = 256
 FEW_SLOTS = 8
 # The code paths beside the products of sm_90.
 ROWS, TILES = "rows", "tiles"
+# Cases that no kernel runs.
+refused = {"quant": {"int8": "int8 weights have no kernel on a GPU"}}
 
 
 def contract(case: Mapping[str, Any]) -> dict[str, Any]:
@@ -126,7 +128,9 @@ def pack_experts(
     Raises ValueError or TypeError for shapes, dtypes and scales outside the above.
     """
     rows, columns = block or (128, 128)
-    experts_schema.check_pack(w13, w2, w13_scale=w13_scale, w2_scale=w2_scale, block=(rows, columns))
+    experts_schema.check_pack(
+        w13, w2, w13_scale=w13_scale, w2_scale=w2_scale, block=(rows, columns), quantised=(experts_schema.E4M3,)
+    )
     none = torch.empty(0, device=w13.device)
     s13, s2 = (none if scale is None else scale.contiguous() for scale in (w13_scale, w2_scale))
     extent = torch.empty(0, *w2.shape[1:], columns, rows, device=w13.device)

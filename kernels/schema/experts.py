@@ -15,6 +15,21 @@ schema.define(
 )
 
 E4M3 = torch.float8_e4m3fn
+# So many products of two codes add up to less than 2^31.
+MOST_INT8_INPUTS = 2**17
+
+
+def block_of(w13: Tensor, w2: Tensor, block: tuple[int, int] | None) -> tuple[int, int]:
+    """Rows and columns that share a scale: of int8 weights one row and all of its columns.
+
+    Raises ValueError for a block of int8 weights.
+    """
+    if w13.dtype != torch.int8:
+        return block or (128, 128)
+    if block is not None:
+        raise ValueError(f"block={block} is given; int8 weights have one scale a row, leave block out")
+    widest = max(w13.shape[-1], w2.shape[-1])
+    return 1, widest + widest % 2
 
 
 def check_pack(
@@ -24,13 +39,16 @@ def check_pack(
     w13_scale: Tensor | None,
     w2_scale: Tensor | None,
     block: tuple[int, int],
+    quantised: tuple[torch.dtype, ...] = (E4M3, torch.int8),
 ) -> None:
-    """Raise what the host can know about the arguments of ``pack_experts``."""
+    """Raise what the host can know about the arguments of ``pack_experts``; weights with scales are ``quantised``."""
     schema.expect_shape("w2", w2, (None, None, None), "[E, H, I]")
     num_experts, hidden, width = w2.shape
     schema.expect_shape("w13", w13, (num_experts, 2 * width, hidden), "[E, 2*I, H]")
-    for name, size in (("num_experts", num_experts), ("hidden size", hidden), ("width", width)):
-        schema.expect_range(name, size, 1, 2**31 - 1, "w2 is [E, H, I]")
+    most = MOST_INT8_INPUTS if w13.dtype == torch.int8 else 2**31 - 1
+    schema.expect_range("num_experts", num_experts, 1, 2**31 - 1, "w2 is [E, H, I]")
+    for name, size in (("hidden size", hidden), ("width", width)):
+        schema.expect_range(name, size, 1, most, "w2 is [E, H, I]")
     if (w13_scale is None) != (w2_scale is None):
         raise ValueError("one of w13_scale and w2_scale is None; pass both or neither")
     rows, columns = block
@@ -38,7 +56,7 @@ def check_pack(
     schema.expect_range("block columns", columns, 2, 2**31 - 1, "the released checkpoint has blocks of (128, 128)")
     if columns % 2:
         raise ValueError(f"block={block} has odd columns; expected even ones, products are made two at a time")
-    schema.expect_dtype("w13", w13, schema.FLOATS if w13_scale is None else (E4M3,))
+    schema.expect_dtype("w13", w13, schema.FLOATS if w13_scale is None else quantised)
     schema.expect_dtype("w2", w2, (w13.dtype,))
     if w13_scale is None or w2_scale is None:
         return
@@ -59,7 +77,7 @@ def check(
     model_dtype: torch.dtype,
 ) -> None:
     """Raise what the host can know about the arguments of ``experts``."""
-    w13, _, w13_scale, _, extent = packed
+    w13, _, w13_scale, _, extent = packed[:5]
     hidden, columns = extent.shape[1], extent.shape[3]
     schema.expect_shape("x", x, (None, hidden), "[T, H]")
     schema.expect_rows("x", x)
@@ -75,6 +93,8 @@ def check(
         schema.expect_contiguous("weights", weights)
     if x_scale is None:
         schema.expect_dtype("x", x, schema.FLOATS)
+    elif w13.dtype == torch.int8:
+        raise ValueError("x_scale is given; beside int8 weights pass x in the model's dtype, the kernel quantises it")
     else:
         schema.expect_dtype("x (with x_scale)", x, (E4M3,))
         schema.expect_shape("x_scale", x_scale, (x.shape[0], -(-hidden // columns)), f"[T, ceil(H/{columns})]")

@@ -127,7 +127,8 @@ SAME_RULE = {
 }  # fmt: skip
 # Calibrated in the tests of the op that brings it.
 OF_AN_OP = {"delta_rule"}
-IN_COMPOSITES = frozenset({"rounded", "rounded_int8", "power_of_two_above"})  # suites/harness/test_budget_composites.py
+# suites/harness/test_budget_composites.py and test_budget_quantisers.py
+IN_COMPOSITES = frozenset({"rounded", "rounded_int8", "power_of_two_above", "whole_product"})
 
 
 def test_every_rule_has_a_program() -> None:

