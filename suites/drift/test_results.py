@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from minimax_m2.harness.drift import planted_runs
 from minimax_m2.harness.drift.clean_runs import FORMATS, PROVIDERS, WINDOWS, missing, read, table
 from minimax_m2.harness.drift.picture import picture
 from minimax_m2.harness.drift.record import Drift, read_drift
@@ -63,6 +64,15 @@ def test_no_right_run_was_flagged_in_two_hundred() -> None:
 
 def test_the_table_of_right_runs_is_the_record_s() -> None:
     assert table(read(clean_record())) in TEXT
+
+
+def test_faults_at_m2_s_width_are_found_as_often_as_is_said() -> None:
+    runs = planted_runs.read(sorted(RESULTS.glob("drift-planted-*.jsonl"))[-1])
+    assert len({(run.fault, run.layer) for run in runs}) == len(runs) == 60
+    first, wrong = sum(run.first for run in runs), sum(run.wrong for run in runs)
+    assert first >= 0.95 * len(runs)
+    assert f"| single faults at MiniMax-M2's widths, ranked first | {first} | {len(runs)} |" in TEXT
+    assert f"| single faults at MiniMax-M2's widths, beyond their budget | {wrong} | {len(runs)} |" in TEXT
 
 
 def test_sixty_two_layers_were_walked_in_less_than_twelve_gigabytes() -> None:
