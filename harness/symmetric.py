@@ -64,9 +64,11 @@ def shared_memory(communicator: Communicator, count: int, dtype: torch.dtype) ->
     inner = communicator
     while isinstance(inner, Relay):
         inner = inner.inner
-    if not isinstance(inner, Distributed) or torch.distributed.get_backend(inner.group) != "nccl":
+    backend = torch.distributed.get_backend(inner.group) if isinstance(inner, Distributed) else ""
+    if not isinstance(inner, Distributed) or backend != "nccl":
+        over = f"{type(inner).__name__}{f' over {backend}' if backend else ''}"
         raise ValueError(
-            f"{type(inner).__name__} has no GPUs that see each other's memory; launch ranks with --device gpu"
+            f"{over} has no GPUs that see each other's memory; each rank needs a GPU of one host, and NCCL"
         )
     group = inner.group or torch.distributed.group.WORLD
     assert group is not None, "ranks that are processes have a group"
