@@ -8,7 +8,14 @@ import triton.language as tl
 from torch import Tensor
 
 from minimax_m2.kernels.gpu.codes import e4m3_code, group_scales, quotients
-from minimax_m2.kernels.gpu.launch import capability, converts_e4m3, on_device_of, registered
+from minimax_m2.kernels.gpu.launch import (
+    capability,
+    chained,
+    converts_e4m3,
+    on_device_of,
+    registered,
+    take_turn,
+)
 from minimax_m2.kernels.gpu.rms_norm import row_scale, warps_of
 from minimax_m2.kernels.launched import power_of_two
 from minimax_m2.kernels.schema import add_rms_norm_quant as add_rms_norm_quant_schema
@@ -20,16 +27,18 @@ contract = {"reciprocal": "float32"}
 @triton.jit
 def add_rms_norm_quant_kernel(
     x_ptr, residual_ptr, weight_ptr, q_ptr, scale_ptr, residual_out_ptr, x_stride, residual_stride, H, width, eps,
-    group, num_groups, GROUPS: tl.constexpr, WIDTH: tl.constexpr, HARDWARE: tl.constexpr,
+    group, num_groups, GROUPS: tl.constexpr, WIDTH: tl.constexpr, HARDWARE: tl.constexpr, EARLY: tl.constexpr,
+    FOLLOWED: tl.constexpr,
 ):  # fmt: skip
     t = tl.program_id(0).to(tl.int64)
     g = tl.arange(0, GROUPS)
     within = tl.arange(0, WIDTH)
     h = g[:, None] * group + within[None, :]
     inside = (within < group)[None, :] & (h < H)
+    weight = tl.load(weight_ptr + h, mask=inside, other=0.0).to(tl.float32)
+    take_turn(EARLY, FOLLOWED)
     x = tl.load(x_ptr + t * x_stride + h, mask=inside, other=0.0).to(tl.float32)
     residual = tl.load(residual_ptr + t * residual_stride + h, mask=inside, other=0.0).to(tl.float32)
-    weight = tl.load(weight_ptr + h, mask=inside, other=0.0).to(tl.float32)
     z = x + residual
     tl.store(residual_out_ptr + t * H + h, z.to(residual_out_ptr.dtype.element_ty), mask=inside)
     y = z * row_scale(tl.sum(z * z, 1), width, eps) * weight
@@ -44,11 +53,12 @@ def _launch(
     num_tokens, H = x.shape
     used, num_groups = min(group, H), scale.shape[1]
     groups, width = power_of_two(num_groups), power_of_two(used)
+    warps, arch = warps_of(groups * width), capability(x)
     with on_device_of(x):
         add_rms_norm_quant_kernel[(num_tokens,)](
             x, residual, weight, q.view(torch.uint8), scale, residual_out, x.stride(0), residual.stride(0), H,
             float(H), eps, used, num_groups, GROUPS=groups, WIDTH=width,
-            HARDWARE=converts_e4m3(capability(x)), num_warps=warps_of(groups * width),
+            HARDWARE=converts_e4m3(arch), num_warps=warps, **chained(arch, num_tokens * warps),
         )  # fmt: skip
 
 

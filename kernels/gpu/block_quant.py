@@ -10,12 +10,11 @@ from torch import Tensor
 from minimax_m2.kernels.gpu.codes import e4m3_code, group_scales, quotients
 from minimax_m2.kernels.gpu.launch import (
     capability,
+    chained,
     converts_e4m3,
-    let_next_start,
     on_device_of,
-    overlaps,
     registered,
-    wait_for_predecessor,
+    take_turn,
 )
 from minimax_m2.kernels.launched import power_of_two
 from minimax_m2.kernels.schema import block_quant as block_quant_schema
@@ -32,8 +31,7 @@ def block_quant_kernel(
     GROUPS: tl.constexpr, WIDTH: tl.constexpr, POWER_OF_TWO: tl.constexpr, HARDWARE: tl.constexpr,
     EARLY: tl.constexpr, FOLLOWED: tl.constexpr,
 ):  # fmt: skip
-    wait_for_predecessor(EARLY)
-    let_next_start(EARLY and FOLLOWED)
+    take_turn(EARLY, FOLLOWED)
     t = tl.program_id(0).to(tl.int64)
     g = tl.program_id(1) * GROUPS + tl.arange(0, GROUPS)
     within = tl.arange(0, WIDTH)
@@ -45,17 +43,16 @@ def block_quant_kernel(
     tl.store(scale_ptr + t * num_groups + g, scale, mask=g < num_groups)
 
 
-def quantise(x: Tensor, group: int, power_of_two_scale: bool, q: Tensor, scale: Tensor, followed: bool = False) -> None:
-    """Launch the quantisation; ``followed``: the next launch waits for it, so it may begin early."""
+def quantise(x: Tensor, group: int, power_of_two_scale: bool, q: Tensor, scale: Tensor) -> None:
+    """Launch the quantisation."""
     (num_tokens, H), num_groups = x.shape, scale.shape[1]
     used = min(group, H)
     programs, tile = group_tiles(used, num_groups)
     arch = capability(x)
-    overlap = overlaps(arch)
     with on_device_of(x):
         block_quant_kernel[(num_tokens, programs)](
             x, q.view(torch.uint8), scale, x.stride(0), H, used, num_groups, POWER_OF_TWO=power_of_two_scale,
-            HARDWARE=converts_e4m3(arch), EARLY=overlap, FOLLOWED=followed, **tile, launch_pdl=overlap,
+            HARDWARE=converts_e4m3(arch), **tile, **chained(arch, num_tokens * programs * tile["num_warps"]),
         )  # fmt: skip
 
 

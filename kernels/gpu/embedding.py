@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from minimax_m2.kernels.gpu.launch import on_device_of, registered
+from minimax_m2.kernels.gpu.launch import capability, chained, on_device_of, registered, take_turn
 from minimax_m2.kernels.launched import power_of_two
 from minimax_m2.kernels.schema import embedding as embedding_schema
 
@@ -15,7 +15,9 @@ COLUMNS = 2048
 
 
 @triton.jit
-def embedding_kernel(ids_ptr, weight_ptr, rows_ptr, stride, V, H, vocab_start, COLUMNS: tl.constexpr):
+def embedding_kernel(ids_ptr, weight_ptr, rows_ptr, stride, V, H, vocab_start, COLUMNS: tl.constexpr,
+                     EARLY: tl.constexpr, FOLLOWED: tl.constexpr):  # fmt: skip
+    take_turn(EARLY, FOLLOWED)
     t = tl.program_id(0).to(tl.int64)
     h = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     local = tl.load(ids_ptr + t).to(tl.int64) - vocab_start
@@ -28,10 +30,11 @@ def embedding_kernel(ids_ptr, weight_ptr, rows_ptr, stride, V, H, vocab_start, C
 def _launch(ids: Tensor, weight: Tensor, vocab_start: int, rows: Tensor) -> None:
     num_tokens, H = rows.shape
     columns = min(COLUMNS, power_of_two(H))
+    programs, warps = triton.cdiv(H, columns), min(8, max(1, columns // 256))
     with on_device_of(ids):
-        embedding_kernel[(num_tokens, triton.cdiv(H, columns))](
+        embedding_kernel[(num_tokens, programs)](
             ids, weight, rows, weight.stride(0), weight.shape[0], H, vocab_start,
-            COLUMNS=columns, num_warps=min(8, max(1, columns // 256)),
+            COLUMNS=columns, num_warps=warps, **chained(capability(ids), num_tokens * programs * warps),
         )  # fmt: skip
 
 

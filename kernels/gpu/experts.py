@@ -22,7 +22,14 @@ from minimax_m2.kernels.gpu.experts_products import (
 )
 from minimax_m2.kernels.gpu.experts_rows import down_rows_kernel, gate_up_rows_kernel
 from minimax_m2.kernels.gpu.experts_tiles import down_kernel, gate_up_kernel, sum_choices_kernel
-from minimax_m2.kernels.gpu.launch import capability, converts_e4m3, on_device_of, overlaps, registered
+from minimax_m2.kernels.gpu.launch import (
+    capability,
+    chained,
+    converts_e4m3,
+    on_device_of,
+    registered,
+    starts_early,
+)
 from minimax_m2.kernels.gpu.moe_align import moe_align
 from minimax_m2.kernels.gpu.scaled_rows import fits, steps_of
 from minimax_m2.kernels.gpu.scaled_tile import evenly
@@ -35,7 +42,8 @@ UNSORTED_SLOTS = 32
 ROW_SLOTS = 32
 # Rows of the weight that a program reads, of gate and of up each, and of down.
 GATE_ROWS, DOWN_ROWS = 4, 16
-SUMMED_COLUMNS = 256
+# Columns of a program that sums: few where tokens are few, a thread's 16 bytes of a row where they are many.
+FEW_COLUMNS, MANY_COLUMNS, MANY_TOKENS = 256, 1024, 512
 # Up to so many slots an expert, tiles are ahead of the products of sm_90.
 FEW_SLOTS = 8
 # The code paths beside the products of sm_90.
@@ -85,7 +93,8 @@ def tiling(num_slots: int, num_experts: int, hardware: bool) -> Tiling:
         return Tiling(16, 32, 32, False, False, 4, 4)
     per_expert = num_slots / num_experts
     slots = 16 if per_expert <= 12 else 32 if per_expert <= 24 or not hardware else 64 if per_expert <= 192 else 128
-    return Tiling(slots, 128, 128, True, True, 4 if slots == 16 and hardware else 8, 3)
+    narrow = slots == 16 and hardware
+    return Tiling(slots, 128, 128, True, True, 4 if narrow else 8, 4 if narrow else 3)
 
 
 def by_rows(num_slots: int, hidden: int, width: int, columns: int, *, scaled: bool) -> bool:
@@ -139,28 +148,29 @@ def pack_experts(
 
 def _launch_rows(
     x: Tensor, packed: list[Tensor], weights: Tensor | None, ids: Tensor, expert_map: Tensor | None,
-    x_scale: Tensor | None, y: Tensor, overlap: bool,
+    x_scale: Tensor | None, y: Tensor,
 ) -> None:  # fmt: skip
     """Write the weighted row of every slot, each slot for itself."""
     w13, w2, w13_scale, w2_scale, extent = packed
     _, H, I, columns, rows = extent.shape
     num_slots, mapped = ids.numel(), 0 if expert_map is None else expert_map.numel()
-    hardware = converts_e4m3(capability(x))
+    arch = capability(x)
     act = torch.empty((num_slots, I), dtype=torch.float32, device=x.device)
     coded = x_scale is not None
-    which = {"HAS_MAP": expert_map is not None, "WORDS": weights is None, "HARDWARE": hardware, "EARLY": overlap}
+    which = {"HAS_MAP": expert_map is not None, "WORDS": weights is None, "HARDWARE": converts_e4m3(arch)}
+    which |= starts_early(arch)
     groups, block, steps = steps_of(H, columns)
     gate_up_rows_kernel[(triton.cdiv(I, GATE_ROWS), num_slots)](
         x.view(torch.uint8) if coded else x, x_scale, w13.view(torch.uint8), w13_scale, ids, expert_map, act,
         x.stride(0), num_slots, w13.shape[0], mapped, ids.shape[1], H, I, rows, columns, w13_scale.shape[1],
         w13_scale.shape[2], COLUMNS=GATE_ROWS, GROUPS=groups, BLOCK=block, STEPS=steps,
-        EVEN=steps * groups * columns == H and block == columns, CODED=coded, **which, num_warps=4, launch_pdl=overlap,
+        EVEN=steps * groups * columns == H and block == columns, CODED=coded, **which, num_warps=4,
     )  # fmt: skip
     groups, block, steps = steps_of(I, columns)
     down_rows_kernel[(triton.cdiv(H, DOWN_ROWS), num_slots)](
         act, w2.view(torch.uint8), w2_scale, weights, ids, expert_map, y, num_slots, w13.shape[0], mapped, H, I, rows,
         columns, w2_scale.shape[1], w2_scale.shape[2], COLUMNS=DOWN_ROWS, GROUPS=groups, BLOCK=block, STEPS=steps,
-        EVEN=steps * groups * columns == I and block == columns, **which, num_warps=4, launch_pdl=overlap,
+        EVEN=steps * groups * columns == I and block == columns, **which, num_warps=4,
     )  # fmt: skip
 
 
@@ -173,7 +183,8 @@ def _launch_tiles(
     _, H, I, columns, rows = extent.shape
     num_experts, num_slots, top_k = w13.shape[0], ids.numel(), ids.shape[1]
     scaled = w13_scale.numel() > 0
-    hardware = converts_e4m3(capability(x))
+    arch = capability(x)
+    hardware = converts_e4m3(arch)
     cut = tiling(num_slots, num_experts, hardware)
     if scaled and x_scale is None and cut.sorted:
         x, x_scale = block_quant(x, group=columns)
@@ -201,7 +212,7 @@ def _launch_tiles(
     gate_step = columns if coded else gate_columns
     which = {"SORTED": cut.sorted, "HAS_MAP": expert_map is not None, "WORDS": weights is None}
     tile = {"ROWS": cut.slots, "BLOCK": block, "SCALED": scaled, "HARDWARE": hardware}
-    options = {"num_warps": cut.warps, "num_stages": cut.stages}
+    options = {"num_warps": cut.warps, "num_stages": cut.stages, **starts_early(arch)}
     codes = torch.uint8
     gate_up_kernel[(triton.cdiv(I, gate_step), blocks)](
         x.view(codes) if x_scale is not None else x, x_scale, w13.view(codes) if scaled else w13, w13_scale, ids,
@@ -234,19 +245,19 @@ def _launch(
         scaled=scaled, aligned=x.is_cuda and rows_begin_evenly(x, packed, x_scale is not None),
     )  # fmt: skip
     path = tuned.chosen("experts", bucket(num_slots, w13.shape[0]), able, x)
-    # The launches in tiles do not let the next one begin early.
-    overlap = path != TILES and overlaps(arch)
     with on_device_of(x):
         if path == ROWS:
-            _launch_rows(x, packed, weights, ids, expert_map, x_scale, y, overlap)
+            _launch_rows(x, packed, weights, ids, expert_map, x_scale, y)
         elif path == TILES:
             _launch_tiles(x, packed, weights, ids, expert_map, x_scale, y)
         else:
             launch_products(x, packed, weights, ids, expert_map, x_scale, y, rows=PRODUCTS[path])
-        summed = min(SUMMED_COLUMNS, power_of_two(H))
-        sum_choices_kernel[(triton.cdiv(H, summed), ids.shape[0])](
+        summed = min(MANY_COLUMNS if ids.shape[0] >= MANY_TOKENS else FEW_COLUMNS, power_of_two(H))
+        programs = triton.cdiv(H, summed)
+        sum_choices_kernel[(programs, ids.shape[0])](
             y, ids, expert_map, out, num_slots, w13.shape[0], mapped, top_k, H, CHOICES=top_k, COLUMNS=summed,
-            HAS_MAP=expert_map is not None, WORDS=weights is None, EARLY=overlap, num_warps=4, launch_pdl=overlap,
+            HAS_MAP=expert_map is not None, WORDS=weights is None, num_warps=4,
+            **chained(arch, programs * ids.shape[0] * 4),
         )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from minimax_m2.kernels.gpu.block_quant import quantise
@@ -16,6 +17,8 @@ from minimax_m2.kernels.schema.block_quant import allocated
 UNSORTED = 64
 # The most slots an expert, on average, for blocks of so many: few experts then have more than one block.
 BLOCKS = {16: 8, 32: 20}
+# In blocks of more rows, slots are many more than tokens are groups of: codes are made before they are gathered.
+FEW_ROWS = 16
 # Rows of a block by path; 1 where nothing is sorted.
 PRODUCTS = {f"products of {rows}": rows for rows in (1, 16, 32, 128)}
 
@@ -50,6 +53,13 @@ def rows_begin_evenly(x: Tensor, packed: list[Tensor], coded: bool) -> bool:
     return aligned(*packed[:2], *([x] if coded else []))
 
 
+def quantised_once(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Codes of x and the scales of its groups."""
+    q, scale = allocated(*x.shape, group=GROUP, dtype=dtype, device=x.device)
+    quantise(x, GROUP, False, q, scale)
+    return q, scale
+
+
 def launch_products(
     x: Tensor, packed: list[Tensor], weights: Tensor | None, ids: Tensor, expert_map: Tensor | None,
     x_scale: Tensor | None, y: Tensor, rows: int,
@@ -62,13 +72,14 @@ def launch_products(
     if rows > 1:
         # Words of pack_routing hold the id in their upper half.
         plain_ids = (ids >> 16).contiguous() if weights is None else ids
+        if quantised and rows > FEW_ROWS:
+            # Once a token, not once a slot.
+            x, x_scale = quantised_once(x, w13.dtype)
         sorting = Sorting(*moe_align(plain_ids, num_experts=num_experts, block=rows, expert_map=expert_map)[:3])
         x, x_scale = gathered_rows(x, x_scale, sorting.slots, num_slots, top_k, GROUP)
         places = len(sorting.slots)
     elif x_scale is None:
-        q, x_scale = allocated(*x.shape, group=GROUP, dtype=w13.dtype, device=x.device)
-        quantise(x, GROUP, False, q, x_scale, followed=True)
-        x = q
+        x, x_scale = quantised_once(x, w13.dtype)
 
     act, act_scale = allocated(places, I, group=GROUP, dtype=w13.dtype, device=x.device)
     tile_rows = max(rows, 16)

@@ -60,6 +60,8 @@ def down_rows_kernel(
     # Ids are older than the launch before this one, which began after they were written; so weights may be read now.
     expert = expert_of(ids_ptr, map_ptr, slot, slot < num_slots, num_experts, num_mapped, HAS_MAP, WORDS)
     if expert < 0:
+        # Waited for all the same: a launch of which no program waits would end before the one ahead of it.
+        wait_for_predecessor(EARLY)
         return
     first = tl.program_id(0) * COLUMNS
     n = first + tl.arange(0, COLUMNS)

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from minimax_m2.kernels.gpu.codes import e4m3_code, group_scales, quotients
-from minimax_m2.kernels.gpu.launch import wait_for_predecessor
+from minimax_m2.kernels.gpu.launch import let_next_start, take_turn, wait_for_predecessor
 from minimax_m2.kernels.gpu.scaled_tile import channels, factor, quantised_rows, scaled, weight_tile
 from minimax_m2.kernels.gpu.swiglu import gated
 
@@ -59,9 +59,10 @@ def gate_up_kernel(
     x_stride, num_slots, num_experts, num_mapped, top_k, H, I, block_rows, width, scale_rows, x_groups, act_groups,
     STEPS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr, SCALED: tl.constexpr,
     CODED: tl.constexpr, ACT_CODED: tl.constexpr, SORTED: tl.constexpr, HAS_MAP: tl.constexpr, WORDS: tl.constexpr,
-    EVEN: tl.constexpr, FULL: tl.constexpr, ONE_SCALE: tl.constexpr, HARDWARE: tl.constexpr,
+    EVEN: tl.constexpr, FULL: tl.constexpr, ONE_SCALE: tl.constexpr, HARDWARE: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """``act = silu(x @ gate^T) * (x @ up^T)`` for a tile of slots and columns; coded tiles are one group wide."""
+    wait_for_predecessor(EARLY)
     expert, slots, ok = rows_of_program(
         ids_ptr, map_ptr, sorted_ptr, block_experts_ptr, num_slots, num_experts, num_mapped, ROWS, SORTED, HAS_MAP,
         WORDS,
@@ -98,6 +99,7 @@ def gate_up_kernel(
             x = channels(x_ptr, token, ok, x_stride, start, width, H, BLOCK, EVEN)
             gate += tl.dot(x, gate_w, input_precision="ieee")
             up += tl.dot(x, up_w, input_precision="ieee")
+    let_next_start(EARLY)
     act = gated(gate, up)
     inside = ok[:, None] & column_ok[None, :]
     place = slots[:, None] * I + n[None, :]
@@ -116,9 +118,10 @@ def down_kernel(
     num_slots, num_experts, num_mapped, H, I, block_rows, width, scale_rows,
     STEPS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr, SCALED: tl.constexpr,
     CODED: tl.constexpr, SORTED: tl.constexpr, HAS_MAP: tl.constexpr, WORDS: tl.constexpr, EVEN: tl.constexpr,
-    FULL: tl.constexpr, ONE_SCALE: tl.constexpr, HARDWARE: tl.constexpr,
+    FULL: tl.constexpr, ONE_SCALE: tl.constexpr, HARDWARE: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """``y[slot] = weight * (act[slot] @ w2^T)`` for a tile of slots and columns."""
+    wait_for_predecessor(EARLY)
     expert, slots, ok = rows_of_program(
         ids_ptr, map_ptr, sorted_ptr, block_experts_ptr, num_slots, num_experts, num_mapped, ROWS, SORTED, HAS_MAP,
         WORDS,
@@ -146,6 +149,7 @@ def down_kernel(
         else:
             act = channels(act_ptr, slots, ok, I, start, width, I, BLOCK, EVEN)
             y += tl.dot(act, w, input_precision="ieee")
+    let_next_start(EARLY)
     y *= weight_of(weights_ptr, ids_ptr, slots, ok, WORDS)[:, None]
     tl.store(
         y_ptr + slots[:, None] * H + n[None, :], y.to(y_ptr.dtype.element_ty), mask=ok[:, None] & column_ok[None, :]
@@ -156,14 +160,14 @@ def down_kernel(
 def sum_choices_kernel(
     y_ptr, ids_ptr, map_ptr, out_ptr, num_slots, num_experts, num_mapped, top_k, H,
     CHOICES: tl.constexpr, COLUMNS: tl.constexpr, HAS_MAP: tl.constexpr, WORDS: tl.constexpr,
-    EARLY: tl.constexpr,
+    EARLY: tl.constexpr, FOLLOWED: tl.constexpr,
 ):  # fmt: skip
     """Add a token's choices in their order; a slot without expert was never written and is not read."""
-    wait_for_predecessor(EARLY)
+    take_turn(EARLY, FOLLOWED)
     t = tl.program_id(1).to(tl.int64)
     n = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     total = tl.zeros((COLUMNS,), tl.float32)
-    for choice in range(CHOICES):
+    for choice in tl.static_range(CHOICES):
         slot = t * top_k + choice
         expert = expert_of(ids_ptr, map_ptr, slot, slot < num_slots, num_experts, num_mapped, HAS_MAP, WORDS)
         y = tl.load(y_ptr + slot * H + n, mask=(n < H) & (expert >= 0), other=0.0).to(tl.float32)

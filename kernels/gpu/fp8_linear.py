@@ -164,7 +164,7 @@ def _launch(x: Tensor, weight: Tensor, scale: Tensor, block: Tensor, x_scale: Te
             return
         if x_scale is None:
             q, x_scale = allocated(*x.shape, group=columns, dtype=weight.dtype, device=x.device)
-            quantise(x, columns, False, q, x_scale, followed=True)
+            quantise(x, columns, False, q, x_scale)
             x = q
         if path == TILES:
             _launch_tiles(x, weight, scale, rows, columns, x_scale, out)

@@ -8,7 +8,14 @@ import triton.language as tl
 from torch import Tensor
 
 from minimax_m2.kernels.gpu.kv_cache_entries import entry, offsets_of, saturated
-from minimax_m2.kernels.gpu.launch import capability, converts_e4m3, on_device_of, registered
+from minimax_m2.kernels.gpu.launch import (
+    capability,
+    chained,
+    converts_e4m3,
+    on_device_of,
+    registered,
+    take_turn,
+)
 from minimax_m2.kernels.launched import power_of_two
 from minimax_m2.kernels.schema import kv_cache as kv_schema
 
@@ -22,7 +29,9 @@ def kv_cache_kernel(
     k_stride, k_head_stride, v_stride, v_head_stride, k_page_stride, k_slot_stride, k_cache_head_stride,
     v_page_stride, v_slot_stride, v_cache_head_stride, page, num_slots, width,
     D: tl.constexpr, BLOCK: tl.constexpr, CODED: tl.constexpr, HARDWARE: tl.constexpr,
+    EARLY: tl.constexpr, FOLLOWED: tl.constexpr,
 ):  # fmt: skip
+    take_turn(EARLY, FOLLOWED)
     t = tl.program_id(0).to(tl.int64)
     channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     head, within = (channel // D).to(tl.int64), channel % D
@@ -56,11 +65,13 @@ def _launch(
     coded = k_cache.dtype == torch.float8_e4m3fn
     k_entries, v_entries = (cache.view(torch.uint8) if coded else cache for cache in (k_cache, v_cache))
     block = min(BLOCK, power_of_two(Hk * D))
+    programs, arch = triton.cdiv(Hk * D, block), capability(k)
     with on_device_of(k):
-        kv_cache_kernel[(num_tokens, triton.cdiv(Hk * D, block))](
+        kv_cache_kernel[(num_tokens, programs)](
             k, v, k_entries, v_entries, slots, k_scale, v_scale, k.stride(0), k.stride(1), v.stride(0), v.stride(1),
             *k_cache.stride()[:3], *v_cache.stride()[:3], page, num_slots, Hk * D,
-            D=D, BLOCK=block, CODED=coded, HARDWARE=converts_e4m3(capability(k)), num_warps=4,
+            D=D, BLOCK=block, CODED=coded, HARDWARE=converts_e4m3(arch), num_warps=4,
+            **chained(arch, num_tokens * programs * 4),
         )  # fmt: skip
 
 

@@ -16,6 +16,8 @@ from minimax_m2.kernels import schema
 
 # The oldest architecture that every kernel compiles for.
 OLDEST = 80
+# So many warps of a launch leave room on a large GPU for the programs of the next.
+ROOM = 1024
 
 
 def registered(name: str, launch: Callable[..., None]) -> Callable[..., None]:
@@ -65,6 +67,15 @@ def starts_early(capability: int) -> dict[str, bool]:
     return {"EARLY": early, "launch_pdl": early}
 
 
+def chained(capability: int, warps: int) -> dict[str, bool]:
+    """Options of a short launch among others, for ``take_turn``: it may begin early, and so may the next one.
+
+    Of more ``warps`` than leave room none lets the next begin: its first programs would crowd where they fit.
+    """
+    early = overlaps(capability)
+    return {"EARLY": early, "FOLLOWED": early and warps <= ROOM, "launch_pdl": early}
+
+
 @triton.jit
 def wait_for_predecessor(EARLY: tl.constexpr):
     """Wait for all kernels before this one: nothing that others write may be touched earlier."""
@@ -81,3 +92,10 @@ def let_next_start(EARLY: tl.constexpr):
     """
     if EARLY:
         tl.extra.cuda.gdc_launch_dependents()
+
+
+@triton.jit
+def take_turn(EARLY: tl.constexpr, FOLLOWED: tl.constexpr):
+    """Wait for all kernels before this one, then let the next one's programs take their places."""
+    wait_for_predecessor(EARLY)
+    let_next_start(FOLLOWED)

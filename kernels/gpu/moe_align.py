@@ -6,12 +6,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from minimax_m2.kernels.gpu.launch import on_device_of, registered
+from minimax_m2.kernels.gpu.launch import capability, chained, on_device_of, registered, take_turn
 from minimax_m2.kernels.launched import moe_align as launched
 from minimax_m2.kernels.launched import power_of_two
 
-# Slots that a program reads at once.
-STEP = 1024
+# Slots that a program reads at once, of few and of many.
+STEP, WIDE_STEP, MANY_SLOTS = 1024, 4096, 4096
 
 
 @triton.jit
@@ -26,7 +26,9 @@ def local_experts(ids_ptr, map_ptr, slot, num_slots, num_experts, num_mapped, HA
 
 @triton.jit
 def count_slots_kernel(ids_ptr, map_ptr, counts_ptr, num_slots, num_experts, num_mapped, HAS_MAP: tl.constexpr,
-                       STEPS: tl.constexpr, STEP: tl.constexpr):  # fmt: skip
+                       STEPS: tl.constexpr, STEP: tl.constexpr, EARLY: tl.constexpr,
+                       FOLLOWED: tl.constexpr):  # fmt: skip
+    take_turn(EARLY, FOLLOWED)
     expert = tl.program_id(0)
     count = tl.zeros((STEP,), tl.int32)
     for step in range(STEPS):
@@ -41,9 +43,10 @@ def count_slots_kernel(ids_ptr, map_ptr, counts_ptr, num_slots, num_experts, num
 def place_slots_kernel(
     ids_ptr, map_ptr, counts_ptr, sorted_ptr, block_experts_ptr, num_padded_ptr, num_slots, num_experts, num_mapped,
     num_blocks, block, HAS_MAP: tl.constexpr, STEPS: tl.constexpr, STEP: tl.constexpr, EXPERTS: tl.constexpr,
-    TAIL_STEPS: tl.constexpr, PAD_STEPS: tl.constexpr,
+    TAIL_STEPS: tl.constexpr, PAD_STEPS: tl.constexpr, EARLY: tl.constexpr, FOLLOWED: tl.constexpr,
 ):  # fmt: skip
     """Write one expert's run: its slots in rising order, its padding, its blocks; and a share of what nobody uses."""
+    take_turn(EARLY, FOLLOWED)
     expert = tl.program_id(0)
     every = tl.arange(0, EXPERTS)
     blocks = tl.cdiv(tl.load(counts_ptr + every, mask=every < num_experts, other=0), block)
@@ -79,13 +82,15 @@ def _launch(
 ) -> None:  # fmt: skip
     slots, blocks = ids.numel(), block_experts.numel()
     mapped = 0 if expert_map is None else expert_map.numel()
-    read = {"HAS_MAP": expert_map is not None, "STEPS": triton.cdiv(slots, STEP), "STEP": STEP}
+    step = WIDE_STEP if slots > MANY_SLOTS else STEP
+    read = {"HAS_MAP": expert_map is not None, "STEPS": triton.cdiv(slots, step), "STEP": step, "num_warps": 4}
+    read |= chained(capability(ids), num_experts * 4)
     with on_device_of(ids):
         count_slots_kernel[(num_experts,)](ids, expert_map, counts, slots, num_experts, mapped, **read)
         place_slots_kernel[(num_experts,)](
             ids, expert_map, counts, sorted_slots, block_experts, num_padded, slots, num_experts, mapped, blocks, block,
-            **read, EXPERTS=power_of_two(num_experts), TAIL_STEPS=triton.cdiv(blocks * block, STEP * num_experts),
-            PAD_STEPS=triton.cdiv(block, STEP),
+            **read, EXPERTS=power_of_two(num_experts), TAIL_STEPS=triton.cdiv(blocks * block, step * num_experts),
+            PAD_STEPS=triton.cdiv(block, step),
         )  # fmt: skip
 
 

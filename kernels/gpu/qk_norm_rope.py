@@ -15,12 +15,11 @@ from torch import Tensor
 from minimax_m2.kernels.gpu.kv_cache_entries import entry, offsets_of
 from minimax_m2.kernels.gpu.launch import (
     capability,
+    chained,
     converts_e4m3,
-    let_next_start,
     on_device_of,
     registered,
-    starts_early,
-    wait_for_predecessor,
+    take_turn,
 )
 from minimax_m2.kernels.gpu.mailbox import Mailbox, arguments, summed_over_ranks
 from minimax_m2.kernels.gpu.rope import angle_of
@@ -29,6 +28,9 @@ from minimax_m2.kernels.launched import qk_norm_rope as launched
 
 # Channels of a row that one step of qk_sum_squares reads.
 STEP = 2048
+# Programs that share the rows of many tokens, two on each multiprocessor of a large GPU, and the rows of each that are
+# on their way or being made.
+PROGRAMS, STAGES = 264, 3
 
 
 @triton.jit
@@ -88,11 +90,11 @@ def store_heads(row, stride, first, second, passed, CODED: tl.constexpr, HARDWAR
 
 
 @triton.jit
-def normalise_turn_store(row, stride, first, second, passed, weight, scale, cos, sin, dtype: tl.constexpr,
-                         CODED: tl.constexpr, HARDWARE: tl.constexpr, HEADS: tl.constexpr, TILE: tl.constexpr,
-                         D: tl.constexpr, HALF: tl.constexpr, TURN: tl.constexpr, REST: tl.constexpr):  # fmt: skip
+def normalise_turn_store(row, stride, first, second, passed, first_weight, second_weight, passed_weight, scale, cos,
+                         sin, dtype: tl.constexpr, CODED: tl.constexpr, HARDWARE: tl.constexpr, HEADS: tl.constexpr,
+                         TILE: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, TURN: tl.constexpr,
+                         REST: tl.constexpr):  # fmt: skip
     """Scale a tile of heads by its row's 1 / rms and its weights, rotate its pairs, round to ``dtype``, write it."""
-    first_weight, second_weight, passed_weight = load_heads(weight, HEADS, TILE, D, HALF, TURN, REST)
     a, b = first * scale * first_weight, second * scale * second_weight
     c = (passed * scale * passed_weight).to(dtype)
     store_heads(
@@ -104,65 +106,74 @@ def normalise_turn_store(row, stride, first, second, passed, weight, scale, cos,
 @triton.jit(do_not_specialize=["place"])
 def qk_norm_rope_kernel(
     qkv_ptr, stats_ptr, q_weight_ptr, k_weight_ptr, cos_sin_ptr, positions_ptr, slots_ptr, q_ptr, k_ptr, v_ptr,
-    qkv_stride, table_stride, num_positions, q_width, k_width, eps, page, num_slots,
+    num_tokens, qkv_stride, table_stride, num_positions, q_width, k_width, eps, page, num_slots,
     k_page_stride, k_slot_stride, k_head_stride, v_page_stride, v_slot_stride, v_head_stride,
     boxes_ptr, turns_ptr, missing_ptr, patience, place,
     Hq: tl.constexpr, Hk: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr,
     Q_TILE: tl.constexpr, MORE: tl.constexpr, MORE_TILE: tl.constexpr, K_TILE: tl.constexpr, TURN: tl.constexpr,
     REST: tl.constexpr, HAS_STATS: tl.constexpr, CODED: tl.constexpr, HARDWARE: tl.constexpr, EARLY: tl.constexpr,
     COUNTED: tl.constexpr, RANK: tl.constexpr, RANKS: tl.constexpr, ROWS: tl.constexpr, WORDS: tl.constexpr,
+    FOLLOWED: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    wait_for_predecessor(EARLY)
-    let_next_start(EARLY)
-    t = tl.program_id(0).to(tl.int64)
-    row = qkv_ptr + t * qkv_stride
+    # On their way before the rows are: no row waits for them after its sums.
+    qa, qb, qc = load_heads(q_weight_ptr, Q_TILE, Q_TILE, D, HALF, TURN, REST)
+    if MORE > 0:
+        ra, rb, rc = load_heads(q_weight_ptr + Q_TILE * D, MORE, MORE_TILE, D, HALF, TURN, REST)
+    ka, kb, kc = load_heads(k_weight_ptr, Hk, K_TILE, D, HALF, TURN, REST)
+    take_turn(EARLY, FOLLOWED)
     dtype: tl.constexpr = q_ptr.dtype.element_ty
-    q_first, q_second, q_passed = load_heads(row, Q_TILE, Q_TILE, D, HALF, TURN, REST)
-    if MORE > 0:
-        r_first, r_second, r_passed = load_heads(row + Q_TILE * D, MORE, MORE_TILE, D, HALF, TURN, REST)
-    k_first, k_second, k_passed = load_heads(row + Hq * D, Hk, K_TILE, D, HALF, TURN, REST)
-    cos, sin, in_table = angle_of(cos_sin_ptr, positions_ptr, t, table_stride, num_positions, HALF, TURN)
-
-    if HAS_STATS:
-        q_squares, k_squares = tl.load(stats_ptr + 2 * t), tl.load(stats_ptr + 2 * t + 1)
-    else:
-        q_squares = squares_of(q_first, q_second, q_passed, Q_TILE, Q_TILE)
-        k_squares = squares_of(k_first, k_second, k_passed, COUNTED, K_TILE)
+    # While one row is made, the next is fetched.
+    for token in tl.range(tl.program_id(0), num_tokens, tl.num_programs(0), num_stages=STAGES):
+        t = tl.cast(token, tl.int64)
+        row = qkv_ptr + t * qkv_stride
+        q_first, q_second, q_passed = load_heads(row, Q_TILE, Q_TILE, D, HALF, TURN, REST)
         if MORE > 0:
-            q_squares += squares_of(r_first, r_second, r_passed, MORE, MORE_TILE)
-        if RANKS > 1:
-            q_squares, k_squares = summed_over_ranks(
-                q_squares, k_squares, t, boxes_ptr, turns_ptr, missing_ptr, patience, place, ROWS, WORDS, RANK, RANKS
-            )
-    q_scale = tl.where(in_table, inverse_rms(q_squares, q_width, eps), float("nan"))
-    k_scale = tl.where(in_table, inverse_rms(k_squares, k_width, eps), float("nan"))
-
-    q_row = q_ptr + t * (Hq * D)
-    normalise_turn_store(
-        q_row, D, q_first, q_second, q_passed, q_weight_ptr, q_scale, cos, sin, dtype, False, False, Q_TILE, Q_TILE, D,
-        HALF, TURN, REST,
-    )  # fmt: skip
-    if MORE > 0:
-        normalise_turn_store(
-            q_row + Q_TILE * D, D, r_first, r_second, r_passed, q_weight_ptr + Q_TILE * D, q_scale, cos, sin, dtype,
-            False, False, MORE, MORE_TILE, D, HALF, TURN, REST,
-        )  # fmt: skip
-
-    if slots_ptr is not None:
-        k_at, v_at, kept = offsets_of(
-            slots_ptr, t, page, num_slots, k_page_stride, k_slot_stride, v_page_stride, v_slot_stride
-        )
-    else:
-        k_at, v_at, kept = t * k_slot_stride, t * v_slot_stride, t >= 0
-    if kept:
-        normalise_turn_store(
-            k_ptr + k_at, k_head_stride, k_first, k_second, k_passed, k_weight_ptr, k_scale, cos, sin, dtype, CODED,
-            HARDWARE, Hk, K_TILE, D, HALF, TURN, REST,
-        )  # fmt: skip
+            r_first, r_second, r_passed = load_heads(row + Q_TILE * D, MORE, MORE_TILE, D, HALF, TURN, REST)
+        k_first, k_second, k_passed = load_heads(row + Hq * D, Hk, K_TILE, D, HALF, TURN, REST)
         v_first, v_second, v_passed = load_heads(row + (Hq + Hk) * D, Hk, K_TILE, D, HALF, TURN, REST)
-        store_heads(
-            v_ptr + v_at, v_head_stride, v_first, v_second, v_passed, CODED, HARDWARE, Hk, K_TILE, D, HALF, TURN, REST
-        )
+        cos, sin, in_table = angle_of(cos_sin_ptr, positions_ptr, t, table_stride, num_positions, HALF, TURN)
+
+        if HAS_STATS:
+            q_squares, k_squares = tl.load(stats_ptr + 2 * t), tl.load(stats_ptr + 2 * t + 1)
+        else:
+            q_squares = squares_of(q_first, q_second, q_passed, Q_TILE, Q_TILE)
+            k_squares = squares_of(k_first, k_second, k_passed, COUNTED, K_TILE)
+            if MORE > 0:
+                q_squares += squares_of(r_first, r_second, r_passed, MORE, MORE_TILE)
+            if RANKS > 1:
+                q_squares, k_squares = summed_over_ranks(
+                    q_squares, k_squares, t, boxes_ptr, turns_ptr, missing_ptr, patience, place, ROWS, WORDS, RANK,
+                    RANKS,
+                )  # fmt: skip
+        q_scale = tl.where(in_table, inverse_rms(q_squares, q_width, eps), float("nan"))
+        k_scale = tl.where(in_table, inverse_rms(k_squares, k_width, eps), float("nan"))
+
+        q_row = q_ptr + t * (Hq * D)
+        normalise_turn_store(
+            q_row, D, q_first, q_second, q_passed, qa, qb, qc, q_scale, cos, sin, dtype, False, False, Q_TILE, Q_TILE,
+            D, HALF, TURN, REST,
+        )  # fmt: skip
+        if MORE > 0:
+            normalise_turn_store(
+                q_row + Q_TILE * D, D, r_first, r_second, r_passed, ra, rb, rc, q_scale, cos, sin, dtype, False, False,
+                MORE, MORE_TILE, D, HALF, TURN, REST,
+            )  # fmt: skip
+
+        if slots_ptr is not None:
+            k_at, v_at, kept = offsets_of(
+                slots_ptr, t, page, num_slots, k_page_stride, k_slot_stride, v_page_stride, v_slot_stride
+            )
+        else:
+            k_at, v_at, kept = t * k_slot_stride, t * v_slot_stride, t >= 0
+        if kept:
+            normalise_turn_store(
+                k_ptr + k_at, k_head_stride, k_first, k_second, k_passed, ka, kb, kc, k_scale, cos, sin, dtype, CODED,
+                HARDWARE, Hk, K_TILE, D, HALF, TURN, REST,
+            )  # fmt: skip
+            store_heads(
+                v_ptr + v_at, v_head_stride, v_first, v_second, v_passed, CODED, HARDWARE, Hk, K_TILE, D, HALF, TURN,
+                REST,
+            )  # fmt: skip
 
 
 @triton.jit
@@ -216,18 +227,20 @@ def launch_rows(
     mailbox  by which programs sum their squares over ranks, those of the first ``counted_kv_heads``, at ``place``
     """
     tiles, arch = cut(num_heads, num_kv_heads, head_dim, rotary_dim), capability(qkv)
+    num_tokens, programs = qkv.shape[0], min(PROGRAMS, qkv.shape[0])
     coded = k.dtype == torch.float8_e4m3fn
     k_entries, v_entries = (cache.view(torch.uint8) if coded else cache for cache in (k, v))
     with on_device_of(qkv):
-        qk_norm_rope_kernel[(qkv.shape[0],)](
+        qk_norm_rope_kernel[(programs,)](
             qkv, stats, q_weight, k_weight, cos_sin, positions, slots, q, k_entries, v_entries,
-            qkv.stride(0), cos_sin.stride(0), cos_sin.shape[0], float(q_width), float(k_width), eps,
+            num_tokens, qkv.stride(0), cos_sin.stride(0), cos_sin.shape[0], float(q_width), float(k_width), eps,
             k.shape[1], k.shape[0] * k.shape[1], *k.stride()[:3], *v.stride()[:3],
             Hq=num_heads, Hk=num_kv_heads, D=head_dim, HALF=rotary_dim // 2, Q_TILE=tiles.first, MORE=tiles.more,
             MORE_TILE=power_of_two(tiles.more), K_TILE=power_of_two(num_kv_heads), TURN=tiles.turn, REST=tiles.rest,
             HAS_STATS=stats is not None, CODED=coded, HARDWARE=converts_e4m3(arch),
             COUNTED=num_kv_heads if counted_kv_heads is None else counted_kv_heads,
-            num_warps=tiles.warps, **arguments(mailbox, place), **starts_early(arch),
+            num_warps=tiles.warps, STAGES=STAGES if num_tokens > programs else 1, **arguments(mailbox, place),
+            **chained(arch, programs * tiles.warps),
         )  # fmt: skip
 
 

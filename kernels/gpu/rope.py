@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from minimax_m2.kernels.gpu.launch import on_device_of, registered
+from minimax_m2.kernels.gpu.launch import capability, chained, on_device_of, registered, take_turn
 from minimax_m2.kernels.launched import power_of_two
 from minimax_m2.kernels.launched import rope as launched
 
@@ -53,7 +53,9 @@ def rope_kernel(
     q_ptr, k_ptr, cos_sin_ptr, positions_ptr, q_out_ptr, k_out_ptr,
     q_stride, q_head_stride, k_stride, k_head_stride, table_stride, num_positions, Hq, Hk,
     D: tl.constexpr, HALF: tl.constexpr, TILE: tl.constexpr, TURN: tl.constexpr, REST: tl.constexpr,
+    EARLY: tl.constexpr, FOLLOWED: tl.constexpr,
 ):  # fmt: skip
+    take_turn(EARLY, FOLLOWED)
     t, tile = tl.program_id(0).to(tl.int64), tl.program_id(1)
     cos, sin, in_table = angle_of(cos_sin_ptr, positions_ptr, t, table_stride, num_positions, HALF, TURN)
     of_q = tl.cdiv(Hq, TILE)
@@ -75,11 +77,12 @@ def _launch(
     num_tokens, Hq, D = q.shape
     Hk, half = k.shape[1], rotary_dim // 2
     tile = min(TILE, power_of_two(max(Hq, Hk)))
+    programs = triton.cdiv(Hq, tile) + triton.cdiv(Hk, tile)
     with on_device_of(q):
-        rope_kernel[(num_tokens, triton.cdiv(Hq, tile) + triton.cdiv(Hk, tile))](
+        rope_kernel[(num_tokens, programs)](
             q, k, cos_sin, positions, q_out, k_out, q.stride(0), q.stride(1), k.stride(0), k.stride(1),
             cos_sin.stride(0), cos_sin.shape[0], Hq, Hk, D=D, HALF=half, TILE=tile, TURN=power_of_two(half),
-            REST=power_of_two(D - rotary_dim), num_warps=4,
+            REST=power_of_two(D - rotary_dim), num_warps=4, **chained(capability(q), num_tokens * programs * 4),
         )  # fmt: skip
 
 

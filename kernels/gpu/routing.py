@@ -9,10 +9,10 @@ from torch import Tensor
 from minimax_m2.kernels.gpu.exponential import exp, sigmoid
 from minimax_m2.kernels.gpu.launch import (
     capability,
+    chained,
     on_device_of,
-    overlaps,
     registered,
-    wait_for_predecessor,
+    take_turn,
 )
 from minimax_m2.kernels.launched import power_of_two
 from minimax_m2.kernels.launched import routing as launched
@@ -22,12 +22,10 @@ PACKED = 1024
 
 
 @triton.jit
-def scored(logits, inside, SOFTMAX: tl.constexpr):
-    """The score of each expert of a row, float32."""
+def scored(logits, peak, total, SOFTMAX: tl.constexpr):
+    """Scores of logits, float32; of softmax, peak is the row's largest logit and total the sum of its powers."""
     if SOFTMAX:
-        top = tl.max(tl.where(inside, logits, -float("inf")), 0)
-        e = tl.where(inside, exp(logits - top), 0.0)
-        scores = tl.div_rn(e, tl.sum(e, 0))
+        scores = tl.div_rn(exp(logits - peak), total)
     else:
         scores = sigmoid(logits)
     return scores
@@ -35,33 +33,35 @@ def scored(logits, inside, SOFTMAX: tl.constexpr):
 
 @triton.jit
 def select_and_weigh(
-    scores, bias, inside, invalid, weights_ptr, ids_ptr, scale, eps,
-    K: tl.constexpr, LANES: tl.constexpr, BLOCK: tl.constexpr, RENORMALIZE: tl.constexpr, HAS_BIAS: tl.constexpr,
+    row, bias, inside, invalid, weights_ptr, ids_ptr, scale, eps, K: tl.constexpr, LANES: tl.constexpr,
+    BLOCK: tl.constexpr, SOFTMAX: tl.constexpr, RENORMALIZE: tl.constexpr, HAS_BIAS: tl.constexpr,
 ):  # fmt: skip
     """Write the K experts of a row, by descending score + bias and rising id; a NaN anywhere chooses none."""
     expert = tl.arange(0, BLOCK)
-    selection = scores
+    logits = tl.load(row + expert, mask=inside, other=0.0).to(tl.float32)
+    peak, total = 0.0, 1.0
+    if SOFTMAX:
+        peak = tl.max(tl.where(inside, logits, -float("inf")), 0)
+        total = tl.sum(tl.where(inside, exp(logits - peak), 0.0), 0)
+    selection = scored(logits, peak, total, SOFTMAX)
     if HAS_BIAS:
-        selection = scores + bias
+        selection += bias
     unordered = tl.sum(tl.where(inside & (selection != selection), 1, 0), 0) > 0
     # Integers in the order of selection: their maximum over a warp is one instruction. 0.0 makes -0 and 0
     # equal; -2^31 is below every number.
     bits = (selection + 0.0).to(tl.int32, bitcast=True)
     taken: tl.constexpr = -(1 << 31)
     key = tl.where(inside, bits ^ ((bits >> 31) & 0x7FFFFFFF), taken)
-    score_bits = scores.to(tl.int32, bitcast=True)
     lane = tl.arange(0, LANES)
-    chosen = tl.full((LANES,), -1, tl.int32)
-    weights = tl.zeros((LANES,), tl.float32)
+    chosen = tl.zeros((LANES,), tl.int32)
     for k in range(K):
         best = tl.max(key, 0)
         winner = tl.min(tl.where(key == best, expert, BLOCK), 0)
-        hit = expert == winner
-        # No score is negative: its bits have its order.
-        score = tl.max(tl.where(hit, score_bits, 0), 0).to(tl.float32, bitcast=True)
         chosen = tl.where(lane == k, winner, chosen)
-        weights = tl.where(lane == k, score, weights)
-        key = tl.where(hit, taken, key)
+        key = tl.where(expert == winner, taken, key)
+    # Scored once more, from the cache: to carry K scores out of a warp takes longer.
+    picked = tl.load(row + chosen, mask=lane < K, other=0.0).to(tl.float32)
+    weights = tl.where(lane < K, scored(picked, peak, total, SOFTMAX), 0.0)
     if RENORMALIZE:
         # As a tree: one after the other, equal scores would round the same way K times.
         weights = tl.div_rn(weights, tl.sum(weights, 0) + eps)
@@ -77,7 +77,7 @@ def select_and_weigh(
 def routing_kernel(
     logits_ptr, bias_ptr, num_valid_ptr, weights_ptr, ids_ptr, stride, E, scale, eps,
     K: tl.constexpr, LANES: tl.constexpr, BLOCK: tl.constexpr, SOFTMAX: tl.constexpr, RENORMALIZE: tl.constexpr,
-    HAS_BIAS: tl.constexpr, HAS_VALID: tl.constexpr, EARLY: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_VALID: tl.constexpr, EARLY: tl.constexpr, FOLLOWED: tl.constexpr,
 ):  # fmt: skip
     t = tl.program_id(0).to(tl.int64)
     expert = tl.arange(0, BLOCK)
@@ -85,14 +85,13 @@ def routing_kernel(
     bias = tl.zeros((BLOCK,), tl.float32)
     if HAS_BIAS:
         bias = tl.load(bias_ptr + expert, mask=inside, other=0.0)
-    wait_for_predecessor(EARLY)
-    logits = tl.load(logits_ptr + t * stride + expert, mask=inside, other=0.0).to(tl.float32)
+    take_turn(EARLY, FOLLOWED)
     invalid = t < 0
     if HAS_VALID:
         invalid = t >= tl.load(num_valid_ptr)
     select_and_weigh(
-        scored(logits, inside, SOFTMAX), bias, inside, invalid, weights_ptr + t * K, ids_ptr + t * K, scale, eps,
-        K, LANES, BLOCK, RENORMALIZE, HAS_BIAS,
+        logits_ptr + t * stride, bias, inside, invalid, weights_ptr + t * K, ids_ptr + t * K, scale, eps,
+        K, LANES, BLOCK, SOFTMAX, RENORMALIZE, HAS_BIAS,
     )  # fmt: skip
 
 
@@ -126,13 +125,14 @@ def choose(
 ) -> None:  # fmt: skip
     """Launch the choice among ``logits``; on sm_90 and later it begins while the launch that writes them ends."""
     num_tokens, num_experts = logits.shape
-    block, overlap = power_of_two(num_experts), overlaps(capability(logits))
+    block, arch = power_of_two(num_experts), capability(logits)
+    warps = 1 if block <= 512 else 2
     with on_device_of(logits):
         routing_kernel[(num_tokens,)](
             logits, bias, num_valid, weights, ids, logits.stride(0), num_experts, scale, eps,
             K=top_k, LANES=power_of_two(top_k), BLOCK=block, SOFTMAX=softmax, RENORMALIZE=renormalize,
-            HAS_BIAS=bias is not None, HAS_VALID=num_valid is not None, EARLY=overlap,
-            num_warps=1 if block <= 512 else 2, launch_pdl=overlap,
+            HAS_BIAS=bias is not None, HAS_VALID=num_valid is not None, num_warps=warps,
+            **chained(arch, num_tokens * warps),
         )  # fmt: skip
 
 

@@ -109,10 +109,7 @@ def launch(
         ctypes.byref(arguments), min(tiles, places),
         ctypes.c_void_p(torch.cuda.current_stream(x.device).cuda_stream),
     )  # fmt: skip
-    if wrong:
-        library.minimax_m2_error.restype = ctypes.c_char_p
-        said = library.minimax_m2_error(wrong).decode()
-        raise RuntimeError(f"scaled_product {mode.name} {tile} was not launched: {said} (CUDA error {wrong})")
+    toolkit.demand_launched(library, wrong, f"scaled_product {mode.name} {tile}")
 
 
 @cache

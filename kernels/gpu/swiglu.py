@@ -7,7 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from minimax_m2.kernels.gpu.exponential import sigmoid
-from minimax_m2.kernels.gpu.launch import on_device_of, registered
+from minimax_m2.kernels.gpu.launch import capability, chained, on_device_of, registered, take_turn
 from minimax_m2.kernels.launched import swiglu as launched
 
 BLOCK = 1024
@@ -20,7 +20,8 @@ def gated(gate, up):
 
 
 @triton.jit
-def swiglu_kernel(gate_up_ptr, y_ptr, stride, I, BLOCK: tl.constexpr):
+def swiglu_kernel(gate_up_ptr, y_ptr, stride, I, BLOCK: tl.constexpr, EARLY: tl.constexpr, FOLLOWED: tl.constexpr):
+    take_turn(EARLY, FOLLOWED)
     t = tl.program_id(0).to(tl.int64)
     i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = i < I
@@ -32,8 +33,12 @@ def swiglu_kernel(gate_up_ptr, y_ptr, stride, I, BLOCK: tl.constexpr):
 
 def _launch(gate_up: Tensor, y: Tensor) -> None:
     num_tokens, I = y.shape
+    programs = triton.cdiv(I, BLOCK)
     with on_device_of(gate_up):
-        swiglu_kernel[(num_tokens, triton.cdiv(I, BLOCK))](gate_up, y, gate_up.stride(0), I, BLOCK=BLOCK, num_warps=4)
+        swiglu_kernel[(num_tokens, programs)](
+            gate_up, y, gate_up.stride(0), I, BLOCK=BLOCK, num_warps=4,
+            **chained(capability(gate_up), num_tokens * programs * 4),
+        )  # fmt: skip
 
 
 swiglu, swiglu_out = launched.functions(registered("swiglu", _launch))

@@ -9,7 +9,14 @@ from torch import Tensor
 
 from minimax_m2.kernels.gpu.block_quant import group_tiles
 from minimax_m2.kernels.gpu.codes import e4m3_code, group_scales, int8_code, quotients
-from minimax_m2.kernels.gpu.launch import capability, converts_e4m3, on_device_of, registered
+from minimax_m2.kernels.gpu.launch import (
+    capability,
+    chained,
+    converts_e4m3,
+    on_device_of,
+    registered,
+    take_turn,
+)
 from minimax_m2.kernels.gpu.swiglu import gated
 from minimax_m2.kernels.launched import swiglu_quant as launched
 
@@ -20,7 +27,9 @@ contract = {"reciprocal": "float32"}
 def swiglu_quant_kernel(
     gate_up_ptr, q_ptr, scale_ptr, stride, I, group, num_groups,
     GROUPS: tl.constexpr, WIDTH: tl.constexpr, INT8: tl.constexpr, HARDWARE: tl.constexpr,
+    EARLY: tl.constexpr, FOLLOWED: tl.constexpr,
 ):  # fmt: skip
+    take_turn(EARLY, FOLLOWED)
     t = tl.program_id(0).to(tl.int64)
     g = tl.program_id(1) * GROUPS + tl.arange(0, GROUPS)
     within = tl.arange(0, WIDTH)
@@ -44,10 +53,11 @@ def _launch(gate_up: Tensor, group: int, q: Tensor, scale: Tensor) -> None:
     num_tokens, I = q.shape
     num_groups, int8 = scale.shape[1], q.dtype == torch.int8
     programs, tile = group_tiles(group, num_groups)
+    arch = capability(gate_up)
     with on_device_of(gate_up):
         swiglu_quant_kernel[(num_tokens, programs)](
             gate_up, q if int8 else q.view(torch.uint8), scale, gate_up.stride(0), I, group, num_groups,
-            INT8=int8, HARDWARE=converts_e4m3(capability(gate_up)), **tile,
+            INT8=int8, HARDWARE=converts_e4m3(arch), **tile, **chained(arch, num_tokens * programs * tile["num_warps"]),
         )  # fmt: skip
 
 

@@ -22,7 +22,14 @@ from minimax_m2.kernels.cpu.extension import CompileError, cache_dir
 SOURCE_DIR = Path(__file__).parent
 FLAGS = ["-std=c++17", "-O3", "-shared", "-Xcompiler", "-fPIC", "-cudart", "static"]
 # What each unit is compiled for; instructions of sm_90a exist on no other architecture.
-ARCHITECTURES = {"scaled_product": ("90a",), "sum_add_rms_norm": ("80", "90", "100", "120")}
+EVERY = ("90a", "100a", "120a")
+ARCHITECTURES = {
+    "scaled_product": ("90a",),
+    "sum_add_rms_norm": ("80", "90", "100", "120"),
+    "router_rows": EVERY,
+}
+# By compute capability, where a kernel may start before the one ahead has ended.
+EARLY = {90: "90a", 100: "100a", 120: "120a"}
 
 
 @functools.cache
@@ -76,6 +83,13 @@ def command(stem: str, architecture: str, target: Path) -> list[str]:
     """Give the command that compiles a unit."""
     virtual = f"-gencode=arch=compute_{architecture},code=sm_{architecture}"
     return [_needed(), *FLAGS, virtual, str(SOURCE_DIR / f"{stem}.cu"), "-o", str(target)]
+
+
+def demand_launched(library: ctypes.CDLL, wrong: int, what: str) -> None:
+    """Raise RuntimeError where a launch of a unit gave a CUDA error."""
+    if wrong:
+        library.minimax_m2_error.restype = ctypes.c_char_p
+        raise RuntimeError(f"{what} was not launched: {library.minimax_m2_error(wrong).decode()} (CUDA error {wrong})")
 
 
 def _needed() -> str:

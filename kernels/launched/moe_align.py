@@ -35,8 +35,9 @@ def functions(launch: Launch) -> tuple[Callable[..., tuple[Tensor, Tensor, Tenso
 
         shapes = moe_align_schema.shapes(ids, num_experts=num_experts, block=block)
         # Without slots nothing is launched, and zero is right for every output.
+        made = torch.empty if ids.numel() > 0 else torch.zeros
         sorted_slots, block_experts, num_padded, counts = (
-            torch.zeros(s, dtype=torch.int32, device=ids.device) for s in shapes.values()
+            made(s, dtype=torch.int32, device=ids.device) for s in shapes.values()
         )
 
         if ids.numel() > 0:

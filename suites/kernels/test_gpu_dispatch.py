@@ -9,7 +9,7 @@ pytest.importorskip("triton", reason="Triton is not installed; no GPU kernel can
 
 from minimax_m2.kernels.gpu.dense_tile import by_library
 from minimax_m2.kernels.gpu.experts import by_rows
-from minimax_m2.kernels.gpu.launch import converts_e4m3, overlaps
+from minimax_m2.kernels.gpu.launch import ROOM, chained, converts_e4m3, overlaps
 from minimax_m2.kernels.gpu.parts import parts_of
 from minimax_m2.kernels.gpu.router_gemm import by_multiply_adds, on_tensor_cores
 from minimax_m2.kernels.gpu.row_products import fits
@@ -60,3 +60,13 @@ def test_steps_cover_a_row(size: int, width: int, expected: tuple[int, int, int]
 def test_a_sum_is_cut_where_tiles_are_few_and_by_shapes_alone() -> None:
     assert [parts_of(tiles, 24) for tiles in (1, 32, 128, 256, 10_000)] == [12, 8, 2, 1, 1]
     assert parts_of(1, 1) == 1
+
+
+@pytest.mark.parametrize(
+    ("capability", "warps", "early", "followed"),
+    [(89, 1, False, False), (90, 1, True, True), (90, ROOM, True, True), (90, ROOM + 1, True, False)],
+)
+def test_a_launch_of_few_warps_lets_the_next_one_begin(
+    capability: int, warps: int, early: bool, followed: bool
+) -> None:
+    assert chained(capability, warps) == {"EARLY": early, "FOLLOWED": followed, "launch_pdl": early}

@@ -1,0 +1,97 @@
+"""The router's kernel of CUDA C++ for few tokens: what it takes, its machine code, and what it gives."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="Triton is not installed; no GPU kernel can be imported")
+
+from minimax_m2.harness.case import Case
+from minimax_m2.harness.devices import absence
+from minimax_m2.harness.graph_capture import capture_failures
+from minimax_m2.harness.judge import judge
+from minimax_m2.harness.op import find_op
+from minimax_m2.harness.providers.ours import ours
+from minimax_m2.kernels.gpu import toolkit
+from minimax_m2.kernels.gpu.router_gemm import by_cuda
+from minimax_m2.kernels.gpu.router_rows import aligned
+
+M2: dict[str, Any] = {"num_tokens": 32, "num_experts": 256, "hidden": 3072, "dtype": torch.bfloat16, "capability": 90,
+      "compiler": "nvcc", "aligned": True}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", [{}, {"num_tokens": 3}, {"hidden": 1024}, {"capability": 100}, {"num_experts": 2}],
+                         ids=str)  # fmt: skip
+def test_few_tokens_of_a_router_take_it(change: dict[str, Any]) -> None:
+    assert by_cuda(**{**M2, **change})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"num_tokens": 2}, {"num_tokens": 33}, {"num_experts": 255}, {"hidden": 2048}, {"dtype": torch.float16},
+     {"dtype": torch.float32}, {"capability": 80}, {"capability": 89}, {"compiler": None}, {"aligned": False}],
+    ids=str,
+)  # fmt: skip
+def test_all_others_take_a_kernel_of_triton(change: dict[str, Any]) -> None:
+    assert not by_cuda(**{**M2, **change})
+
+
+@pytest.mark.parametrize(
+    ("x_gap", "weight_gap", "expected"), [(0, 0, True), (4, 4, True), (2, 0, False), (0, 2, False)]
+)
+def test_rows_must_begin_where_a_thread_reads(x_gap: int, weight_gap: int, expected: bool) -> None:
+    x = torch.zeros(3, 1024 + x_gap, dtype=torch.bfloat16)[:, :1024]
+    weight = torch.zeros(4, 1024 + weight_gap)[:, :1024]
+
+    assert aligned(x, weight) is expected
+
+
+@pytest.mark.gpu
+@pytest.mark.nightly
+@pytest.mark.parametrize("architecture", toolkit.EVERY)
+def test_machine_code_keeps_everything_in_registers(architecture: str, tmp_path: Path) -> None:
+    if toolkit.compiler() is None:
+        pytest.skip("nvcc is not here")
+    import triton
+
+    library = tmp_path / "router_rows.so"
+    subprocess.run(toolkit.command("router_rows", architecture, library), capture_output=True, text=True, check=True)
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    usage = subprocess.run([tool, "--dump-resource-usage", library], capture_output=True, text=True, check=True).stdout
+
+    assert usage.count("REG:") == 8
+    assert usage.count("STACK:0 ") == 8, usage
+
+
+def _cases() -> Iterator[Case]:
+    """Every tile of tokens and both ends of it, few and odd numbers of experts, a bias, rows that lie apart."""
+    op = find_op("router_gemm")
+    for T in (1, 2, 3, 4, 5, 8, 9, 15, 16, 17, 31, 32, 33):
+        yield op.case(T=T, E=256, H=3072, seed=T)
+        yield op.case(T=T, E=16, H=1024, bias=1, gap=8, seed=T)
+    for regime in ("heavy", "tiny", "huge", "equal", "signed_zero"):
+        yield op.case(T=7, E=48, H=1024, regime=regime)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(absence("gpu") is not None, reason=f"{absence('gpu')}")
+@pytest.mark.parametrize("case", [pytest.param(case, id=f"G2-{case.id}") for case in _cases()])
+def test_logits_are_right_in_every_tile(case: Case) -> None:
+    verdict = judge(case, ours("gpu"))
+
+    assert verdict.passed, verdict.explain()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(absence("gpu") is not None, reason=f"{absence('gpu')}")
+@pytest.mark.parametrize("op", ["router_gemm", "router"])
+def test_captured_changed_and_compiled_calls_agree(op: str) -> None:
+    cases = [find_op(op).case(T=T, E=256, H=1024) for T in (1, 8, 16, 17, 32, 33)]
+
+    assert list(capture_failures(find_op(op), cases, ours("gpu"), backend="aot_eager")) == []
