@@ -34,6 +34,7 @@ PEERS = {
     "torch-compile": ("torch_compile", "provider"),
     "vllm-cuda": ("vllm_cuda", "vllm"),
     "vllm-cuda-grouped": ("vllm_cuda", "grouped"),
+    "vllm-fa3": ("vllm_attention", "provider"),
     "deep-gemm": ("deep_gemm", "provider"),
     "torch-cuda": ("torch_cuda", "provider"),
 }
