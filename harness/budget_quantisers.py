@@ -51,7 +51,8 @@ def _far_moves(
     """The mean square of how far a Gaussian error moves a code; 0 where it cannot move it ``far``."""
     found = torch.zeros_like(value)
     if bool(far.any()):
-        error = torch.minimum((sigma[far][:, None] * NORMAL).abs(), reach[far][:, None]) * NORMAL.sign()
+        normal = NORMAL.to(sigma.device)
+        error = torch.minimum((sigma[far][:, None] * normal).abs(), reach[far][:, None]) * normal.sign()
         found[far] = (to_code(value[far][:, None] + error) - code[far][:, None]).square().mean(-1)
     return found
 

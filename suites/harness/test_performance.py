@@ -18,7 +18,12 @@ ROOT = Path(__file__).resolve().parents[2]
 # Records that a table of docs/performance.md is made of.
 PAGES = [
     ROOT / "ci" / "results" / name
-    for name in ("pairs-20261122.jsonl", "models-20261122.jsonl", "gpu-h200-20261122-pairs.jsonl")
+    for name in (
+        "pairs-20261122.jsonl",
+        "models-20261122.jsonl",
+        "gpu-h200-20261122-pairs-2.jsonl",
+        "gpu-h200-20261122-pairs.jsonl",
+    )
 ]
 TIMING = Timing(
     shape="decode", call="rms_norm", median_us=2.5, best_us=2.0, calls=24, bytes=10, flops=10, roof_us=1.0
