@@ -37,7 +37,7 @@ struct ExpertsArgs {
 }  // namespace minimax_m2
 
 // Returns the first slot t * K + k whose expert is out of range, or -1.
-MINIMAX_M2_KERNEL(int64_t, experts, const ExpertsArgs&)
+MINIMAX_M2_TILED_KERNEL(int64_t, experts, const ExpertsArgs&)
 
-// The same for int8 weights.
+// The same for int8 weights, in vectors on every machine.
 MINIMAX_M2_KERNEL(int64_t, experts_int8, const ExpertsArgs&)

@@ -5,33 +5,19 @@
 // transposed pair by pair once a call. A sum runs over the inputs in order whatever shares its tile: batching changes no bit.
 #include "linear.h"
 
-#include <immintrin.h>
-
 #include <algorithm>
 #include <cstring>
 #include <vector>
 
 #include "dispatch.h"
+#include "tiles.h"
 #include "vector.h"
 
 namespace minimax_m2::amx {
 namespace {
 
-constexpr int SIDE = 16;            // rows of a tile, and words in one
 constexpr int INPUTS = 2 * SIDE;    // bf16 values in a row of a tile
 constexpr int OUTPUTS = 2 * SIDE;   // in a block: two tiles of weight
-constexpr int64_t TILE = SIDE * SIDE;
-constexpr int64_t ROW_BYTES = SIDE * sizeof(uint32_t);
-
-// What _tile_loadconfig reads: palette 1, eight tiles of sixteen rows of 64 bytes.
-struct alignas(64) TileConfig {
-  uint8_t palette = 1, start_row = 0, reserved[14] = {};
-  uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-  uint8_t rows[16] = {SIDE, SIDE, SIDE, SIDE, SIDE, SIDE, SIDE, SIDE};
-};
-
-// GCC's intrinsics do not tell the compiler that a tile is read from memory.
-inline void publish(const void* written) { asm volatile("" : : "r"(written) : "memory"); }
 
 // Sixteen tokens' inputs k..k+32 as [16 pairs][16 tokens]; what lies past the last token or input is 0.
 void transpose(const LinearArgs& args, int64_t first, int64_t k, uint32_t* tile) {
@@ -116,9 +102,7 @@ void multiply_tiles(const LinearArgs& args) {
   std::vector<uint32_t> tokens(static_cast<size_t>(token_tiles * depth_tiles * TILE));
 #pragma omp parallel if (!serial_products(args.num_tokens * args.num_outputs * args.depth))
   {
-    const TileConfig config;
-    publish(&config);
-    _tile_loadconfig(&config);
+    const Tiles tiles;
     alignas(64) float sums[4 * TILE];
 #pragma omp for collapse(2) schedule(static)
     for (int64_t t = 0; t < token_tiles; ++t)
@@ -137,7 +121,6 @@ void multiply_tiles(const LinearArgs& args) {
             emit<Out>(args, n + m * SIDE, (t + i) * SIDE, sums + (2 * m + i) * TILE);
       }
     }
-    _tile_release();
   }
 }
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from minimax_m2.kernels.cpu import extension, isa
+from minimax_m2.kernels.cpu.experts import PackedExperts, experts, pack_experts
 from minimax_m2.kernels.cpu.linear import linear
 
 Linear = Callable[[Tensor, Tensor], Tensor]
@@ -33,24 +34,45 @@ extern "C" __attribute__((visibility("default"))) void call(
 namespace minimax_m2::avx512_bf16 { void linear(const LinearArgs&) { __builtin_trap(); } }
 """
 
+CALL_EXPERTS = """
+#include "experts.h"
+extern "C" __attribute__((visibility("default"))) void call(
+    const void* x, const void* w13, const void* w2, const float* weights, const void* ids, void* out, long tokens,
+    long top_k, long num_experts, long hidden, long width) {
+  using minimax_m2::Dtype;
+  minimax_m2::amx::experts({.x = x, .x_stride = hidden, .x_dtype = Dtype::bfloat16, .x_scale = nullptr, .w13 = w13,
+                            .w2 = w2, .weight_dtype = Dtype::bfloat16, .w13_scale = nullptr, .w2_scale = nullptr,
+                            .w13_scale_width = 0, .w2_scale_width = 0, .w13_start = nullptr, .w2_start = nullptr,
+                            .weights = weights, .ids = ids, .ids_dtype = Dtype::int64, .expert_map = nullptr,
+                            .num_mapped = 0, .out = out, .out_dtype = Dtype::float32, .act_dtype = Dtype::bfloat16,
+                            .num_tokens = tokens, .top_k = top_k, .num_experts = num_experts, .hidden = hidden,
+                            .width = width, .columns = 128});
+}
+namespace minimax_m2::avx512_bf16 { int64_t experts(const ExpertsArgs&) { __builtin_trap(); } }
+"""
+
 pytestmark = pytest.mark.skipif("avx512_bf16" not in isa.available(), reason="a tile unit holds AVX-512 BF16 code")
 
 
 @pytest.fixture(scope="module")
 def emulated(tmp_path_factory: pytest.TempPathFactory) -> Linear:
     """The unit of linear with its tiles emulated."""
-    folder = tmp_path_factory.mktemp("tiles")
-    (folder / "call.cpp").write_text(CALL)
+    function = emulated_unit(tmp_path_factory.mktemp("tiles"), "linear_amx.cpp", CALL)
+    return lambda x, weight: called(function, x, weight)
+
+
+def emulated_unit(folder: Path, unit: str, call: str) -> Callable[..., object]:
+    """A unit and what calls it, compiled with the tiles emulated."""
+    (folder / "call.cpp").write_text(call)
     header = Path(__file__).with_name("tiles_emulated.h")
-    sources = [extension.SOURCE_DIR / "linear_amx.cpp", folder / "call.cpp"]
+    sources = [extension.SOURCE_DIR / unit, folder / "call.cpp"]
     for source in sources:
         command = extension.kernel_command(source, "amx", folder / f"{source.stem}.o")
         subprocess.run([*command, "-include", str(header)], check=True)
     objects = [str(folder / f"{source.stem}.o") for source in sources]
     command = [extension.compiler(), "-shared", "-fopenmp", *objects, "-o", str(folder / "tiles.so")]
     subprocess.run(command, check=True)
-    function = ctypes.CDLL(str(folder / "tiles.so")).call
-    return lambda x, weight: called(function, x, weight)
+    return ctypes.CDLL(str(folder / "tiles.so")).call
 
 
 def called(function: Callable[..., object], x: Tensor, weight: Tensor) -> Tensor:
@@ -99,3 +121,61 @@ def test_real_tiles_give_exact_sums(T: int, N: int, K: int) -> None:
     with isa.forced("amx"):
         actual = linear(x, weight)
     assert torch.equal(actual, (x.double() @ weight.double().t()).to(torch.bfloat16))
+
+
+# One slot, a tile, two, and slots behind; a step of 32 inputs, odd ends of both products.
+EXPERTS = [(1, 64, 32), (9, 33, 21), (16, 32, 33), (35, 70, 40)]
+
+
+def gates_of_128(T: int, H: int, width: int) -> tuple[Tensor, PackedExperts, Tensor, Tensor]:
+    """Two experts of whole numbers whose gates SiLU leaves as they are, or cuts off: every sum is exact."""
+    x, up, w2 = (whole_numbers(rows, columns, seed) for rows, columns, seed in
+                 ((T, H, 3), (2 * width, H, 4), (2 * H, width, 5)))  # fmt: skip
+    x, gate = x.sign().contiguous(), torch.zeros(2, width, H)
+    x[:, 0], gate[..., 0] = 1, 128.0 * (torch.arange(2 * width).view(2, width) % 3 > 0) - 64
+    w13 = torch.cat([2 * gate, up.sign().float().view(2, width, H)], 1).bfloat16()
+    ids = torch.stack([torch.zeros(T, dtype=torch.int64), torch.arange(T) % 3 - 1], 1)
+    return x, pack_experts(w13, w2.sign().reshape(2, H, width)), torch.full((T, 2), 0.5), ids
+
+
+@pytest.fixture(scope="module")
+def emulated_experts(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Tensor]:
+    """The unit of experts with its tiles emulated."""
+    function = emulated_unit(tmp_path_factory.mktemp("experts"), "experts_amx.cpp", CALL_EXPERTS)
+
+    def call(x: Tensor, packed: PackedExperts, weights: Tensor, ids: Tensor) -> Tensor:
+        out, (_, H, width, _) = torch.full(x.shape, torch.nan), packed.extent.shape
+        addresses = [ctypes.c_void_p(t.data_ptr()) for t in (x, packed.w13, packed.w2, weights, ids, out)]
+        function(*addresses, *map(ctypes.c_long, (len(x), 2, 2, H, width)))
+        return out
+
+    return call
+
+
+@pytest.mark.parametrize(("T", "H", "width"), EXPERTS)
+def test_emulated_tiles_of_experts_give_exact_sums(
+    T: int, H: int, width: int, emulated_experts: Callable[..., Tensor]
+) -> None:
+    given = gates_of_128(T, H, width)
+    with isa.forced("avx512_bf16"):
+        expected = experts(*given, out_dtype=torch.float32)
+    assert torch.equal(emulated_experts(*given), expected)
+    assert bool(expected.any())
+
+
+def test_a_token_does_not_see_its_batch_in_tiles_of_experts(emulated_experts: Callable[..., Tensor]) -> None:
+    x, packed, weights, ids = gates_of_128(40, 70, 40)
+    x = (x * (torch.arange(70) % 7 + 1) / 3).contiguous()  # sums that round
+    whole = emulated_experts(x, packed, weights, ids)
+    for T in (1, 15, 16, 17, 33):
+        assert torch.equal(emulated_experts(x[:T], packed, weights[:T], ids[:T]), whole[:T])
+
+
+@pytest.mark.skipif("amx" not in isa.available(), reason="no AMX, or no permission for its tiles")
+@pytest.mark.parametrize(("T", "H", "width"), EXPERTS)
+def test_real_tiles_of_experts_give_exact_sums(T: int, H: int, width: int) -> None:
+    given, results = gates_of_128(T, H, width), []
+    for name in ("avx512_bf16", "amx"):
+        with isa.forced(name):
+            results.append(experts(*given, out_dtype=torch.float32))
+    assert torch.equal(*results)
