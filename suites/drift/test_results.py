@@ -24,7 +24,7 @@ def record(name: str) -> Drift:
     return read_drift(sorted(RESULTS.glob(f"drift-{name}-2*.json"))[-1])
 
 
-@pytest.mark.parametrize("name", [*NAMES, "fault"])
+@pytest.mark.parametrize("name", [*NAMES, "fault", "m2-width"])
 def test_a_picture_is_drawn_from_its_record(name: str) -> None:
     assert (DOCS / f"drift-{name}.svg").read_text() == picture(record(name))
 
