@@ -87,7 +87,8 @@ def test_what_cannot_be_isolated_is_told_in_a_sentence(tmp_path: Path, options: 
     assert told in done.stderr
 
 
-# Imports once, then forks: each child judges and records until it is killed, and tells what it has recorded.
+# Imports once, then forks: each child judges and records until it is killed, and tells what it has recorded. It is
+# killed some time after some record, so that a slow machine kills nobody before his first.
 KILLED = """
 import os, random, signal, sys, time
 from pathlib import Path
@@ -105,11 +106,11 @@ for number in range(rounds):
                 for record in run([plain()], ops=["swiglu"], count=8, name="killed"):
                     log.append(record.json)
                     os.write(tell, b".")
-    time.sleep(draw.uniform(0.02, 0.25))
+    os.close(tell)
+    heard = sum(len(os.read(told, 1)) for _ in range(draw.randint(1, 12)))
+    time.sleep(draw.uniform(0, 0.02))
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    os.close(tell)
-    heard = 0
     while part := os.read(told, 65536):
         heard += len(part)
     os.close(told)
@@ -123,7 +124,7 @@ def test_a_run_that_is_killed_loses_at_most_the_case_in_flight(tmp_path: Path, r
     done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=True)
     heard = [int(line) for line in done.stdout.split()]
     kept = [len(read(tmp_path / f"{number}.jsonl")) for number in range(rounds)]
-    assert sum(heard) > 5 * rounds, "the children were killed before they did anything"
+    assert min(heard) > 0, "a child ended before it was killed"
     assert all(told <= found <= told + 1 for told, found in zip(heard, kept, strict=True)), (heard, kept)
 
 
