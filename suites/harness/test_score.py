@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,19 @@ from minimax_m2.harness.mutation import EQUIVALENT, Mutant, mutants
 from minimax_m2.harness.op import all_ops, find_op
 from minimax_m2.harness.providers.plain import function_of
 from minimax_m2.harness.sampling import sampled
-from minimax_m2.harness.score import KERNELS, Kill, first_kill, rate, score_museum, score_mutants
+from minimax_m2.harness.score import (
+    GENERIC,
+    HELD_OUT,
+    KERNELS,
+    MUSEUM,
+    Kill,
+    first_kill,
+    rate,
+    score_museum,
+    score_mutants,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
 
 HARMLESS = """
 from minimax_m2.harness.museum import right
@@ -135,3 +149,17 @@ def test_a_mutant_computes_something_else_on_some_case() -> None:
 def test_the_rate_of_nothing_is_one() -> None:
     assert rate([]) == 1.0
     assert rate(score_mutants(list(mutants(find_op("unpack_routing")))[:3], cases=6)) == 1.0
+
+
+def test_the_docs_tell_what_the_record_holds() -> None:
+    trust = (ROOT / "docs/trust.md").read_text()
+    (named,) = set(re.findall(r"ci/results/score-[\w.-]+\.jsonl", trust))
+    rows = [json.loads(line) for line in (ROOT / named).read_text().splitlines()]
+    kills = [Kill(**row | {"checks": tuple(row["checks"])}) for row in rows]
+    groups = {MUSEUM: "museum", HELD_OUT: "held out", GENERIC: "generic", KERNELS: "rewritten lines"}
+    for group, name in groups.items():
+        own = [kill for kill in kills if kill.group == group]
+        assert f"| {name} | {sum(not kill.survived for kill in own)} | {len(own)} |" in trust
+    lenient = [kill for kill in kills if kill.accepted]
+    assert lenient
+    assert all(f"| {k.name} | {k.subject} | {k.accepted} | {k.noticed} |" in trust for k in lenient)

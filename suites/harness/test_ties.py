@@ -173,6 +173,7 @@ def test_a_right_choice_passes_in_silence() -> None:
 def test_ids_that_nobody_may_follow_are_judged_alone_and_others_beside_their_weights() -> None:
     malformed, wrong = IDS.clone(), IDS.clone()
     malformed[0, 0], wrong[0, 0] = 6, 5
+    assert FOUR.shapes == {"weights": (4, 3), "ids": (4, 3)}
     assert [found.output for found in FOUR.judge((WEIGHTS, malformed))] == ["ids"]
     ids, weights = FOUR.judge((WEIGHTS, wrong))
     assert (ids.passed, weights.passed) == (False, True)
@@ -251,6 +252,8 @@ def test_ids_are_corrupted_in_the_middle_row() -> None:
     assert set(corrupted([[0.9, 0.8, 0.1]], top_k=2, valid=1)) == {"ids:twice", "ids:other", "ids:behind"}
     assert corrupted([[0.9, 0.8, 0.1]] * 2, top_k=2, valid=0) == {}
     assert set(corrupted([[0.9, 0.1]], top_k=1, valid=1)) == {"ids:other"}, "one expert, the first, everywhere"
+    nearly = [[1.0, 0.5, 0.5 - 2.0**-20]]
+    assert "ids:other" not in corrupted(nearly, top_k=2, valid=1), "the last of a token's experts is exchanged"
 
 
 @pytest.mark.parametrize(
