@@ -15,7 +15,7 @@ from minimax_m2.harness.ops.experts import M2_WIDTH
 from minimax_m2.harness.provider import Provider
 from minimax_m2.harness.providers.ours import gpu_choices
 from minimax_m2.harness.timing import actions
-from minimax_m2.harness.verdict import Verdict
+from minimax_m2.harness.verdict import Outcome, Verdict
 
 # Another path than an op's own must be so much faster: less is noise, and a choice would change from day to day.
 WORTH = 1.03
@@ -76,7 +76,9 @@ def measured(
     for path in able:
         with gpu_choices().forced(op.name, path):
             verdicts = [judged(case, provider) for case, (_, paths) in zip(cases, seen, strict=True) if path in paths]
-            wrong = next((verdict.explain() for verdict in verdicts if not verdict.passed), "")
+            # A case too small for its own noise tells nothing of a path, as long as another one does.
+            told = [verdict for verdict in verdicts if verdict.outcome is not Outcome.UNSUPPORTED] or verdicts
+            wrong = next((verdict.explain() for verdict in told if not verdict.passed), "")
             us = None if wrong else time(op, cases[0], provider)
         found.append(Candidate(op=op.name, bucket=bucket, path=path, wrong=wrong, us=us))
     return found

@@ -93,8 +93,7 @@ def tiling(num_slots: int, num_experts: int, hardware: bool) -> Tiling:
         return Tiling(16, 32, 32, False, False, 4, 4)
     per_expert = num_slots / num_experts
     slots = 16 if per_expert <= 12 else 32 if per_expert <= 24 or not hardware else 64 if per_expert <= 192 else 128
-    narrow = slots == 16 and hardware
-    return Tiling(slots, 128, 128, True, True, 4 if narrow else 8, 4 if narrow else 3)
+    return Tiling(slots, 128, 128, True, True, 4 if slots == 16 and hardware else 8, 3)
 
 
 def by_rows(num_slots: int, hidden: int, width: int, columns: int, *, scaled: bool) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ from minimax_m2.harness.case import Case
 from minimax_m2.harness.cli import app
 from minimax_m2.harness.commands_tune import chosen_paths
 from minimax_m2.harness.devices import absence
+from minimax_m2.harness.judge import judge
 from minimax_m2.harness.op import Op, find_op
 from minimax_m2.harness.provider import Provider
 from minimax_m2.harness.tuning import SHAPES, VARIED, best, cases_of, measured
+from minimax_m2.harness.verdict import Outcome, Verdict
 from minimax_m2.kernels.gpu import experts, fp8_linear, tuned
 
 ABLE = ("own", "wrong but fast", "faster", "hardly faster")
@@ -65,6 +68,20 @@ def test_where_nothing_is_right_nothing_is_chosen() -> None:
 
     assert best(found[1:2]) is None
     assert chosen_paths([found[1:2]]) == {}
+
+
+@pytest.mark.parametrize(("others", "expected"), [(1, 100.0), (0, None)], ids=["one case tells", "no case tells"])
+def test_a_case_too_small_for_its_noise_tells_nothing_of_a_path(others: int, expected: float | None) -> None:
+    small = RMS_NORM.case(T=4)
+    cases = [small, RMS_NORM.case(T=4, seed=1)][: 1 + others]
+
+    def judged(case: Case, of: Provider) -> Verdict:
+        verdict = judge(case, of)
+        return replace(verdict, outcome=Outcome.UNSUPPORTED) if case == small else verdict
+
+    found = measured(RMS_NORM, cases, provider(), judged=judged, timed=time)
+
+    assert [found[0].us, found[1].us] == [expected, None]
 
 
 def test_cases_of_several_buckets_are_refused() -> None:
