@@ -5,6 +5,9 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 out=$1 seconds=${2:-2} parts=" ${*:3} "
 compare() { .venv/bin/m2check compare ours "$@" --seconds "$seconds" --out "$out"; }
+for part in $parts; do
+    [[ " routing qk_norm experts models qwen " == *" $part "* ]] || { echo "no part is called $part; see the head of $0" >&2; exit 2; }
+done
 asked() { [[ $parts == "  " || $parts == *" $1 "* ]]; }
 if asked routing; then
     for T in 4 16 256; do
