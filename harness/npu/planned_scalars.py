@@ -1,8 +1,8 @@
 """The scalar part of a planned program, run: which loops turn how often, and what size each call is handed.
 
 A planned program computes places and sizes in integers and leaves the numbers to calls. Here its integers are
-computed, its calls noted, and what comes out of memory or of floating point is unknown. Whatever would need an unknown
-to go on is an error, and so is an instruction that is not known here.
+computed, its calls noted, and what comes out of memory or of floating point is unknown. A branch without results on an
+unknown is taken; whatever else would need one to go on is an error, and so is an instruction that is not known here.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ _SAME = ("arith.index_cast", "arith.extsi", "arith.extui", "arith.trunci")
 # Numbers that come of floating point or out of memory; what is done with them costs a scalar unit and moves nothing.
 _UNKNOWN = (
     "arith.addf", "arith.cmpf", "arith.mulf", "arith.subf", "arith.divf", "arith.sitofp", "arith.maximumf",
-    "arith.minimumf", "arith.negf", "arith.extf", "arith.truncf", "arith.fptosi", "math.sqrt", "math.exp",
+    "arith.minimumf", "arith.negf", "arith.extf", "arith.truncf", "arith.fptosi", "arith.bitcast",
+    "math.sqrt", "math.exp",
 )  # fmt: skip
 _NOTED = ("hivm.hir.set_flag", "hivm.hir.wait_flag", "hivm.hir.pipe_barrier")
 _SILENT = ("hivm.hir.set_mask_norm", "return", "scf.yield")
@@ -142,7 +143,9 @@ class _Run:
         _assign(values, line.out, held)
 
     def _branch(self, at: int, line: _Line, values: dict[str, Any]) -> Iterator[Event]:
-        condition = self._known(values, line.operands[0], line)
+        # Where a number of the tensors decides and nothing comes of it but what is done, the most is counted.
+        is_open = line.out is None and values.get(line.operands[0]) is None
+        condition = is_open or self._known(values, line.operands[0], line)
         other = self._ends[at] if "else" in self._lines[self._ends[at]].text else None
         start = at if condition else other
         if start is not None:

@@ -6,9 +6,10 @@ own sizes. Nothing here was timed: the time is an *estimate*, the bytes over the
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import reduce
 from math import prod
 from typing import Any
@@ -17,15 +18,20 @@ import torch
 from torch import Tensor
 
 from minimax_m2.harness.case import Case
+from minimax_m2.harness.judge import build, call
 from minimax_m2.harness.npu.launches import Launch, launches_of
+from minimax_m2.harness.npu.our_kernels import provider
 from minimax_m2.harness.npu.planned import plan_of, program_of
 from minimax_m2.harness.npu.planned_scalars import Event, Memory, events
-from minimax_m2.harness.npu.toolchain import Compiler
+from minimax_m2.harness.npu.toolchain import CARDS, Compiler, compiler
+from minimax_m2.harness.op import find_op
 from minimax_m2.harness.providers.ours import function_of
 
 # Bytes a second. Huawei states 3.2 TB/s of an Ascend 910C, a package of two of these dies ("Serving Large Language
 # Models on Huawei CloudMatrix384", arXiv 2506.12708); of the 910B3 no statement of Huawei's is at hand.
 BANDWIDTH = {"Ascend910_9391": 1.6e12}
+# Batches of the table that the page shows.
+TOKENS = (1, 8, 16, 64, 128, 256, 512, 1024)
 # Channels of a row that our rms_norm takes at most.
 WIDEST = 4096
 # What a vector instruction takes at once.
@@ -110,8 +116,14 @@ def _smaller(given: tuple[Memory, ...]) -> int:
 def unfused_cost(case: Case, by: Compiler, card: str) -> StaticCost:
     """The cost of what ``qk_norm_rope`` is made of where nothing is fused: a norm of q, one of k, rope, a copy of v.
 
-    A norm of more channels than a program holds is counted as one of so many rows of half the width, which moves less.
+    A norm of more channels than a program holds is counted as one of each of its parts, which moves the same.
     """
+    launches, copied = unfused(case)
+    return cost_of(launches, by, card) + StaticCost(read=copied, written=copied)
+
+
+def unfused(case: Case) -> tuple[list[Launch], int]:
+    """The launches of the parts of ``qk_norm_rope``, and the bytes of v, which are copied."""
     T, Hq, Hk, D, R = (case.number(name) for name in ("T", "Hq", "Hk", "D", "R"))
     dtype = getattr(torch, case.word("dtype"))
     found = [*_norm(T, Hq * D, dtype), *_norm(T, Hk * D, dtype)]
@@ -119,17 +131,49 @@ def unfused_cost(case: Case, by: Compiler, card: str) -> StaticCost:
     table = torch.empty(T, R, dtype=getattr(torch, case.word("table")))
     rope = _ours("rope")
     found += launches_of(lambda: rope(q, k, table, torch.arange(T), rotary_dim=R))
-    copied = k.numel() * k.element_size()
-    return cost_of(found, by, card) + StaticCost(read=copied, written=copied)
+    return found, k.numel() * k.element_size()
 
 
 def _norm(rows: int, width: int, dtype: torch.dtype) -> list[Launch]:
     parts, norm = -(-width // WIDEST), _ours("rms_norm")
-    x, weight = torch.empty(rows * parts, width // parts, dtype=dtype), torch.empty(width // parts, dtype=dtype)
-    return launches_of(lambda: norm(x, weight, eps=1e-6))
+    x, weight = torch.empty(rows, width // parts, dtype=dtype), torch.empty(width // parts, dtype=dtype)
+    return launches_of(lambda: norm(x, weight, eps=1e-6)) * parts
+
+
+def shares(tokens: int, by: Compiler, card: str) -> tuple[float, float]:
+    """The share of the unfused chain's bytes that ``qk_norm_rope`` moves: as launched, and with weights read once.
+
+    What a kernel reads once is what one program of it reads that walks all rows.
+    """
+    case = find_op("qk_norm_rope").shape("prefill").but(T=tokens, weights="model", stats="none")
+    (parts, copied), own = unfused(case), build(find_op("qk_norm_rope"), case, provider())
+    fused = launches_of(lambda: call(find_op("qk_norm_rope"), _ours("qk_norm_rope"), own))
+
+    def bytes_of(launches: list[Launch]) -> int:
+        return cost_of(launches, by, card).bytes
+
+    def once(launches: list[Launch]) -> list[Launch]:
+        return [replace(launch, grid=(1,)) for launch in launches]
+
+    return (
+        bytes_of(fused) / (bytes_of(parts) + 2 * copied),
+        bytes_of(once(fused)) / (bytes_of(once(parts)) + 2 * copied),
+    )
+
+
+def main() -> None:
+    with compiler() as by:
+        sys.stdout.write("| tokens | share of the bytes | were weights read once |\n|---|---|---|\n")
+        for tokens in TOKENS:
+            moved, once = shares(tokens, by, CARDS[1])
+            sys.stdout.write(f"| {tokens} | {moved:.1%} | {once:.1%} |\n")
 
 
 def _ours(name: str) -> Callable[..., Any]:
     function = function_of("npu", name)
     assert function is not None, f"{name} has an NPU kernel"
     return function
+
+
+if __name__ == "__main__":
+    main()

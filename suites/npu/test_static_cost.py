@@ -8,7 +8,7 @@ import pytest
 
 from minimax_m2.harness.npu.planned_scalars import events
 from minimax_m2.harness.npu.reach import launches_on
-from minimax_m2.harness.npu.static_cost import BANDWIDTH, StaticCost, cost_of, unfused_cost
+from minimax_m2.harness.npu.static_cost import BANDWIDTH, StaticCost, cost_of, shares, unfused_cost
 from minimax_m2.harness.npu.toolchain import CARDS, Compiler, compiler, reason_to_skip
 from minimax_m2.harness.op import find_op
 from minimax_m2.kernels.npu.launch import VECTOR_CORES
@@ -55,6 +55,12 @@ def test_the_fusion_moves_little_more_than_half_of_what_its_parts_move(by: Compi
 
 
 @needs_compiler
+def test_of_few_tokens_it_does_too_but_for_the_weights_of_each_program(by: Compiler) -> None:
+    moved, once = shares(16, by, CARD)
+    assert once <= 0.55 < moved
+
+
+@needs_compiler
 def test_two_halves_around_a_sum_read_rows_twice(by: Compiler) -> None:
     assert ratio("given", 64, by) > ratio("none", 64, by) + 0.2
 
@@ -84,6 +90,13 @@ def test_loops_turn_as_often_as_the_launch_says() -> None:
     found = list(events(PROGRAM, [None, 5], 0))
     assert [event.name for event in found] == ["load_gm_to_ubuf_1d_float"] * 5
     assert [event.given[0].bytes for event in found] == [0, 0, 4, 4, 8]
+
+
+def test_what_a_number_decides_is_counted_as_done() -> None:
+    call = "func.call @load_gm_to_ubuf_1d_float(%1) : (memref<?xf32, #hivm.address_space<gm>>) -> ()"
+    branch = f"%2 = memref.load %1[%c0] : memref<1xi1>\n      scf.if %2 {{\n        {call}\n      }}"
+    names = [event.name for event in events(PROGRAM.replace(call, branch), [None, 2], 0)]
+    assert names == ["memref.load", "load_gm_to_ubuf_1d_float"] * 2
 
 
 @pytest.mark.parametrize(
