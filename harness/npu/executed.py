@@ -15,9 +15,11 @@ from minimax_m2.harness.case import Case
 from minimax_m2.harness.interpreter import Interpreted, answered, judged_by, replay
 from minimax_m2.harness.npu import lowered_run, planned_run
 from minimax_m2.harness.npu.launches import taken_over
-from minimax_m2.harness.npu.our_kernels import provider, shapes_of
-from minimax_m2.harness.npu.toolchain import compiler
+from minimax_m2.harness.npu.our_kernels import built, provider, shapes_of
+from minimax_m2.harness.npu.toolchain import absence, compiler
 
+# The exit code of ``m2check`` for it.
+NOTHING_MEASURED = 5
 RUNNING = {"N3a": lowered_run.running, "N3b": planned_run.running}
 
 
@@ -43,12 +45,15 @@ def in_own_process(name: str, count: int, level: str, file: str = "") -> Interpr
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("op")
+    parser.add_argument("op", choices=built(), metavar="OP")
     parser.add_argument("--level", default="N3a", choices=RUNNING)
     parser.add_argument("--cases", type=int, default=40)
     parser.add_argument("--case", type=Case.from_json, help="judge this one, as a failure prints it")
     parser.add_argument("--file", default="", help="a provider file of Triton kernels; ours without it")
     given = parser.parse_args(arguments)
+    if reason := absence(given.level):
+        sys.stderr.write(f"{given.level} is not here: {reason}\n")
+        return NOTHING_MEASURED
     return answered(judged(given.op, given.cases, given.level, given.file, given.case), given.case)
 
 

@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from minimax_m2.harness.npu import lowered_run, planned_run
-from minimax_m2.harness.npu.executed import in_own_process
+from minimax_m2.harness.npu.executed import in_own_process, main
 from minimax_m2.harness.npu.launches import Launch
 from minimax_m2.harness.npu.native_call import CompilerRefused
 from minimax_m2.harness.npu.our_kernels import built
 from minimax_m2.harness.npu.spoilt import FAULTS, KERNELS, spoilt
-from minimax_m2.harness.npu.toolchain import compiler, reason_to_skip
+from minimax_m2.harness.npu.toolchain import ENVIRONMENT_VARIABLE, compiler, reason_to_skip
 
 pytest.importorskip("triton", reason="Triton is not installed; the levels N0 to N3 are not here")
 ABSENCE = {level: reason_to_skip(level) for level in ("N3a", "N3b")}
@@ -60,6 +60,12 @@ def test_a_failure_prints_the_command_that_replays_it(tmp_path: Path) -> None:
     assert again.returncode == 1, again.stderr[-2000:]
     # The same evidence, and the same command; a case as JSON has its fields by name.
     assert again.stdout.splitlines()[1:] == failures[0].splitlines()[1:]
+
+
+def test_a_level_that_is_not_here_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv(ENVIRONMENT_VARIABLE, "none")
+    assert main(["rms_norm", "--level", "N3b"]) == 5
+    assert capsys.readouterr().err == "N3b is not here: Huawei's compilers are not in none; run make npu-toolchain\n"
 
 
 def ran(kernel: str, rows: int, n: int, level: str) -> torch.Tensor:
