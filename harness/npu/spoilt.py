@@ -8,11 +8,13 @@ from pathlib import Path
 
 KERNELS = Path(__file__).resolve().parents[2] / "kernels" / "npu"
 FILE = """
+import sys
 from importlib import import_module
 
 import minimax_m2.kernels.npu as npu
 
-# Before ours, so that ours are never imported.
+# Before ours, none of which may be imported already.
+assert not [name for name in sys.modules if name.startswith("minimax_m2.kernels.npu.")]
 npu.__path__.insert(0, {folder!r})
 _module = import_module("minimax_m2.kernels.npu.{stem}")
 {op} = _module.{op}
