@@ -3,6 +3,7 @@
 
 #include "binding.h"
 #include "dispatch.h"
+#include "node_shares_binding.h"
 
 #include <vector>
 

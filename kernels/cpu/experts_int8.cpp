@@ -10,6 +10,7 @@
 #include "code_block.h"
 #include "expert_slots.h"
 #include "group_quant.h"
+#include "node_shares.h"
 #include "operand_rows.h"
 
 namespace minimax_m2::MINIMAX_M2_ISA {
@@ -52,22 +53,23 @@ class Int8Mixture {
         act_(slots_, args.width), values_(buffer<float>(slots_ * blocks13_ * GATES)) {}
 
   void run() {
-    const int64_t units = static_cast<int64_t>(plan_.active.size()) * blocks13_;
+    const int64_t active = static_cast<int64_t>(plan_.active.size());
+    NodeLoop gates(active, blocks13_), downs(1, blocks2_);
 #pragma omp parallel if (!serial_products(slots_ * args_.hidden * args_.width))
     {
       const Buffer<int32_t> total = buffer<int32_t>(CHUNK * COLUMNS);
       const Buffer<float> sums = buffer<float>(args_.num_tokens * COLUMNS);
 #pragma omp for schedule(static)
       for (int64_t t = 0; t < args_.num_tokens; ++t) quantise_token(t);
-#pragma omp for schedule(dynamic, run_of(units, omp_get_num_threads()))
-      for (int64_t u = 0; u < units; ++u) gate_and_up(u, total.get());
+      gates.run(run_of(active * blocks13_, omp_get_num_threads()),
+                [&](int64_t i, int64_t b, int64_t) { gate_and_up(i * blocks13_ + b, total.get()); });
+#pragma omp barrier
 #pragma omp for schedule(static)
       for (int64_t slot = 0; slot < slots_; ++slot) {
         const float* values = values_.get() + slot * blocks13_ * GATES;
         act_.quantise(slot, [&](int64_t i, auto... n) { return load(values + i, n...); });
       }
-#pragma omp for schedule(dynamic)
-      for (int64_t b = 0; b < blocks2_; ++b) down_and_sum(b, total.get(), sums.get());
+      downs.run(1, [&](int64_t, int64_t b, int64_t) { down_and_sum(b, total.get(), sums.get()); });
     }
   }
 

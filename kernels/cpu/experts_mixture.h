@@ -5,6 +5,7 @@
 #include <omp.h>
 
 #include "expert_slots.h"
+#include "node_shares.h"
 #include "operand_rows.h"
 
 namespace minimax_m2::MINIMAX_M2_ISA {
@@ -36,7 +37,8 @@ class Mixture {
   }
 
   void run() {
-    const int64_t units = static_cast<int64_t>(plan_.active.size()) * blocks13_;
+    const int64_t active = static_cast<int64_t>(plan_.active.size());
+    NodeLoop gates(active, blocks13_), downs(1, blocks2_);
 #pragma omp parallel if (parallel_)
     {
       [[maybe_unused]] const typename Products::Registers registers;
@@ -44,10 +46,11 @@ class Mixture {
       const Buffer<float> total = buffer<float>(CHUNK * COLUMNS), sums = buffer<float>(args_.num_tokens * COLUMNS);
 #pragma omp for schedule(static)
       for (int64_t i = 0; i < x_.num_copies(); ++i) x_.copy(i);
-#pragma omp for schedule(dynamic, run_of(units, omp_get_num_threads()))
-      for (int64_t u = 0; u < units; ++u) gate_and_up(u, scratch.get(), total.get());
-#pragma omp for schedule(dynamic)
-      for (int64_t b = 0; b < blocks2_; ++b) down_and_sum(b, scratch.get(), total.get(), sums.get());
+      gates.run(run_of(active * blocks13_, omp_get_num_threads()), [&](int64_t i, int64_t b, int64_t) {
+        gate_and_up(i * blocks13_ + b, scratch.get(), total.get());
+      });
+#pragma omp barrier
+      downs.run(1, [&](int64_t, int64_t b, int64_t) { down_and_sum(b, scratch.get(), total.get(), sums.get()); });
     }
   }
 

@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from minimax_m2.kernels.cpu import extension, isa, node_shares
+from minimax_m2.kernels.cpu.experts import experts, pack_experts
 from minimax_m2.kernels.cpu.fp8_linear import fp8_linear, pack_fp8_linear
 from minimax_m2.kernels.cpu.node_shares import listed, pretended, usable
 
@@ -114,17 +115,50 @@ def test_packing_touches_every_page_from_the_node_that_owns_it() -> None:
     assert torch.equal(touched(7, 3, threads=1), (owners(7, 3) == 0).expand(2, 7))
 
 
-@pytest.mark.parametrize("name", isa.available())
-def test_nodes_change_no_bit(name: str) -> None:
-    codes = (torch.arange(200 * 96) * 37 % 251 - 125).view(200, 96).div(64).to(torch.float8_e4m3fn)
-    scale, x = torch.full((2, 1), 0.5), (torch.arange(5 * 96) % 13 - 6).view(5, 96).bfloat16()
-    found = []
+def on_nodes(call: Callable[[], tuple[Tensor, ...]]) -> Iterator[tuple[Tensor, ...]]:
+    """What a call returns on one, two and three nodes, some of which have no thread of their own."""
     for nodes, threads in [(1, 1), (2, 1), (2, 3), (3, 2)]:
         torch.set_num_threads(threads)
-        with isa.forced(name), pretended(nodes):
-            packed = pack_fp8_linear(codes, scale)
-            found.append((packed.weight.view(torch.uint8), fp8_linear(x, packed)))
-    assert all(torch.equal(weight, found[0][0]) and torch.equal(y, found[0][1]) for weight, y in found)
+        with pretended(nodes):
+            yield call()
+
+
+def same(found: Iterator[tuple[Tensor, ...]]) -> bool:
+    """Whether all of them are equal, bit for bit."""
+    first = next(found)
+    return all(torch.equal(a, b) for other in found for a, b in zip(first, other, strict=True))
+
+
+@pytest.mark.parametrize("name", isa.available())
+def test_nodes_change_no_bit_of_a_dense_layer(name: str) -> None:
+    codes = (torch.arange(200 * 96) * 37 % 251 - 125).view(200, 96).div(64).to(torch.float8_e4m3fn)
+    scale, x = torch.full((2, 1), 0.5), (torch.arange(5 * 96) % 13 - 6).view(5, 96).bfloat16()
+
+    def call() -> tuple[Tensor, ...]:
+        packed = pack_fp8_linear(codes, scale)
+        return packed.weight.view(torch.uint8), fp8_linear(x, packed)
+
+    with isa.forced(name):
+        assert same(on_nodes(call))
+
+
+@pytest.mark.parametrize("name", isa.available())
+def test_nor_of_experts(name: str) -> None:
+    shapes = ((3, 200, 96), (3, 96, 100))
+    w13, w2 = ((torch.arange(torch.Size(s).numel()) * 37 % 251 - 125).view(s).bfloat16() / 512 for s in shapes)
+    x, ids = (torch.arange(5 * 96) % 13 - 6).view(5, 96).bfloat16(), (torch.arange(10) * 7 % 4 - 1).view(5, 2)
+    weights = torch.arange(1.0, 11.0).view(5, 2) / 8
+
+    def call() -> tuple[Tensor, ...]:
+        packed = pack_experts(w13, w2)
+        return packed.w13, packed.w2, experts(x, packed, weights, ids)
+
+    with isa.forced(name):
+        assert same(on_nodes(call))
+
+
+def test_a_result_that_hangs_on_nodes_is_noticed() -> None:
+    assert not same(on_nodes(lambda: (torch.tensor(node_shares.count()),)))
 
 
 # Packs a weight on bound threads; prints Linux's node of each page that begins in a block, and the block's owner's.
