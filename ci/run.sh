@@ -31,7 +31,7 @@ lane test make test
 lane parallel ci/test.sh suites/parallel
 lane drift ci/test.sh suites/drift
 lane history env HISTORY_REQUIRES=postgres,ray bash -c 'ci/fleet.sh && ci/test.sh --dist loadfile suites/history'
-lane npu env NPU_MIN_LEVEL=N3a bash -c 'make npu-toolchain && ci/test.sh suites/npu'
+lane npu env NPU_MIN_LEVEL=N3b bash -c 'make npu-toolchain && ci/test.sh suites/npu'
 lane score .venv/bin/m2check score --short
 lane run make run ARGS="--cases 8"
 
