@@ -90,11 +90,11 @@ class DecoderLayer:
         if residual is None:
             x, entry = ops.rms_norm(hidden, weights.input_layernorm, eps=eps), hidden
         else:
-            x, entry = added(ops, hidden, residual, weights.input_layernorm, eps, f"experts of layer {self.index - 1}")
+            x, entry = added(ops, hidden, residual, weights.input_layernorm, eps, "experts", self.index - 1)
         shared.note("entry", self.index, entry)
         shared.note("input_norm", self.index, x)
         y = self._attention(x, k_cache, v_cache, shared)
-        x, middle = added(ops, y, entry, weights.post_attention_layernorm, eps, f"o_proj of layer {self.index}")
+        x, middle = added(ops, y, entry, weights.post_attention_layernorm, eps, "o_proj", self.index)
         shared.note("middle", self.index, middle)
         shared.note("post_attention_norm", self.index, x)
         return self._experts(x, shared), middle, entry
@@ -109,7 +109,8 @@ class DecoderLayer:
         qkv = self.qkv_proj(x)  # [T, (Hq + 2 Hk) D]
         shared.note("qkv", self.index, qkv)
         exchange = shared.exchange
-        stats, more = None, dict[str, Any]()
+        stats: Tensor | None = None
+        more: dict[str, Any] = {}
         if sums_over(ops.qk_norm_rope_cache):
             label = f"q and k statistics of layer {self.index}"
             more = {"counted_kv_heads": shared.counted_kv_heads, "label": label}
@@ -195,10 +196,11 @@ def sums_over(op: Callable[..., Any]) -> int:
 
 
 def added(
-    ops: OpTable, x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, label: str
+    ops: OpTable, x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, step: str, layer: int
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Call ``add_rms_norm``, with the label where it sums over the ranks."""
-    more = {"label": label} if sums_over(ops.add_rms_norm) else {}
+    """Call ``add_rms_norm``; where it sums over the ranks, with the step and its layer as label."""
+    # Built only there: a compiled layer's index is no constant.
+    more = {"label": f"{step} of layer {layer}"} if sums_over(ops.add_rms_norm) else {}
     y, stream = ops.add_rms_norm(x, residual, weight, eps=eps, **more)
     return y, stream
 

@@ -209,8 +209,8 @@ class MiniMaxM2:
             if layer.index in capture:
                 states[layer.index] = entry
         if len(ids):
-            label = f"experts of layer {config.num_hidden_layers - 1}"
-            x, last = added(self.ops, hidden, residual, self._norm, config.rms_norm_eps, label)
+            eps, final = config.rms_norm_eps, config.num_hidden_layers - 1
+            x, last = added(self.ops, hidden, residual, self._norm, eps, "experts", final)
         else:
             x, last = hidden, hidden
         if config.num_hidden_layers in capture:

@@ -107,6 +107,7 @@ def test_parts_share_a_file_and_nothing_that_it_holds_is_tried_again(
     assert [change.name for change in tried] == whole["survivors"]
 
 
+@HERE
 def test_tests_that_fail_without_a_change_judge_nothing(toy: str) -> None:
     Path(toy).write_text("def test_near():\n    assert False\n")
     with pytest.raises(ValueError, match="fail without a change"):
