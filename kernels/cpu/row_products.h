@@ -129,7 +129,7 @@ inline void multiply_block(const X* const (&x)[R], const W* w, int64_t w_stride,
 
 // A core's second-level cache holds a slab of rows, the bytes of weight that they meet, and those that they meet next.
 [[maybe_unused]] constexpr int64_t BLOCK_BYTES = 192 * 1024;
-[[maybe_unused]] constexpr int64_t SLAB_ROWS = 96;
+[[maybe_unused]] constexpr int64_t SLAB_ROWS = 96;  // at most
 
 // Below this many products a fork-join (about 1 us) costs more than it saves.
 [[maybe_unused]] constexpr int64_t SERIAL_PRODUCTS = 1 << 16;
@@ -143,13 +143,15 @@ inline void multiply_rows(Row&& row, int64_t num_rows, const W* w, int64_t w_str
   const int64_t row_bytes = std::max<int64_t>(1, depth * static_cast<int64_t>(sizeof(W)));
   const int64_t width = std::clamp<int64_t>(BLOCK_BYTES / row_bytes / 8 * 8, 8, 256);
   const int64_t blocks = (num_columns + width - 1) / width, slabs = (num_rows + SLAB_ROWS - 1) / SLAB_ROWS;
+  // Slabs of equal height: of 256 rows, 96 + 96 + 64 would give one of two threads an eighth more than its half.
+  const int64_t height = (num_rows + slabs - 1) / std::max<int64_t>(1, slabs);
 #pragma omp parallel for schedule(static) collapse(2) if (num_rows * num_columns * depth >= SERIAL_PRODUCTS)
   for (int64_t slab = 0; slab < slabs; ++slab) {
     for (int64_t block = 0; block < blocks; ++block) {
       const int64_t n_end = std::min(num_columns, (block + 1) * width);
-      const int64_t t_end = std::min(num_rows, (slab + 1) * SLAB_ROWS);
+      const int64_t t_end = std::min(num_rows, (slab + 1) * height);
       // One strip has nothing to hide a fetch behind; the processor's own prefetcher sees its rows.
-      const int64_t passes = (t_end - slab * SLAB_ROWS + BLOCK_ROWS - 1) / BLOCK_ROWS;
+      const int64_t passes = (t_end - slab * height + BLOCK_ROWS - 1) / BLOCK_ROWS;
       const int64_t pieces = passes * (width / 4) * ((depth + FETCH_DEPTH - 1) / FETCH_DEPTH);
       const int64_t stride = w_stride * static_cast<int64_t>(sizeof(W));
       Ahead ahead{.row = reinterpret_cast<const char*>(w) + n_end * stride,
@@ -157,7 +159,7 @@ inline void multiply_rows(Row&& row, int64_t num_rows, const W* w, int64_t w_str
                   .row_bytes = row_bytes,
                   .rows = passes > 1 ? std::min(num_columns - n_end, width) : 0,
                   .lines = width * row_bytes / 64 / std::max<int64_t>(1, pieces) + 1};
-      for (int64_t t = slab * SLAB_ROWS; t < t_end;) {
+      for (int64_t t = slab * height; t < t_end;) {
         // Strips of nearly equal height: six and one would leave one row alone with the whole weight.
         const int64_t left = t_end - t, strips = (left + BLOCK_ROWS - 1) / BLOCK_ROWS;
         const int rows = static_cast<int>((left + strips - 1) / strips);
