@@ -183,18 +183,28 @@ def settings(pairs: Sequence[str]) -> dict[str, Field]:
 
 
 def shaped(op: Op, shape: str, setting: dict[str, Field]) -> Case:
-    """A shape of an op with some fields set; ValueError for an unknown shape or field.
+    """A shape of an op with some fields set; ValueError for an unknown shape, field or word.
 
     Drawn cases of many tokens or sequences are narrow, to be judged in little time; one that is timed is as wide as it
     is said.
     """
     if shape not in op.shapes:
         raise ValueError(f"op {op.name} has no shape {shape!r}; it has {', '.join(op.shapes)}")
+    for name, value in setting.items():
+        _demand_known(op, name, value)
     fields = {**op.shapes[shape], **setting}
     given = ((name, least, fields.get(name)) for name, least in op.narrow_from.items())
     many = {name: (least, value) for name, least, value in given if isinstance(value, int) and value >= least}
     case = op.case(**fields | {name: least - 1 for name, (least, _) in many.items()})
     return case.but(**{name: value for name, (_, value) in many.items()})
+
+
+def _demand_known(op: Op, name: str, value: Field) -> None:
+    """Raise ValueError for a word that a field does not have: an op may take what it does not know for its default."""
+    values = op.factors.get(name, (value,))
+    # Sizes are free, words are those there are.
+    if value not in values and not (isinstance(value, int) and any(isinstance(one, int) for one in values)):
+        raise ValueError(f"op {op.name} has no {name}={value}; it has {', '.join(map(str, values))}")
 
 
 def draws(op: Op, case: Case) -> list[Case]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from minimax_m2.harness.case import Field
 from minimax_m2.harness.contenders import draws, settings, shaped
 from minimax_m2.harness.op import find_op
 from minimax_m2.harness.paired import read_pairs
@@ -140,6 +141,19 @@ def test_a_setting_is_a_number_or_a_name() -> None:
     assert settings(["T=16", "dtype=bfloat16", "counted=-1"]) == {"T": 16, "dtype": "bfloat16", "counted": -1}
     with pytest.raises(ValueError, match="--set 'T' is no assignment"):
         settings(["T"])
+
+
+@pytest.mark.parametrize(
+    "setting", [{"quant": "int4"}, {"quant": 8}, {"T": "many"}, {"dtype": "float"}, {"weights": "0.03"}]
+)
+def test_a_word_that_a_field_does_not_have_is_no_case(setting: dict[str, Field]) -> None:
+    ((name, value),) = setting.items()
+    with pytest.raises(ValueError, match=f"op experts has no {name}={value}; it has "):
+        shaped(find_op("experts"), "decode", setting)
+
+
+def test_a_size_may_be_set_that_no_case_is_drawn_with() -> None:
+    assert shaped(find_op("experts"), "decode", {"T": 77})["T"] == 77
 
 
 def test_large_cases_are_drawn_once_and_small_ones_four_times() -> None:
