@@ -14,6 +14,7 @@ from minimax_m2.harness.cuda_graph import captured
 from minimax_m2.harness.judge import build, call
 from minimax_m2.harness.op import Op
 from minimax_m2.harness.provider import Provider
+from minimax_m2.harness.returned import outputs_of
 
 # Where our ops change their code path, and sizes that serving engines capture.
 THRESHOLDS = (1, 2, 3, 4, 5, 8, 9, 32, 33, 64, 65)
@@ -77,7 +78,7 @@ def _other_values(op: Op, case: Case, provider: Provider, first: dict[str, Any])
 
 
 def _eager(op: Op, function: Callable[..., Any], arguments: dict[str, Any]) -> list[Tensor]:
-    return [output.clone() for output in _results(op, call(op, function, arguments), arguments)]
+    return [output.clone() for output in outputs_of(op, call(op, function, arguments), arguments)]
 
 
 def _replayed(
@@ -86,7 +87,7 @@ def _replayed(
     """Call on ``arguments`` to warm up, capture, bring their memory to ``values``, spoil the outputs, replay."""
     call(op, function, arguments)
     graph, returned = captured(lambda: call(op, function, arguments))
-    outputs = _results(op, returned, arguments)
+    outputs = outputs_of(op, returned, arguments)
     for output in outputs[: len(outputs) - len(op.mutates)]:
         _bytes(output).fill_(0xFF)
     for name, value in values.items():
@@ -95,11 +96,6 @@ def _replayed(
     graph.replay()
     torch.cuda.synchronize()
     return [output.clone() for output in outputs]
-
-
-def _results(op: Op, returned: Any, arguments: dict[str, Any]) -> list[Tensor]:
-    values = () if returned is None else returned if isinstance(returned, tuple) else (returned,)
-    return [*values, *(arguments[name] for name in op.mutates)]
 
 
 def _tensors(value: Any) -> list[Tensor]:

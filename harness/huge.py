@@ -6,18 +6,16 @@ Nothing but the distance changes, so a kernel must give what it gives on rows th
 from __future__ import annotations
 
 import mmap
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from minimax_m2.harness.case import Case
-from minimax_m2.harness.expectation import Outputs
 from minimax_m2.harness.judge import build, call, expected, malformed
 from minimax_m2.harness.op import Op
 from minimax_m2.harness.provider import Provider
+from minimax_m2.harness.returned import outputs_of
 from minimax_m2.harness.verdict import describe
-from minimax_m2.harness.watched import values_of
 
 # Arguments whose leading index a kernel multiplies by a stride, by op.
 SPREAD = {
@@ -62,7 +60,7 @@ def far_call(op: Op, case: Case, provider: Provider, variant: str = "") -> str:
     arguments = build(op, case, provider)
     arguments |= {name: spread(arguments[name]) for name in SPREAD[op.name]}
     with provider.enter(variant):
-        outputs = _outputs(op, call(op, function, arguments), arguments)
+        outputs = outputs_of(op, call(op, function, arguments), arguments)
     right, _ = expected(op, case, provider.contract.get(op.name, {}))
     off = malformed(right, outputs)
     if off is not None:
@@ -70,7 +68,3 @@ def far_call(op: Op, case: Case, provider: Provider, variant: str = "") -> str:
     # Written rows come back together: a copy of what lies between would fill all the memory there is.
     host = tuple(o.detach().cpu().clone(memory_format=torch.contiguous_format) for o in outputs)
     return "; ".join(describe(found) for found in right.judge(host) if not found.passed)
-
-
-def _outputs(op: Op, returned: Any, arguments: dict[str, Any]) -> Outputs:
-    return (*values_of(returned), *(arguments[name] for name in op.mutates))

@@ -21,8 +21,9 @@ from minimax_m2.harness.expectation import Expectation, Outputs, expectation
 from minimax_m2.harness.layout import Misplaced, demand_layout, demand_own_memory
 from minimax_m2.harness.op import Declared, Op, Pack, Spoilt, find_op
 from minimax_m2.harness.provider import Provider
+from minimax_m2.harness.returned import outputs_of
 from minimax_m2.harness.verdict import Outcome, Verdict, describe
-from minimax_m2.harness.watched import Watched, built_anew, demand_independence, raw, values_of
+from minimax_m2.harness.watched import Watched, built_anew, demand_independence, raw
 from minimax_m2.harness.worker import Ended
 
 # A case's false-alarm rate is shared by the two ways to call an op, whether a provider offers both or not: what a
@@ -159,7 +160,7 @@ def repeat(case: Case, provider: Provider, variant: str = "") -> bool:
     for _ in range(2):
         arguments = build(op, case, provider)
         with provider.enter(variant):
-            outputs = _outputs(op, call(op, function, arguments), arguments)
+            outputs = outputs_of(op, call(op, function, arguments), arguments)
             # Copied at once: a provider may return the same memory again.
             results.append([torch.clone(o, memory_format=torch.contiguous_format) for o in outputs])
     return all(torch.equal(raw(a), raw(b)) for a, b in zip(*results, strict=True))
@@ -279,10 +280,6 @@ def moved(value: Tensor, device: str) -> Tensor:
 def call(op: Op, function: Callable[..., Any], arguments: dict[str, Any], outputs: list[Tensor] | None = None) -> Any:
     """Call as the op's signature says, with the outputs of an ``_out`` variant if any."""
     return op.bind(function, arguments, outputs or ())()
-
-
-def _outputs(op: Op, returned: Any, arguments: dict[str, Any]) -> Outputs:
-    return (*values_of(returned), *(arguments[name] for name in op.mutates))
 
 
 def blank(op: Op, right: Expectation, provider: Provider) -> list[Tensor]:

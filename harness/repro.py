@@ -26,9 +26,9 @@ from minimax_m2.harness.expectation import Expectation, expectation
 from minimax_m2.harness.judge import ALPHA_OF_A_CALL, call, malformed
 from minimax_m2.harness.op import Op, Pack, find_op
 from minimax_m2.harness.provider import Provider
+from minimax_m2.harness.returned import outputs_of
 from minimax_m2.harness.shrink import given, shrunk, simpler_values
 from minimax_m2.harness.verdict import Outcome, Verdict, describe
-from minimax_m2.harness.watched import values_of
 from minimax_m2.harness.worker import Ended
 
 HELPER = '''def packed(text, dtype, shape, stride):
@@ -132,7 +132,7 @@ def fault(op: Op, right: Expectation, provider: Provider, variant: str, argument
     own = {name: _own(value, provider) for name, value in arguments.items()}
     try:
         with provider.enter(variant):
-            outputs = (*values_of(call(op, function, own)), *(own[name] for name in op.mutates))
+            outputs = outputs_of(op, call(op, function, own), own)
     except (Ended, Exception, SystemExit) as error:
         # What a dead process printed is full of places on this machine.
         return Failure(f"{type(error).__name__}: {error}".partition("; it printed")[0])

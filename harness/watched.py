@@ -18,6 +18,7 @@ from minimax_m2.harness.devices import synchronise, torch_device
 from minimax_m2.harness.expectation import Expectation, Outputs, Tensors
 from minimax_m2.harness.layout import Misplaced
 from minimax_m2.harness.op import Op
+from minimax_m2.harness.returned import outputs_of
 from minimax_m2.harness.verdict import Outcome
 
 Invoke = Callable[[dict[str, Any], list[Tensor]], Any]
@@ -58,8 +59,7 @@ class Watched:
         with allocations(self._poison.allocated):
             self.returned = invoke(self.arguments, self.outputs)
         synchronise(self._device)
-        values = self.outputs or values_of(self.returned)
-        return (*values, *(self.arguments[name] for name in self._op.mutates))
+        return outputs_of(self._op, tuple(self.outputs) or self.returned, self.arguments)
 
     def written(self) -> str:
         """Name of an input that the call wrote to, or nothing; raises Misplaced for a write outside of any tensor."""
@@ -92,11 +92,6 @@ def certain_elements(right: Expectation, name: str) -> Tensor:
     if isinstance(value, Budgeted):
         return torch.isfinite(value.value) & torch.isfinite(value.bound)
     return torch.ones(right.shapes[name], dtype=torch.bool)
-
-
-def values_of(returned: Any) -> Outputs:
-    """What a call returned as a tuple."""
-    return () if returned is None else tuple(returned) if isinstance(returned, tuple | list) else (returned,)
 
 
 def tensors(arguments: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from minimax_m2.harness.op import all_ops
 from minimax_m2.harness.parallel_ops import SPLIT_OPS, split_over
 from minimax_m2.harness.provider import Provider
+from minimax_m2.harness.returned import shaped_as, values_of
 from minimax_m2.reference.communicator import Communicator, Threads
 
 # What every rank computes whole. The cache is written beside a split norm, not within one.
@@ -89,16 +90,13 @@ def _recast(name: str, function: Callable[..., Any], dtype: torch.dtype) -> Call
         for written in op.mutates:
             if given[written] is not own[written]:
                 own[written].copy_(given[written])
-        if returned is None:
-            return None
-        values = returned if isinstance(returned, tuple) else (returned,)
         outputs = [output for output in op.outputs if output not in op.mutates]
         wanted = own.get("out_dtype") or model
-        found = tuple(
+        found = (
             v.to(wanted) if _is_wide(v) and not isinstance(getattr(torch, op.outputs[o], None), torch.dtype) else v
-            for v, o in zip(values, outputs, strict=True)
+            for v, o in zip(values_of(returned), outputs, strict=True)
         )
-        return found if isinstance(returned, tuple) else found[0]
+        return shaped_as(returned, found)
 
     return call
 

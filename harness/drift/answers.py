@@ -13,6 +13,7 @@ from minimax_m2.harness.drift.calls import Call, described, only_active
 from minimax_m2.harness.drift.candidate import Candidate, Place
 from minimax_m2.harness.op import Op, Pack
 from minimax_m2.harness.provider import Provider
+from minimax_m2.harness.returned import shaped_as, values_of
 
 Answer = Callable[[Call], Any]
 """Gives the model what a step returns, and writes what that writes."""
@@ -45,15 +46,13 @@ def _answered(call: Call, cast: Cast) -> Any:
         target: Tensor = call.arguments[name]
         if target is not widened[name]:
             target.copy_(cast(widened[name], target.dtype))
-    if returned is None:
-        return None
     lead = next(v for v in call.arguments.values() if isinstance(v, Tensor) and v.is_floating_point()).dtype
-    values = returned if isinstance(returned, tuple) else (returned,)
     names = [name for name in op.outputs if name not in op.mutates]
-    found = tuple(
-        cast(v, _kind(op, name, lead)) if v.is_floating_point() else v for v, name in zip(values, names, strict=True)
+    found = (
+        cast(v, _kind(op, name, lead)) if v.is_floating_point() else v
+        for v, name in zip(values_of(returned), names, strict=True)
     )
-    return found if isinstance(returned, tuple) else found[0]
+    return shaped_as(returned, found)
 
 
 def _kind(op: Op, output: str, lead: torch.dtype) -> torch.dtype:
@@ -98,7 +97,7 @@ def answers_of(
         for name in call.op.mutates:
             if arguments[name] is not call.arguments[name]:
                 call.arguments[name].copy_(arguments[name])
-        return tuple(_moved(v, "cpu") for v in returned) if isinstance(returned, tuple) else _moved(returned, "cpu")
+        return shaped_as(returned, (_moved(v, "cpu") for v in values_of(returned)))
 
     return answers
 

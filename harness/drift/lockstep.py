@@ -25,9 +25,9 @@ from minimax_m2.harness.expectation import Expectation, Outputs, expectation
 from minimax_m2.harness.judge import ALPHA_OF_A_CALL, malformed
 from minimax_m2.harness.op import Declared, Pack
 from minimax_m2.harness.provider import Provider
+from minimax_m2.harness.returned import outputs_of
 from minimax_m2.harness.shrink import given
 from minimax_m2.harness.verdict import describe
-from minimax_m2.harness.watched import values_of
 
 PASS, WRONG, BROKEN, ABSENT = "pass", "wrong", "raised", "reference's own"
 """What a cell can be: within its budget, beyond it, without a result, or not the candidate's step at all."""
@@ -134,7 +134,7 @@ class Judge:
         """Call a provider on its own copies of what it may write to; on the host."""
         arguments = {name: self._placed(call, name, value, provider) for name, value in call.arguments.items()}
         returned = call.op.bind(function, arguments)()
-        found = (*values_of(returned), *(arguments[name] for name in call.op.mutates))
+        found = outputs_of(call.op, returned, arguments)
         return tuple(value.detach().cpu() if isinstance(value, Tensor) else value for value in found)
 
     def _placed(self, call: Call, name: str, value: Any, provider: Provider) -> Any:

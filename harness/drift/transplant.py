@@ -21,6 +21,7 @@ from minimax_m2.harness.drift.recorded_calls import Step, left, recorded_steps, 
 from minimax_m2.harness.drift.recording import Recording
 from minimax_m2.harness.drift.trajectory import Subject
 from minimax_m2.harness.op import Declared
+from minimax_m2.harness.returned import shaped_as, values_of
 
 ROUTERS = ("router", "routing")
 
@@ -59,12 +60,11 @@ class Transplant:
             if call.op.name in ROUTERS:
                 return self._chosen(step, call)
             returned = formula(call)
-            values = returned if isinstance(returned, tuple) else (returned,)
-            moved = tuple(
+            moved = (
                 (value + error).to(kept.dtype)
-                for value, error, kept in zip(values, self._error(step), self._kept(step), strict=True)
+                for value, error, kept in zip(values_of(returned), self._error(step), self._kept(step), strict=True)
             )
-            return moved if isinstance(returned, tuple) else moved[0]
+            return shaped_as(returned, moved)
 
         return answers
 
@@ -76,8 +76,7 @@ class Transplant:
         place = (step.layer, step.name)
         if place not in self._errors:
             returned = formula(step.call())
-            values = returned if isinstance(returned, tuple) else (returned,)
-            pairs = zip(self._kept(step), values, strict=True)
+            pairs = zip(self._kept(step), values_of(returned), strict=True)
             self._errors[place] = tuple(kept.double() - value for kept, value in pairs)
         return self._errors[place]
 

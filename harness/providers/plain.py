@@ -16,6 +16,7 @@ from torch import Tensor
 
 from minimax_m2.harness.op import Op, all_ops
 from minimax_m2.harness.provider import Provider
+from minimax_m2.harness.returned import shaped_as, values_of
 
 
 def plain(device: str = "cpu") -> Provider:
@@ -54,13 +55,10 @@ def _at(op: Op, working: torch.dtype) -> Callable[..., Any]:
         kind = out_dtype or given.get("dtype") or (torch.float32 if first is None else first.dtype)
         widened = {name: v if name in op.mutates else _wide(v, working) for name, v in given.items()}
         returned = op.bind(op.reference, widened)()
-        if returned is None:
-            return None
-        values = returned if isinstance(returned, tuple) else (returned,)
         names = [name for name in op.outputs if name not in op.mutates]
         # Copied: a reference may return a view of its input, a kernel may not.
-        cast = tuple(_narrow(v, op.outputs[n], kind).clone() for n, v in zip(names, values, strict=True))
-        return cast if isinstance(returned, tuple) else cast[0]
+        cast = (_narrow(v, op.outputs[n], kind).clone() for n, v in zip(names, values_of(returned), strict=True))
+        return shaped_as(returned, cast)
 
     call.__name__ = op.name
     return call
