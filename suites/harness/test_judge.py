@@ -170,7 +170,8 @@ def test_all_tests_of_a_case_share_one_false_alarm_rate(
         spent.append(alpha)
         return judge_ids(ids, selection, valid=valid, alpha=alpha)
 
-    case, plain_one = find_op(name).case(), plain().functions(name)
+    # Nobody else judges this case: outputs that were found right once are not compared again.
+    case, plain_one = find_op(name).case(seed=4099), plain().functions(name)
     expected(find_op(name), case, {})
     for module in (expectation, ties):
         monkeypatch.setattr(module, "compare", counted)
