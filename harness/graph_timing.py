@@ -24,8 +24,12 @@ def is_cold(bytes_of_a_call: int) -> bool:
     return sets_for(bytes_of_a_call) * bytes_of_a_call >= ROTATED_BYTES
 
 
-def replayed(calls: Sequence[Callable[[], object]], *, budget: float) -> list[float]:
+def replayed(
+    calls: Sequence[Callable[[], object]], *, budget: float = 0.0, replays: int | None = None
+) -> list[float]:  # fmt: skip
     """Seconds a call, one figure a replay, within about ``budget`` seconds of replays.
+
+    Calls in which ranks wait for each other name the number of ``replays``: each rank's clock would choose its own.
 
     Raises whatever capture raises for a call that waits for the device: such a call cannot serve a captured graph.
     """
@@ -33,6 +37,6 @@ def replayed(calls: Sequence[Callable[[], object]], *, budget: float) -> list[fl
     on_a_stream(lambda: [call() for call in calls])
     graph, _ = captured(lambda: [call() for _ in range(rounds) for call in calls])
     replay_seconds(graph, 1)
-    once = replay_seconds(graph, 1)
-    replays = max(REPLAYS[0], min(REPLAYS[1], int(budget / max(once, 1e-6))))
+    if replays is None:
+        replays = max(REPLAYS[0], min(REPLAYS[1], int(budget / max(replay_seconds(graph, 1), 1e-6))))
     return [replay_seconds(graph, 1) / (rounds * len(calls)) for _ in range(replays)]

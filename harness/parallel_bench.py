@@ -28,7 +28,7 @@ from minimax_m2.reference.config import MiniMaxM2Config
 from minimax_m2.reference.sharding import Layout
 
 M2 = MiniMaxM2Config()
-BLOCKS, CALLS = 9, 20
+BLOCKS, CALLS, REPLAYS = 9, 20, 60
 TOKENS = (1, 8, 32, 64, 256, 1024, 4096)
 # A layer's steps beside its products, and how often each runs.
 OTHER_STEPS = {"add_rms_norm": 2, "qk_sum_squares": 1, "qk_norm_rope": 1, "router_gemm": 1, "routing": 1}
@@ -139,7 +139,7 @@ def measured(communicator: RollCall) -> str:
                     call = functools.partial(adder.all_reduce, x)
                     line = {"what": what, "by": by, "tokens": tokens, "bytes": x.nbytes, "us": _median_us(call, where)}
                     # Sums are one after the other in a graph, as in a layer; there is nothing in a cache to avoid.
-                    graph_us = median(replayed([call], budget=0.05)) * 1e6 if where == "cuda" else None
+                    graph_us = median(replayed([call], replays=REPLAYS)) * 1e6 if where == "cuda" else None
                     found.append(line | {"graph_us": graph_us})
     x = torch.zeros(1, 2, device=where)
     us = _median_us(functools.partial(communicator.all_reduce, x), where)
