@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from minimax_m2.harness.case import Case
+from minimax_m2.harness.cuda_graph import captured
 from minimax_m2.harness.fused_ranks import EPS, PLACE, Ranks, drawn_rows, held_rows, summed_rows, summing_over
 from minimax_m2.harness.judge import judge
 from minimax_m2.harness.op import find_op
@@ -84,9 +86,7 @@ def replays(ranks: Ranks) -> dict[str, int]:
 
         ranks.each(words, many)
         torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            ranks.each(words, many)
+        graph, _ = captured(partial(ranks.each, words, many))
         for _ in range(REPLAYS):
             graph.replay()
         torch.cuda.synchronize()

@@ -70,7 +70,12 @@ class FusedSums:
             ops,
             add_rms_norm=SummingNorm(ops.add_rms_norm, norm.sum_add_rms_norm, rows, ranks, self._places),
             qk_norm_rope_cache=SummingRope(
-                ops.qk_sum_squares, ops.qk_norm_rope_cache, rope.sum_qk_norm_rope_cache, statistics, ranks, self._places
+                ops.qk_norm_rope_cache,
+                rope.sum_qk_norm_rope_cache,
+                statistics,
+                ranks,
+                self._places,
+                sums=ops.qk_sum_squares,
             ),
             sources={
                 **ops.sources,
@@ -93,8 +98,8 @@ class FusedSums:
 
 
 @dataclass(frozen=True, slots=True)
-class SummingNorm:
-    """``add_rms_norm`` of the sum over ranks of x."""
+class Summing:
+    """An op in whose kernel ranks sum through a mailbox, and the plain one for more rows than a mailbox holds."""
 
     plain: Op
     fused: Op
@@ -104,8 +109,13 @@ class SummingNorm:
 
     @property
     def sums_over(self) -> int:
-        """Ranks that bring a part of x."""
+        """Ranks that bring a part of the sum."""
         return self.ranks.size
+
+
+@dataclass(frozen=True, slots=True)
+class SummingNorm(Summing):
+    """``add_rms_norm`` of the sum over ranks of x."""
 
     def __call__(
         self, x: Tensor, residual: Tensor, weight: Tensor, *, eps: float, label: str
@@ -118,20 +128,10 @@ class SummingNorm:
 
 
 @dataclass(frozen=True, slots=True)
-class SummingRope:
-    """``qk_norm_rope_cache`` with the statistics of all ranks' heads."""
+class SummingRope(Summing):
+    """``qk_norm_rope_cache`` with the statistics of all ranks' heads, which ``sums`` gives of one rank's."""
 
     sums: Op
-    plain: Op
-    fused: Op
-    box: Any
-    ranks: Communicator
-    places: Places
-
-    @property
-    def sums_over(self) -> int:
-        """Ranks that share the heads."""
-        return self.ranks.size
 
     def __call__(
         self, qkv: Tensor, stats: None, *given: Tensor, label: str, counted_kv_heads: int | None, **sizes: Any

@@ -38,11 +38,12 @@ SPLITS = [
 
 def summing(communicator: Communicator, layout: Layout) -> dict[str, Any]:
     """Ops that sum over the ranks which share heads; no mailbox holds a row, so each sum is a collective."""
-    line, nothing = communicator.grid((layout.dp, layout.tp))[1], SimpleNamespace(rows=0)
-    rest: Any = (None, nothing, line, Places(1 << 24))
+    line = communicator.grid((layout.dp, layout.tp))[1]
+    box = SimpleNamespace(rows=0)
+    rest: dict[str, Any] = {"fused": None, "box": box, "ranks": line, "places": Places(1 << 24)}
     return {
-        "add_rms_norm": SummingNorm(add_rms_norm, *rest),
-        "qk_norm_rope_cache": SummingRope(qk_sum_squares, qk_norm_rope_cache, *rest),
+        "add_rms_norm": SummingNorm(add_rms_norm, **rest),
+        "qk_norm_rope_cache": SummingRope(qk_norm_rope_cache, sums=qk_sum_squares, **rest),
     }
 
 
