@@ -4,9 +4,8 @@
 #pragma once
 #include <omp.h>
 
-#include "expert_slots.h"
+#include "expert_blocks.h"
 #include "node_shares.h"
-#include "operand_rows.h"
 
 namespace minimax_m2::MINIMAX_M2_ISA {
 namespace {
@@ -73,11 +72,8 @@ class Mixture {
             .next = first + next * padded * COLUMNS};
   }
 
-  // Units are blocks of active experts, b of one expert, then of the next.
   void gate_and_up(int64_t unit, Operand* scratch, float* total) {
-    const int64_t expert = plan_.active[unit / blocks13_], b = unit % blocks13_, index = expert * blocks13_ + b;
-    const int64_t last = static_cast<int64_t>(plan_.active.size()) - 1;
-    const int64_t next = b + 1 < blocks13_ ? index + 1 : plan_.active[std::min(last, unit / blocks13_ + 1)] * blocks13_;
+    const auto [expert, b, index, next] = gate_block(plan_, unit, blocks13_);
     const int64_t first = plan_.first[expert], groups = divided_up(args_.hidden, args_.columns);
     const int32_t* token = plan_.token.data() + first;
     const auto row = [&](int64_t i) { return x_.row(first + i); };
@@ -102,12 +98,8 @@ class Mixture {
   void down_and_sum(int64_t b, Operand* scratch, float* total, float* sums) {
     std::fill_n(sums, args_.num_tokens * COLUMNS, 0.0f);
     for (size_t i = 0; i < plan_.active.size(); ++i) {
-      const int64_t expert = plan_.active[i], index = expert * blocks2_ + b;
-      // After the last expert's block the thread takes another column's, of the first.
-      const bool more = i + 1 < plan_.active.size();
-      const int64_t next = more ? plan_.active[i + 1] * blocks2_ + b
-                                : plan_.active[0] * blocks2_ + std::min(blocks2_ - 1, b + omp_get_num_threads());
-      const int64_t first = plan_.first[expert];
+      const ExpertBlock at = down_block(plan_, i, b, blocks2_);
+      const int64_t first = plan_.first[at.expert];
       const auto row = [&](int64_t i) { return act_.get() + (first + i) * act_stride_; };
       const auto row_scale = [](int64_t) -> const float* { return nullptr; };
       const auto emit = [&](int64_t start, int n, const float* product) {
@@ -117,15 +109,10 @@ class Mixture {
           for (int c = 0; c < COLUMNS; c += Float::N) store(sum + c, fma(weight, load(product + c), load(sum + c)));
         }
       };
-      Products::multiply(block(args_.w2, args_.w2_scale, args_.w2_scale_width, index, next, args_.width, args_.w2_scale != nullptr),
-                         plan_.first[expert + 1] - first, row, row_scale, scratch, total, emit);
+      Products::multiply(block(args_.w2, args_.w2_scale, args_.w2_scale_width, at.index, at.next, args_.width, args_.w2_scale != nullptr),
+                         plan_.first[at.expert + 1] - first, row, row_scale, scratch, total, emit);
     }
-    with_float(args_.out_dtype, [&](auto* tag) {
-      using Out = std::remove_pointer_t<decltype(tag)>;
-      Out* out = static_cast<Out*>(args_.out) + b * COLUMNS;
-      const int64_t real = std::min<int64_t>(COLUMNS, args_.hidden - b * COLUMNS);
-      for (int64_t t = 0; t < args_.num_tokens; ++t) round_columns(sums + t * COLUMNS, out + t * args_.hidden, real);
-    });
+    write_block(args_, b, sums);
   }
 
   const ExpertsArgs& args_;
