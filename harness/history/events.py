@@ -12,7 +12,7 @@ import numpy as np
 from minimax_m2.harness.history.causes import Cause, Evidence, Ruling, classified
 from minimax_m2.harness.history.panel import Panel, changed
 from minimax_m2.harness.history.series import Series
-from minimax_m2.harness.history.steps import Step, clipped, dated, newest, segmented
+from minimax_m2.harness.history.steps import LEAST, Step, clipped, dated, newest, segmented
 from minimax_m2.harness.history.watch import FIRST, NEW, WINDOW, Confirmed, Rerun, Watch
 
 # Steps of one change are placed so many nights apart at most.
@@ -39,7 +39,8 @@ class Moved:
 class Event:
     """What a lane tells. ``night`` is the first that has it; the commits after ``good`` up to ``bad`` are suspects.
 
-    factor  what its series share, in words
+    factor   what its series share, in words
+    made_up  the later event by which our code has made up for it: its series are where they were, or faster
     """
 
     lane: str
@@ -58,6 +59,7 @@ class Event:
     low: float = 0.0
     high: float = 0.0
     accepted: str = ""
+    made_up: Event | None = None
     text: str = ""
     rows: list[int] = field(default_factory=list)
 
@@ -96,6 +98,8 @@ def events_of(
     for event in found:
         if event.metric != "canary":
             _settle(panel, event)
+    for event in found:
+        event.made_up = _made_up(event, found)
     return [*found, *wrong_tonight(panel)]
 
 
@@ -189,6 +193,25 @@ def _settle(panel: Panel, event: Event) -> None:
     set_commits(panel, event)
     event.evidence = evidence(panel, event)
     event.ruling = classified(event.evidence)
+
+
+def _made_up(event: Event, found: Sequence[Event]) -> Event | None:
+    """The last event that takes every series back, to within what is told at all, to where it was."""
+    if not _is_ours(event) or not event.is_slower:
+        return None
+    rows = set(event.rows)
+    later = [one for one in found if _is_ours(one) and one.night > event.night and rows & set(one.rows)]
+    left = (sum(_effect(one, row) for one in [event, *later]) for row in rows)
+    return max(later, key=lambda one: one.night) if later and max(left) < LEAST else None
+
+
+def _is_ours(event: Event) -> bool:
+    return event.metric == "time" and event.ruling.cause is Cause.CODE
+
+
+def _effect(event: Event, row: int) -> float:
+    steps = [one.step.effect for one in event.moved if one.row == row]
+    return float(np.median(steps)) if steps else 0.0
 
 
 def set_commits(panel: Panel, event: Event) -> None:

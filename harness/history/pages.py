@@ -157,6 +157,7 @@ def event_row(panel: Panel, lane: int, event: Event) -> dict[str, Any]:
         "hashed": [event.evidence.hashed, event.evidence.series],
         "weight": round(min(1.0, weight), 4),
         "accepted": event.accepted,
+        "made_up": event.made_up.number if event.made_up else 0,
         "state": event.state,
         "text": event.text,
         "command": next_command(panel, event),

@@ -30,8 +30,11 @@ def lanes_of(
 
 
 def is_regression(event: Event) -> bool:
-    """Whether somebody must act: it is wrong, its error rose, or our code made it slower, and nobody accepted it."""
-    if event.accepted:
+    """Whether somebody must act: it is wrong, its error rose, or our code made it slower and nothing made up for it.
+
+    Nobody must where somebody accepted it.
+    """
+    if event.accepted or event.made_up:
         return False
     if event.ruling.cause is Cause.WRONG or event.metric == "error":
         return True

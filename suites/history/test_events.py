@@ -8,6 +8,7 @@ import sys
 import tomllib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -16,7 +17,7 @@ from minimax_m2.harness.history.accepted import accept, numbered, quoted, reason
 from minimax_m2.harness.history.causes import Cause
 from minimax_m2.harness.history.events import Event, events_of, wrong_tonight
 from minimax_m2.harness.history.formats import written
-from minimax_m2.harness.history.pages import next_command
+from minimax_m2.harness.history.pages import event_row, next_command
 from minimax_m2.harness.history.panel import Panel
 from minimax_m2.harness.history.simulated import Change, World, measured_again, simulated
 from minimax_m2.harness.history.store import Store
@@ -75,6 +76,30 @@ def test_slower_by_our_own_code_is_to_act_on_and_faster_is_not(told: tuple[Panel
     assert is_regression(event)
     _, (faster,) = lane(replace(EXPERTS, effect=-0.12))
     assert not is_regression(faster)
+
+
+def test_what_later_code_makes_up_for_is_to_act_on_no_more() -> None:
+    slower, faster = replace(EXPERTS, night=26), replace(EXPERTS, night=33, effect=-0.13)
+    panel, found = lane(slower, faster)
+    first, second = sorted(found, key=lambda event: event.night)
+    assert (first.is_slower, first.made_up, is_regression(first)) == (True, second, False)
+    assert event_row(panel, 0, first)["made_up"] == second.number
+
+
+@pytest.mark.parametrize(
+    "later",
+    [
+        pytest.param({"effect": -0.08}, id="less than it lost"),
+        pytest.param({"effect": -0.13, "shapes": ["decode"]}, id="one of two shapes"),
+        pytest.param({"effect": -0.13, "ops": ["linear"]}, id="another op"),
+        pytest.param({"effect": -0.13, "hashes": False}, id="no code of ours"),
+    ],
+)
+def test_what_is_not_made_up_for_stays_to_act_on(later: dict[str, Any]) -> None:
+    _, found = lane(replace(EXPERTS, night=26), replace(EXPERTS, night=33, **later))
+    first = min(found, key=lambda event: event.night)
+    assert len(found) > 1
+    assert (first.is_slower, first.made_up, is_regression(first)) == (True, None, True)
 
 
 def test_a_wrong_result_needs_no_history() -> None:

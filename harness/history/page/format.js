@@ -16,6 +16,8 @@ const percent = (log, digits = 1) => {
   const value = 100 * Math.expm1(log);
   return Number.isFinite(value) ? `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(digits)} %` : "";
 };
+// What nobody is asked to act on: accepted, or made up for by a later event.
+const isSettled = event => Boolean(event.accepted || event.made_up);
 const share = value => Number.isFinite(value) ? `${(100 * value).toFixed(value < 0.1 ? 1 : 0)} %` : "";
 const micros = value => !Number.isFinite(value) ? "" : value >= 1000 ? `${(value / 1000).toFixed(value < 1e4 ? 2 : 1)} ms` : `${value.toPrecision(3)} µs`;
 const plural = (count, one, many = `${one}s`) => `${count.toLocaleString("en")} ${count === 1 ? one : many}`;

@@ -26,7 +26,7 @@ function draw() {
 }
 
 function verdict() {
-  const live = ABOUT.events.filter(event => !event.accepted), count = cause => live.filter(event => event.cause === cause).length;
+  const live = ABOUT.events.filter(event => !isSettled(event)), count = cause => live.filter(event => event.cause === cause).length;
   const wrong = count("wrong"), unknown = count("unknown"), noise = count("noise"), moved = live.length - wrong - noise;
   const slower = live.filter(event => event.cause === "code" && event.effect > 0 && event.metric !== "error").length;
   const series = ABOUT.lanes.reduce((sum, lane) => sum + lane.series.length, 0), nights = Math.max(...ABOUT.lanes.map(lane => lane.size));
@@ -74,7 +74,7 @@ function keys(event) {
 async function start() {
   ABOUT = await opened(document.getElementById("nights").textContent);
   const tabs = document.getElementById("tabs"), select = document.getElementById("lane"), field = document.getElementById("filter");
-  const counts = { overview: ABOUT.events.filter(event => !event.accepted && event.cause !== "noise").length, drift: ABOUT.drift.reduce((sum, run) => sum + run.cells.filter(cell => cell.used === null || cell.used > 1).length, 0) };
+  const counts = { overview: ABOUT.events.filter(event => !isSettled(event) && event.cause !== "noise").length, drift: ABOUT.drift.reduce((sum, run) => sum + run.cells.filter(cell => cell.used === null || cell.used > 1).length, 0) };
   TABS.forEach(([name, title]) => tabs.append(make("button", { type: "button", role: "tab", "data-tab": name, onclick: () => go(name) }, title, counts[name] ? make("sup", {}, String(counts[name])) : null)));
   tabs.addEventListener("keydown", event => {
     const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key], all = [...tabs.children];

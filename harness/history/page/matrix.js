@@ -33,7 +33,7 @@ function cell(about, one) {
   const night = one ? newest(one) : -1;
   if (night < 0) return make("span", { class: "cell none", title: "not measured" }, "·");
   const fraction = Math.exp(values(one, "fraction")[night]), wrong = one.lane.wrong.includes(one.row), stale = night < one.lane.size - 1;
-  const moved = eventsOf(about, one).filter(event => event.metric === "time" && !event.accepted && event.cause !== "noise" && event.rows.includes(one.row)).pop();
+  const moved = eventsOf(about, one).filter(event => event.metric === "time" && !isSettled(event) && event.cause !== "noise" && event.rows.includes(one.row)).pop();
   const colours = fill(fraction), arrow = moved ? (moved.effect > 0 ? "▲" : "▼") : "";
   const told = `${one.op}, ${one.provider}: ${share(fraction)} of the roof${moved ? `, ${percent(moved.effect)} since ${moved.date}` : ""}${wrong ? ", wrong" : ""}${stale ? `, not measured since ${one.lane.nights[night][0]}` : ""}`;
   return make("button", { class: `cell${wrong ? " wrong" : ""}`, type: "button", style: `--fill:${colours.fill};--on:${colours.on}`, title: told, "aria-label": told, onclick: () => go(`series/${one.lane.number}/${one.id}`) },
