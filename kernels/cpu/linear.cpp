@@ -14,7 +14,9 @@ void linear(const LinearArgs& args) {
       auto* out = static_cast<decltype(out_tag)>(args.out);
       multiply_rows([&](int64_t t) { return x + t * args.x_stride; }, args.num_tokens, weight, args.weight_stride,
                     args.num_outputs, args.depth,
-                    [&](int64_t t, int64_t n, float sum) { round_to(out + t * args.num_outputs + n, sum); });
+                    [&](int64_t t, int64_t n, int count, Float sums) {
+                      store(out + t * args.num_outputs + n, sums, count);
+                    });
     });
   });
 }

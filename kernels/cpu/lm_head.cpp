@@ -16,7 +16,9 @@ inline void multiply(const LmHeadArgs& args, Token&& token) {
     // Rows of the weight from vocab_size on are padding and never read.
     multiply_rows([&](int64_t n) { return x + token(n) * args.x_stride; }, args.num_rows, weight, args.weight_stride,
                   args.vocab_size, args.hidden,
-                  [&](int64_t n, int64_t v, float sum) { args.logits[n * args.vocab_size + v] = sum; });
+                  [&](int64_t n, int64_t v, int count, Float sums) {
+                    store(args.logits + n * args.vocab_size + v, sums, count);
+                  });
   });
 }
 

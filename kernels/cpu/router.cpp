@@ -17,7 +17,9 @@ int64_t router(const RouterArgs& args) {
     const auto* x = static_cast<const std::remove_pointer_t<decltype(tag)>*>(product.x);
     multiply_rows([&](int64_t t) { return x + t * product.x_stride; }, product.num_tokens, product.weight,
                   product.weight_stride, num_experts, product.hidden,
-                  [&](int64_t t, int64_t e, float sum) { logits[static_cast<size_t>(t * num_experts + e)] = sum; });
+                  [&](int64_t t, int64_t e, int count, Float sums) {
+                    store(logits.data() + t * num_experts + e, sums, count);
+                  });
   });
   RoutingArgs choice = args.choice;
   choice.logits = logits.data();

@@ -9,8 +9,9 @@ void router_gemm(const RouterGemmArgs& args) {
   with_float(args.x_dtype, [&](auto* tag) {
     const auto* x = static_cast<std::add_const_t<std::remove_pointer_t<decltype(tag)>>*>(args.x);
     multiply_rows([&](int64_t t) { return x + t * args.x_stride; }, args.num_tokens, args.weight, args.weight_stride,
-                  args.num_experts, args.hidden, [&](int64_t t, int64_t e, float sum) {
-                    args.logits[t * args.num_experts + e] = args.bias ? sum + args.bias[e] : sum;
+                  args.num_experts, args.hidden, [&](int64_t t, int64_t e, int count, Float sums) {
+                    const Float logits = args.bias ? sums + load(args.bias + e, count) : sums;
+                    store(args.logits + t * args.num_experts + e, logits, count);
                   });
   });
 }

@@ -106,7 +106,8 @@ struct Ahead {
 // Inputs between which a register block fetches lines: as many as the processor can wait for.
 [[maybe_unused]] constexpr int64_t FETCH_DEPTH = 512;
 
-// One register block: emit(r, c, sum) for the rows x[0..R) and columns w[0..columns), columns <= C.
+// One register block: emit(r, c, count, sums) for the rows x[0..R), with the sums of columns c..c+count of w in the first
+// lanes, count <= 4, until all `columns` <= C are told.
 template <int R, int C, class X, class W, class Emit>
 inline void multiply_block(const X* const (&x)[R], const W* w, int64_t w_stride, int columns, int64_t depth,
                            Ahead& ahead, Emit&& emit) {
@@ -120,11 +121,13 @@ inline void multiply_block(const X* const (&x)[R], const W* w, int64_t w_stride,
     ahead.fetch();
     add_products(sum, x, column, k, std::min(depth, k + piece));
   }
+  static_assert(C % 4 == 0);
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
-    for (int c = 0; c < C; ++c)
-      if (c < columns) emit(r, c, reduce_add(sum[r][c]));
+    for (int c = 0; c < C; c += 4)
+      if (c < columns)
+        emit(r, c, std::min(4, columns - c), reduce_add(sum[r][c], sum[r][c + 1], sum[r][c + 2], sum[r][c + 3]));
 }
 
 // A core's second-level cache holds a slab of rows, the bytes of weight that they meet, and those that they meet next.
@@ -134,8 +137,8 @@ inline void multiply_block(const X* const (&x)[R], const W* w, int64_t w_stride,
 // Below this many products a fork-join (about 1 us) costs more than it saves.
 [[maybe_unused]] constexpr int64_t SERIAL_PRODUCTS = 1 << 16;
 
-// emit(t, n, sum) once for every t < num_rows and n < num_columns; row(t) points at row t of x.
-// Threads take whole blocks of outputs, never parts of a sum.
+// emit(t, n, count, sums) for every t < num_rows, with the sums of columns n..n+count in the first lanes, until all
+// num_columns are told; row(t) points at row t of x. Threads take whole blocks of outputs, never parts of a sum.
 template <class W, class Row, class Emit>
 inline void multiply_rows(Row&& row, int64_t num_rows, const W* w, int64_t w_stride, int64_t num_columns,
                           int64_t depth, Emit&& emit) {
@@ -169,7 +172,8 @@ inline void multiply_rows(Row&& row, int64_t num_rows, const W* w, int64_t w_str
           for (int r = 0; r < R; ++r) x[r] = row(t + r);
           for (int64_t n = block * width; n < n_end; n += C)
             multiply_block<R, C>(x, w + n * w_stride, w_stride, static_cast<int>(std::min<int64_t>(C, n_end - n)),
-                                 depth, ahead, [&](int r, int c, float sum) { emit(t + r, n + c, sum); });
+                                 depth, ahead,
+                                 [&](int r, int c, int number, Float sums) { emit(t + r, n + c, number, sums); });
         });
         t += rows;
       }

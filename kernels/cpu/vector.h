@@ -16,6 +16,7 @@
 //   lt le gt ge eq (ordered)  is_nan  blend(m, a, b) = m ? a : b   bits(m)  first_lanes(n)   m & m, m | m
 //   Int: + -  shl<k>  shr<k>  eq  lt  blend    to_int (round to nearest)  to_float  as_int  as_float
 //   reduce_add  reduce_max  reduce_min          one fixed tree, so a result never depends on threads
+//   reduce_add(a, b, c, d)   Float whose first four lanes are reduce_add of each, bit for bit
 //   compress(p, m, v)        writes the chosen lanes contiguously, returns how many; p needs room for N
 //   load_pairs(p)  set1_pair(p)  store_pairs(p, v)  dot(acc, a, b)     acc[i] + a[2i+1]*b[2i+1] + a[2i]*b[2i]
 //   even_values(v)  odd_values(v)     a pair's halves as Float

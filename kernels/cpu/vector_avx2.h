@@ -142,6 +142,15 @@ inline float reduce_add(Float a) {
   const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
   return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
+inline Float reduce_add(Float a, Float b, Float c, Float d) {
+  const __m256 ab = _mm256_add_ps(_mm256_permute2f128_ps(a.v, b.v, 0x20), _mm256_permute2f128_ps(a.v, b.v, 0x31));
+  const __m256 cd = _mm256_add_ps(_mm256_permute2f128_ps(c.v, d.v, 0x20), _mm256_permute2f128_ps(c.v, d.v, 0x31));
+  const __m256 two = _mm256_add_ps(_mm256_shuffle_ps(ab, cd, 0x44), _mm256_shuffle_ps(ab, cd, 0xee));
+  // The sums of a and c in lanes 0 and 2, those of b and d in lanes 4 and 6.
+  const __m256 one = _mm256_add_ps(two, _mm256_movehdup_ps(two));
+  const __m128 bd = _mm_moveldup_ps(_mm256_extractf128_ps(one, 1));
+  return {_mm256_castps128_ps256(_mm_blend_ps(_mm256_castps256_ps128(one), bd, 0xa))};
+}
 inline float reduce_max(Float a) {
   const __m128 four = _mm_max_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
   const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));

@@ -130,6 +130,14 @@ inline void store(Float8* p, Float a, int n) {
 inline Float scale_by_power_of_two(Float p, Float n) { return {_mm512_scalef_ps(p.v, n.v)}; }
 
 inline float reduce_add(Float a) { return _mm512_reduce_add_ps(a.v); }
+inline Float reduce_add(Float a, Float b, Float c, Float d) {
+  const __m512 ab = _mm512_add_ps(_mm512_shuffle_f32x4(a.v, b.v, 0x44), _mm512_shuffle_f32x4(a.v, b.v, 0xee));
+  const __m512 cd = _mm512_add_ps(_mm512_shuffle_f32x4(c.v, d.v, 0x44), _mm512_shuffle_f32x4(c.v, d.v, 0xee));
+  const __m512 four = _mm512_add_ps(_mm512_shuffle_f32x4(ab, cd, 0x88), _mm512_shuffle_f32x4(ab, cd, 0xdd));
+  const __m512 two = _mm512_add_ps(four, _mm512_permute_ps(four, 0x4e));
+  const __m512 one = _mm512_add_ps(two, _mm512_permute_ps(two, 0xb1));
+  return {_mm512_maskz_compress_ps(0x1111, one)};
+}
 inline float reduce_max(Float a) { return _mm512_reduce_max_ps(a.v); }
 inline float reduce_min(Float a) { return _mm512_reduce_min_ps(a.v); }
 

@@ -106,6 +106,9 @@ inline Float scale_by_power_of_two(Float p, Float n) {
 }
 
 inline float reduce_add(Float a) { return (a.lane[0] + a.lane[2]) + (a.lane[1] + a.lane[3]); }
+inline Float reduce_add(Float a, Float b, Float c, Float d) {
+  return {{reduce_add(a), reduce_add(b), reduce_add(c), reduce_add(d)}};
+}
 inline float reduce_max(Float a) {
   float out = a.lane[0];
   for (int i = 1; i < Float::N; ++i) out = a.lane[i] > out ? a.lane[i] : out;

@@ -165,6 +165,16 @@ def test_reductions_and_compress_see_every_lane(probe: ctypes.CDLL) -> None:
     assert chosen[:count].tolist() == [value for value in x.tolist() if value > 2.0]
 
 
+def test_four_sums_at_once_have_the_bits_of_each(probe: ctypes.CDLL) -> None:
+    lanes, four = probe.probe_lanes(), torch.empty(4)
+    # Terms of many sizes: another tree would round elsewhere.
+    drawn = torch.randn(64, 4, lanes, generator=torch.Generator().manual_seed(3))
+    x = drawn * torch.exp2(torch.arange(lanes) * 7 % 11)
+    for terms in x:
+        probe.probe_reduce_four(address(terms), address(four))
+        assert four.tolist() == [probe.probe_reduce_add(address(row)) for row in terms]
+
+
 def test_dot_of_small_integers_is_exact(probe: ctypes.CDLL) -> None:
     lanes = probe.probe_lanes()
     a = (torch.arange(2 * lanes) - lanes).to(torch.bfloat16)

@@ -45,6 +45,10 @@ CONVERSIONS(Half, float16)
 CONVERSIONS(Float8, float8_e4m3fn)
 
 EXPORT float probe_reduce_add(const float* in) { return v::reduce_add(v::load(in)); }
+EXPORT void probe_reduce_four(const float* in, float* out) {
+  constexpr int n = v::Float::N;
+  v::store(out, v::reduce_add(v::load(in), v::load(in + n), v::load(in + 2 * n), v::load(in + 3 * n)), 4);
+}
 EXPORT float probe_reduce_max(const float* in) { return v::reduce_max(v::load(in)); }
 EXPORT float probe_reduce_min(const float* in) { return v::reduce_min(v::load(in)); }
 EXPORT int probe_compress(const float* in, float limit, float* out) {
