@@ -12,7 +12,7 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from importlib.util import find_spec
@@ -71,6 +71,12 @@ class Tally:
         """The rate of wrong verdicts is below this, at 95 %."""
         return upper_bound(self.wrong, self.cases)
 
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Tally:
+        """The tally that a line of JSON holds; what stands there beside it is left out. Raises KeyError for a gap."""
+        kept = {field.name: row[field.name] for field in fields(cls)}
+        return cls(**kept | {"implementations": tuple(row["implementations"]), "alarms": tuple(row["alarms"])})
+
     def line(self, start: int, stop: int) -> str:
         """A line of a record: which draws were held, and the commit that was judged."""
         return json.dumps({**asdict(self), "below": self.below, "start": start, "stop": stop, "commit": commit()})
@@ -81,12 +87,9 @@ def read(path: Path) -> list[Tally]:
 
     An op may have a line for each slice of its draws. Raises ValueError where one is missing between two others.
     """
-    names = [field.name for field in fields(Tally)]
     slices: dict[str, dict[int, tuple[int, Tally]]] = {}
     for line in map(json.loads, path.read_text().splitlines()):
-        kept = {name: line[name] for name in names}
-        told = Tally(**kept | {"implementations": tuple(line["implementations"]), "alarms": tuple(line["alarms"])})
-        slices.setdefault(line["op"], {})[line["start"]] = line["stop"], told
+        slices.setdefault(line["op"], {})[line["start"]] = line["stop"], Tally.of(line)
     return [_joined(slices[op]) for op in all_ops() if op in slices]
 
 

@@ -105,8 +105,7 @@ class Score:
         }
         group = given.get("group")
         if group == "right":
-            kept = {name: value for name, value in given.items() if name not in ("group", "below")}
-            self.tallies.append(Tally(**kept))
+            self.tallies.append(Tally.of(given))
         elif group == "coverage":
             pairs = tuple((tuple(a), tuple(b)) for a, b in given["never"])
             absent = tuple((name, value) for name, value in given["absent"])
