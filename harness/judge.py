@@ -72,16 +72,16 @@ def bits_of(outputs: Outputs) -> bytes:
     """A hash of the outputs' bits, which lie on the host."""
     digest = hashlib.blake2b()
     for output in outputs:
-        digest.update(output.reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(output.reshape(-1).contiguous().view(torch.uint8).numpy().data)
     return digest.digest()
 
 
-def _compared(outputs: Outputs, known: Known) -> list[Comparison]:
-    """Judge outputs of the right shapes; equal bits, as of ``<op>`` and ``<op>_out``, are judged once."""
-    key = bits_of(outputs)
-    if key not in known.compared:
-        known.compared[key] = known.right.judge(outputs, alpha=ALPHA_OF_A_CALL)
-    return known.compared[key]
+def _compared(outputs: Outputs, known: Known) -> tuple[bytes, list[Comparison]]:
+    """Judge outputs of the right shapes, with their hash; equal bits, as of ``<op>`` and ``<op>_out``, once."""
+    bits = bits_of(outputs)
+    if bits not in known.compared:
+        known.compared[bits] = known.right.judge(outputs, alpha=ALPHA_OF_A_CALL)
+    return bits, known.compared[bits]
 
 
 def judge(case: Case, provider: Provider, variant: str = "") -> Verdict:
@@ -107,7 +107,7 @@ def judge(case: Case, provider: Provider, variant: str = "") -> Verdict:
         return verdict(Outcome.UNSUPPORTED, f"the contract's own noise hides {', '.join(unnoticed)} in so small a case")
     if unnoticed:
         return verdict(Outcome.VACUOUS, f"the budget would let these corruptions pass: {', '.join(unnoticed)}")
-    comparisons, passed = list[Comparison](), dict[str, Outputs]()
+    comparisons, passed, hashed = list[Comparison](), dict[str, Outputs](), dict[str, bytes]()
     for name, call, spoilt in _ways(op, case, provider, known):
         way = name if spoilt is None else f"{name} on {spoilt.named}"
         try:
@@ -134,7 +134,7 @@ def judge(case: Case, provider: Provider, variant: str = "") -> Verdict:
             if told := spoilt.implausible(on_host):
                 return verdict(Outcome.WRONG, f"{way}: {told}")
             on_host = tuple(_mended(o, spoilt.rows, whole) for o, whole in zip(on_host, passed[name], strict=True))
-        found = _compared(on_host, known)
+        hashed[way], found = _compared(on_host, known)
         comparisons += found
         failed = [c for c in found if not c.passed]
         if failed:
@@ -146,7 +146,7 @@ def judge(case: Case, provider: Provider, variant: str = "") -> Verdict:
     utilisation = max((c.utilisation for c in comparisons), default=0.0)
     return verdict(
         Outcome.PASS, comparisons=tuple(comparisons), utilisation=utilisation, due=right.kinds, applied=known.applied,
-        bits=bits_of(passed[op.name]).hex()[:BITS],
+        bits=hashed[op.name].hex()[:BITS],
     )  # fmt: skip
 
 
@@ -177,7 +177,7 @@ def _ways(
     """Every call to judge: on the case's arguments, then on those with spoilt rows where the op has such."""
 
     def accepted(outputs: Outputs) -> bool:
-        return all(c.passed for c in _compared(tuple(o.detach().cpu() for o in outputs), known))
+        return all(c.passed for c in _compared(tuple(o.detach().cpu() for o in outputs), known)[1])
 
     yield from ((name, call, None) for name, call in calls(op, case, provider, known.right, None, accepted))
     spoilt = op.spoil(case, _fresh(op, case)) if op.spoil is not None else None
@@ -248,9 +248,11 @@ def build(op: Op, case: Case, provider: Provider, given: dict[str, Any] | None =
 
 def _fresh(op: Op, case: Case) -> dict[str, Any]:
     drawn = _drawn(op.inputs, case)
-    # A cache to be written may be spread over gigabytes that nobody touches: drawing it is cheaper than a copy.
+    # A cache to be written may be spread over gigabytes that nobody touches: drawing it is cheaper than a copy, so it
+    # is given away.
     if any(drawn[name].untyped_storage().nbytes() > COPIED_UP_TO for name in op.mutates):
-        return op.inputs(case, Bits(case))
+        _drawn.cache_clear()
+        return drawn
     return deepcopy(drawn)
 
 

@@ -15,7 +15,7 @@ from minimax_m2.harness import expectation, ties
 from minimax_m2.harness.budget import Budgeted
 from minimax_m2.harness.case import Case
 from minimax_m2.harness.compare import ALPHA, Comparison, compare
-from minimax_m2.harness.judge import _expected, expected, judge, misplaced, repeat
+from minimax_m2.harness.judge import _drawn, _expected, expected, judge, misplaced, moved, repeat
 from minimax_m2.harness.op import find_op
 from minimax_m2.harness.provider import from_object
 from minimax_m2.harness.providers.plain import plain
@@ -36,6 +36,10 @@ def judged(linear: Callable[..., Any], case: Case = CASE, **more: Any) -> Verdic
 
 def raises(x: Tensor, weight: Tensor, **keywords: Any) -> Tensor:
     raise RuntimeError("CUDA error: an illegal memory access")
+
+
+def exhausts(x: Tensor, weight: Tensor, **keywords: Any) -> Tensor:
+    raise MemoryError("no 9 GB are left")
 
 
 def leaves(x: Tensor, weight: Tensor, **keywords: Any) -> Tensor:
@@ -68,6 +72,7 @@ def not_a_number(x: Tensor, weight: Tensor, **keywords: Any) -> Tensor:
         (right, Outcome.PASS, ""),
         (raises, Outcome.RAISED, "linear raised RuntimeError: CUDA error"),
         (leaves, Outcome.RAISED, "linear raised SystemExit: 0"),
+        (exhausts, Outcome.OUT_OF_MEMORY, "linear: MemoryError: no 9 GB are left"),
         (lambda x, weight, **k: right(x, weight, **k)[:-1], Outcome.WRONG_SHAPE, "y has shape [4, 128], expected [5, "),
         (lambda x, weight, **k: (right(x, weight, **k),) * 2, Outcome.WRONG_SHAPE, "returned 2 values, expected 1"),
         (lambda x, weight, **k: None, Outcome.WRONG_SHAPE, "returned 0 values"),
@@ -84,12 +89,22 @@ def test_each_defect_has_its_outcome(linear: Callable[..., Any], outcome: Outcom
     verdict = judged(linear)
     assert verdict.outcome is outcome
     assert evidence in " ".join(verdict.evidence)
+    assert (verdict.utilisation > 1) == (outcome in (Outcome.WRONG, Outcome.NOT_A_NUMBER))
 
 
 def test_an_output_on_another_device_is_told() -> None:
     y, known = torch.empty(5, 128), expected(LINEAR, CASE, {})[0]
     assert misplaced(known, (y,), "cpu") is None
     assert misplaced(known, (y,), "gpu") == (Outcome.WRONG_LAYOUT, "y lies on cpu, expected cuda")
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_copy_on_a_device_keeps_strides_offset_and_gaps(device: str) -> None:
+    x = torch.arange(24.0).view(4, 6)[1:, 1:4]
+    there = moved(x, device)
+    assert (there.device.type, there.stride(), there.storage_offset()) == (device, (6, 1), 7)
+    assert there.untyped_storage().nbytes() == 24 * 4
+    assert device == "meta" or torch.equal(there, x)
 
 
 def test_writing_to_a_packed_weight_is_told() -> None:
@@ -118,6 +133,11 @@ def test_a_pass_says_how_much_of_the_budget_it_used() -> None:
     assert 0 < judged(right).utilisation <= 1
 
 
+def test_a_pass_bears_sixteen_digits_of_its_outputs_bits() -> None:
+    assert len(judged(right).bits) == 16
+    assert judged(raises).bits == ""
+
+
 def test_an_out_variant_is_judged_too() -> None:
     def nothing(x: Tensor, weight: Tensor, out: Tensor, **keywords: Any) -> None:
         return None
@@ -129,6 +149,55 @@ def test_an_out_variant_is_judged_too() -> None:
     unwritten = judged(right, linear_out=nothing)
     assert unwritten.outcome is Outcome.NOT_A_NUMBER
     assert "linear_out" in unwritten.evidence[0]
+
+
+@pytest.mark.parametrize("name, calls", [("linear", 1), ("moe_align", 2)])
+def test_an_out_variant_is_called_again_where_what_it_left_unwritten_does_not_show(name: str, calls: int) -> None:
+    function, made = plain().functions(name), list[str]()
+
+    def into(*arguments: Any, **keywords: Any) -> None:
+        assert function is not None
+        made.append(name)
+        count = len(find_op(name).outputs)
+        returned = function(*arguments[:-count], **keywords)
+        for place, value in zip(arguments[-count:], returned if count > 1 else (returned,), strict=True):
+            place.copy_(value)
+
+    both = SimpleNamespace(**{name: function, f"{name}_out": into})
+    assert judge(find_op(name).case(T=3), from_object(both, name="both")).passed
+    assert len(made) == calls
+
+
+HIDDEN = find_op("routing").case(
+    T=1, E=17, K=4, bias="none", regime="near_tie", dtype="bfloat16", eps=1, ids="int64", seed=236
+)
+
+
+@pytest.mark.parametrize(
+    "case, contract, outcome",
+    [
+        (HIDDEN, {"scores": "dtype"}, Outcome.UNSUPPORTED),
+        (HIDDEN, {}, Outcome.PASS),
+        (CASE, {"exp_ulps": 2.0}, Outcome.PASS),
+    ],
+)
+def test_a_contract_too_coarse_for_a_case_is_no_fault_of_either(
+    case: Case, contract: dict[str, object], outcome: Outcome
+) -> None:
+    name = str(case["op"])
+    function = SimpleNamespace(**{name: plain().functions(name), "contract": {name: contract}})
+    verdict = judge(case, from_object(function, name="coarse"))
+    assert verdict.outcome is outcome
+    assert ("the contract's own noise hides" in " ".join(verdict.evidence)) == (outcome is Outcome.UNSUPPORTED)
+
+
+def test_what_is_not_offered_is_told_by_name() -> None:
+    nothing = from_object(SimpleNamespace(fp8_linear=print), name="half")
+    with pytest.raises(ValueError, match="'half' does not offer linear"):
+        repeat(CASE, nothing)
+    verdict = judge(find_op("fp8_linear").case(), nothing)
+    assert verdict.outcome is Outcome.RAISED
+    assert "'half' offers the op but not pack_fp8_linear; define both" in verdict.evidence[0]
 
 
 def test_a_refusal_is_no_pass() -> None:
@@ -221,6 +290,14 @@ def test_a_provider_that_writes_its_input_spoils_no_later_call() -> None:
 
     assert judge(CASE, from_object(SimpleNamespace(linear=writing), name="writing")).outcome is Outcome.WROTE_INPUT
     assert judge(CASE, plain()).passed
+
+
+@pytest.mark.parametrize("layout, kept", [("NHD", 1), ("far", 0)])
+def test_gigabytes_that_a_call_writes_are_given_away_and_not_kept(layout: str, kept: int) -> None:
+    _drawn.cache_clear()
+    case = find_op("kv_cache").case(layout=layout, cache="float8_e4m3fn", T=3)
+    assert judge(case, plain()).passed
+    assert _drawn.cache_info().currsize == kept
 
 
 @pytest.fixture

@@ -96,12 +96,13 @@ def test_a_plausible_answer_to_what_is_no_number_is_told(
     assert (verdict.outcome, told in verdict.evidence[0]) == (outcome, True), verdict.explain()
 
 
-def test_an_out_variant_is_held_to_it_too() -> None:
+@pytest.mark.parametrize("routing", [right, refuses])
+def test_an_out_variant_is_held_to_it_too(routing: Callable[..., Any]) -> None:
     def into(logits: Tensor, bias: Tensor | None, weights: Tensor, ids: Tensor, **keywords: Any) -> None:
         for place, value in zip((weights, ids), expert_zero(logits, bias, **keywords), strict=True):
             place.copy_(value)
 
-    assert judged(right, routing_out=into).evidence[0].startswith("routing_out on NaN: token 0")
+    assert judged(routing, routing_out=into).evidence[0].startswith("routing_out on NaN: token 0")
 
 
 def test_a_router_is_held_to_it_by_its_hidden_states() -> None:
