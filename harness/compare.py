@@ -91,11 +91,8 @@ def compare(
     """
     got, known = actual.to(torch.float64), limits(expected, actual.dtype, alpha)
     same = (got == expected.value) | (got.isnan() & expected.value.isnan())
-    error = (got - expected.value).abs()
-    share = torch.where(known.element > 0, error / known.element, torch.where(error > 0, torch.inf, 0.0))
     # A value that the budget cannot place judges nothing; where it can, NaN stands for NaN and for nothing else.
-    share = torch.where(same | known.open_end, 0.0, share)
-    share = torch.where((got.isnan() != expected.value.isnan()) & ~known.open_end, torch.inf, share)
+    share = torch.where(same | known.open_end, 0.0, (got - expected.value).abs() / known.element)
     found = _by_element(output, share.nan_to_num(torch.inf, posinf=torch.inf), got, expected.value, known.element)
     tests, mean_z2 = dict(found.tests), float("nan")
     decided = hasty and not found.passed
