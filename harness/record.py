@@ -23,6 +23,8 @@ SCHEMA = 4
 READABLE = (1, 2, 3, SCHEMA)
 # Raw times that a record keeps.
 SAMPLES = 12
+# Characters of what is no record that a message quotes.
+QUOTED = 60
 # Who writes records. What was measured again because a night looked suspicious is told apart.
 PURPOSES = ("run", "bench", "compare", "pytest", "nightly", "rerun")
 Reporter = Callable[[str], None]
@@ -156,14 +158,14 @@ class Record:
         try:
             found = json.loads(line)
         except json.JSONDecodeError as error:
-            raise ValueError(f"record {line[:60]!r} is not JSON: {error}") from error
+            raise ValueError(f"record {_begun(line)} is not JSON: {error}") from error
         if not isinstance(found, dict) or found.get("schema") not in READABLE:
-            raise ValueError(f"record {line[:60]!r} is of no schema that can be read: {READABLE}")
+            raise ValueError(f"record {_begun(line)} is of no schema that can be read: {READABLE}")
         found = upgraded(found)
         known = {f.name for f in fields(cls)}
         if set(found) != known:
-            raise ValueError(f"record {line[:60]!r} lacks or adds fields: {sorted(set(found) ^ known)}")
-        what = f"record of case {found['case_id']}"
+            raise ValueError(f"record {_begun(line)} lacks or adds fields: {sorted(set(found) ^ known)}")
+        what = f"record of case {_begun(found['case_id'])}"
         record = cls(
             **found
             | {
@@ -173,7 +175,7 @@ class Record:
             }
         )
         if fault := record.fault():
-            raise ValueError(f"record of case {str(record.case_id)[:20]}: {fault}")
+            raise ValueError(f"record of case {_begun(record.case_id)}: {fault}")
         return record
 
     def fault(self) -> str:
@@ -231,10 +233,10 @@ def _part(kind: type[Part], found: Any, what: str) -> Part | None:
         return None
     known = {f.name: f for f in fields(kind)}
     if not isinstance(found, dict) or not set(found) <= set(known):
-        raise ValueError(f"{what} is {str(found)[:60]!r}; it has {', '.join(known)}")
+        raise ValueError(f"{what} is {_begun(found)}; it has {', '.join(known)}")
     samples = found.get("samples_us", ())
     if not isinstance(samples, list | tuple) or len(samples) > SAMPLES or not all(map(_is_time, samples)):
-        raise ValueError(f"{what}.samples_us={str(samples)[:40]!r} is no list of up to {SAMPLES} times")
+        raise ValueError(f"{what}.samples_us={_begun(samples)} is no list of up to {SAMPLES} times")
     for name, value in found.items():
         if name == "samples_us":
             continue
@@ -249,6 +251,11 @@ def _part(kind: type[Part], found: Any, what: str) -> Part | None:
         return kind(**given)
     except TypeError as error:
         raise ValueError(f"{what}: {error}") from error
+
+
+def _begun(found: object) -> str:
+    """The beginning of what is no record, for a message."""
+    return repr(str(found)[:QUOTED])
 
 
 def _is_number(value: Any) -> bool:
@@ -337,11 +344,11 @@ def parsed(path: Path, report: Reporter) -> Iterator[tuple[int, dict[str, Any]]]
             found = json.loads(line or "{}")
         except json.JSONDecodeError as error:
             if number == len(lines) and not text.endswith("\n"):
-                report(f"{path}, line {number}: half-written, left out: {line[:40]!r}")
+                report(f"{path}, line {number}: half-written, left out: {_begun(line)}")
                 return
-            raise ValueError(f"{path}, line {number}: {line[:60]!r} is not JSON: {error}") from error
+            raise ValueError(f"{path}, line {number}: {_begun(line)} is not JSON: {error}") from error
         if not isinstance(found, dict):
-            raise ValueError(f"{path}, line {number}: {line[:60]!r} is no record")
+            raise ValueError(f"{path}, line {number}: {_begun(line)} is no record")
         if found:
             yield number, found
 

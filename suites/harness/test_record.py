@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import stat
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,11 +15,12 @@ from minimax_m2.harness.case import Case
 from minimax_m2.harness.judge import judge
 from minimax_m2.harness.op import find_op
 from minimax_m2.harness.providers.plain import plain
-from minimax_m2.harness.record import Canary, Log, Pair, Record, Timing, find_case, read
+from minimax_m2.harness.record import QUOTED, Canary, Log, Pair, Record, Timing, find_case, read
 from minimax_m2.harness.report import page
 from minimax_m2.harness.roofline import Roof
 from minimax_m2.harness.summary import lines
 
+RESULTS = Path(__file__).resolve().parents[2] / "ci" / "results"
 WORDS = ("run", "op", "case_id", "provider", "device", "variant", "kind", "determinism", "bits")
 
 
@@ -121,11 +123,26 @@ def test_records_of_the_schemas_before_are_read(record: Record) -> None:
     assert Record.from_json(json.dumps(old | {"schema": 1})) == replace(record, bits="", code={})
 
 
+@pytest.mark.parametrize(
+    ("name", "schema"), [("cpu-20261122", 4), ("gpu-h200-20261122", 3), ("gpu-h100-20261122", 2)]
+)  # fmt: skip
+def test_records_that_were_committed_stay_readable(name: str, schema: int) -> None:
+    with (RESULTS / f"{name}.jsonl").open() as file:
+        line = file.readline()
+    assert json.loads(line)["schema"] == schema
+    assert Record.from_json(line).op == json.loads(line)["op"]
+
+
+def test_a_long_line_that_is_no_record_is_quoted_by_its_beginning() -> None:
+    with pytest.raises(ValueError, match=rf"record 'x{{{QUOTED}}}' is not JSON"):
+        Record.from_json("x" * 10_000)
+
+
 @pytest.mark.parametrize("samples", [[0.0], [-1], "12", [1.0] * 13, [1e999], [True]])
 def test_raw_times_that_are_none_are_refused(record: Record, samples: object) -> None:
     timed = replace(record, timing=Timing(
         shape="decode", call="routing", median_us=4.0, best_us=3.0, calls=9, bytes=1, flops=1, roof_us=1.0,
-        samples_us=(4.0, 5.0),
+        samples_us=(0.25, 4.0) * 6,
     ))  # fmt: skip
     assert Record.from_json(timed.json) == timed
     bad = json.loads(timed.json)
@@ -158,17 +175,27 @@ def test_a_file_of_records_goes_on_behind_its_last_whole_line(record: Record, tm
         Log(path, new=True)
 
 
-@pytest.mark.parametrize("text", ["", "\n", '{"half'])
-def test_a_file_without_a_whole_record_begins_anew(text: str, record: Record, tmp_path: Path) -> None:
-    path = tmp_path / "run.jsonl"
+@pytest.mark.parametrize(("text", "cut"), [("", []), ("\n", []), ('{"half', [6]), ('\n{"half', [6])])
+def test_a_file_without_a_whole_record_begins_anew(text: str, cut: list[int], record: Record, tmp_path: Path) -> None:
+    path, said = tmp_path / "run.jsonl", list[str]()
     path.write_text(text)
-    with Log(path, report=lambda said: None) as log:
+    with Log(path, report=said.append) as log:
         log.append(record.json)
+    assert said == [f"{path}: {size} bytes of a half-written line are cut off" for size in cut]
     assert read(path) == [record]
     log = Log(tmp_path / "new.jsonl", new=True)
     log.close()
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(log._file)
+
+
+def test_everybody_whom_the_mask_lets_may_read_a_file_of_records(tmp_path: Path) -> None:
+    mask = os.umask(0o022)
+    try:
+        Log(tmp_path / "run.jsonl").close()
+    finally:
+        os.umask(mask)
+    assert stat.S_IMODE((tmp_path / "run.jsonl").stat().st_mode) == 0o644
 
 
 def test_a_line_that_is_not_written_whole_is_told(
