@@ -38,6 +38,8 @@ KEPT_OUTPUT = 4096
 TOLD_LINES = 6
 # Seconds for a process that closed its end to be gone.
 LEAVING = 5.0
+# So that no small block comes back as it was left, where the arena fills what is allocated.
+NOTHING_KEPT = "glibc.malloc.tcache_count=0"
 
 
 class Ended(RuntimeError):
@@ -165,10 +167,12 @@ class Worker:
         self._arena, self._channel = Arena(memory), Channel(ours)
         command = [sys.executable, "-m", "minimax_m2.harness.worker_process"]
         command += [str(theirs.fileno()), str(os.dup(memory)), self.source, str(torch.get_num_threads())]
+        tunables = ":".join(filter(None, (os.environ.get("GLIBC_TUNABLES"), NOTHING_KEPT)))
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            pass_fds=(theirs.fileno(), int(command[4])), start_new_session=True, env=os.environ | self._environment,
+            pass_fds=(theirs.fileno(), int(command[4])), start_new_session=True,
+            env=os.environ | {"GLIBC_TUNABLES": tunables} | self._environment,
         )  # fmt: skip
         os.close(int(command[4]))
         theirs.close()

@@ -66,7 +66,8 @@ def adds_what_lies_between_rows(x: Tensor, weight: Tensor, *, eps: float) -> Ten
 
 
 def believes_fresh_memory(x: Tensor, weight: Tensor, *, eps: float) -> Tensor:
-    scratch = torch.empty(4)
+    # More than a thread keeps for itself of what was freed.
+    scratch = torch.empty(1000)
     return right(x, weight, eps=eps) * (1 if float(scratch[3]) > 0 else 2)
 
 
@@ -124,7 +125,7 @@ def test_memory_that_a_call_allocates_holds_what_it_is_told() -> None:
     with allocations(NAN.allocated):
         first = torch.empty(1000, dtype=torch.bfloat16)
     with allocations(LARGE.allocated):
-        second = torch.empty(3)
+        second = torch.empty(300)
     assert bool((first > 3e38).all())
     assert bool(((second < -2e36) & (second > -3e36)).all())
 
@@ -278,7 +279,7 @@ def isolated(tmp_path: Path) -> Iterator[Callable[[str], Provider]]:
     workers = []
 
     def isolate(first: str) -> Provider:
-        (tmp_path / "norm.py").write_text(f"{NORM}{first}; return {RIGHT}")
+        (tmp_path / "norm.py").write_text(f"{NORM}{first}\n    return {RIGHT}")
         workers.append(Worker(str(tmp_path / "norm.py")))
         return provider_in(workers[-1], name="norm")
 
@@ -303,6 +304,20 @@ def test_a_process_of_its_own_dies_one_byte_behind_a_tensor(
     verdict = judge(CASE, isolated(first))
     assert verdict.outcome is outcome, verdict.explain()
     assert evidence in "".join(verdict.evidence)
+
+
+REUSED = """\
+malloc, free = ctypes.pythonapi.PyMem_RawMalloc, ctypes.pythonapi.PyMem_RawFree
+    malloc.restype, free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+    for block in [ctypes.memset(malloc(72), 0, 72) for _ in range(7)]:
+        free(block)
+    weight = weight * (1 + (ctypes.string_at(malloc(72), 72)[40] >> 7))"""
+
+
+def test_a_process_of_its_own_hands_out_no_small_block_as_it_was_left(isolated: Callable[[str], Provider]) -> None:
+    verdict = judge(CASE, isolated(REUSED))
+    assert verdict.outcome is Outcome.OUTSIDE, verdict.explain()
+    assert "read what it was not given, or what nobody wrote: y at [0, 0]" in verdict.evidence[0]
 
 
 def test_a_packed_value_has_a_protected_page_behind_it(tmp_path: Path) -> None:
