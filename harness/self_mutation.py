@@ -1,10 +1,12 @@
 """Mutation of the harness itself: which of its own lines, changed a little, no test of its own notices.
 
 The changes are cosmic-ray's (comparisons, arithmetic, constants, conditions, loops that do not run). Each is loaded in
-place of its module in a forked process that has imported torch already, and its module's tests are run until one fails.
+place of its module in a forked process that has imported torch already, and its module's tests are run until one fails,
+the quickest first.
 ``ci/mutation.toml`` says which tests a module has, and excuses changes that nobody can tell, with the reason:
 
     ci/mutate.sh [--module compare] [--every 4] [--shard 2/6 --kept runs/mutation.jsonl] [--record ci/results/FILE.json]
+    ci/mutate.sh --kept runs/mutation.jsonl --told --record ci/results/FILE.json
 
 ``--kept`` appends each outcome and tries nothing again that stands there: a run goes on where it was killed, parts run
 beside each other into one file, and a run over all of it makes the record. What survived is tried again once a test of
@@ -18,10 +20,13 @@ import hashlib
 import importlib
 import importlib.util
 import json
+import math
 import os
 import re
+import shutil
 import signal
 import sys
+import tempfile
 import time
 import tomllib
 from collections.abc import Iterator, Sequence
@@ -134,15 +139,40 @@ class Kept:
                 file.write(json.dumps(line) + "\n")
 
 
-def outcome(change: Change, tests: Sequence[str], *, package: str, seconds: float) -> str:
-    """Run tests on a change in a process of its own: ``killed`` where one fails or they take too long."""
+class Quickest:
+    """A pytest plugin: the quickest tests come first, by the seconds in a file; where there is none, it is written."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._known = path, path.exists()
+        self._seconds: dict[str, float] = json.loads(path.read_text()) if self._known else {}
+
+    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
+        """What was not run before comes last."""
+        items.sort(key=lambda item: self._seconds.get(item.nodeid, math.inf))
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        """Add up set-up, call and end."""
+        if not self._known:
+            self._seconds[report.nodeid] = self._seconds.get(report.nodeid, 0.0) + report.duration
+
+    def pytest_sessionfinish(self) -> None:
+        """Keep the seconds of a run that had none."""
+        if not self._known:
+            self._path.write_text(json.dumps(self._seconds))
+
+
+def outcome(change: Change, tests: Sequence[str], *, package: str, seconds: float, times: Path | None = None) -> str:
+    """Run tests on a change in a process of its own: ``killed`` where one fails or they take too long.
+
+    times   a file of what each test takes, written where it is not there; the quickest are run first
+    """
     child = os.fork()
     if child == 0:
         os.setsid()
         silence = os.open(os.devnull, os.O_WRONLY)
         os.dup2(silence, 1)
         os.dup2(silence, 2)
-        os._exit(_tested(change, tests, package))
+        os._exit(_tested(change, tests, package, [] if times is None else [Quickest(times)]))
     until = time.monotonic() + seconds
     while True:
         done, status = os.waitpid(child, os.WNOHANG)
@@ -155,7 +185,7 @@ def outcome(change: Change, tests: Sequence[str], *, package: str, seconds: floa
         time.sleep(0.02)
 
 
-def _tested(change: Change, tests: Sequence[str], package: str) -> int:
+def _tested(change: Change, tests: Sequence[str], package: str, plugins: list[Any]) -> int:
     """Load the changed module in place of the right one, then test; whatever it raises is noticed, too."""
     try:
         name = f"{package}.{change.module}"
@@ -166,7 +196,8 @@ def _tested(change: Change, tests: Sequence[str], package: str) -> int:
         exec(compile(change.text, str(spec.origin), "exec"), module.__dict__)
         setattr(importlib.import_module(package), change.module, module)
         pytest = importlib.import_module("pytest")
-        return int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:randomly", *tests]))
+        options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:randomly"]
+        return int(pytest.main([*options, *tests], plugins=plugins))
     except BaseException:
         return 1
 
@@ -185,9 +216,13 @@ def judged(
     every: int = 1,
     part: Shard = WHOLE,
     kept: Kept | None = None,
+    tries: bool = True,
     package: str = "minimax_m2.harness",
 ) -> dict[str, Any]:
-    """Outcomes of a part of every so many-th change of a module: how many of each kind, and which survived."""
+    """Outcomes of a part of every so many-th change of a module: how many of each kind, and which survived.
+
+    Where nothing new is to be tried, ``kept`` alone says what became of a change.
+    """
     spec = importlib.util.find_spec(f"{package}.{module}")
     assert spec is not None, f"{package}.{module} is a module"
     text, kept = Path(str(spec.origin)).read_text(), kept or Kept(None)
@@ -195,11 +230,14 @@ def judged(
     by = _digest("".join(Path(path).read_text() for path in tests))
     seconds = None
     counts, survivors, unused = {KILLED: 0, SURVIVED: 0, EXCUSED: 0}, list[str](), set[str]()
+    times = Path(tempfile.mkdtemp(prefix="mutation-")) / "seconds.json"
     for change in chosen:
         found = kept.get(change, by)
+        if found is None and not tries:
+            continue
         if found is None:
-            seconds = seconds or _patience(Change(module, 0, "", "", text), tests, package)
-            found = outcome(change, tests, package=package, seconds=seconds)
+            seconds = seconds or _patience(Change(module, 0, "", "", text), tests, package, times)
+            found = outcome(change, tests, package=package, seconds=seconds, times=times)
             kept.add(change, by, found)
         if found == SURVIVED and change.name in excused:
             found = EXCUSED
@@ -208,13 +246,15 @@ def judged(
         counts[found] += 1
         survivors += [change.name] if found == SURVIVED else []
         print(f"{found:8} {change.line:4} {change.name}", flush=True)  # noqa: T201 - progress of a command of hours
-    return {**counts, "survivors": survivors, "caught though excused": sorted(unused)}
+    shutil.rmtree(times.parent)
+    tried = {"changes": len(chosen), "tried": sum(counts.values())}
+    return {**tried, **counts, "survivors": survivors, "caught though excused": sorted(unused)}
 
 
-def _patience(unchanged: Change, tests: Sequence[str], package: str) -> float:
+def _patience(unchanged: Change, tests: Sequence[str], package: str, times: Path) -> float:
     """How long tests may take on a change. Raises ValueError where they fail without one."""
     start = time.monotonic()
-    if outcome(unchanged, tests, package=package, seconds=600) is KILLED:
+    if outcome(unchanged, tests, package=package, seconds=600, times=times) is KILLED:
         raise ValueError(f"the tests of {unchanged.module} fail without a change: {' '.join(tests)}")
     return PATIENCE * (time.monotonic() - start) + 10
 
@@ -225,6 +265,14 @@ def rate(found: dict[str, dict[str, Any]]) -> float:
     return killed / (killed + survived) if killed + survived else 1.0
 
 
+def table(found: dict[str, dict[str, Any]]) -> str:
+    """The modules of a record as Markdown."""
+    head = "| module | changes | tried | caught | excused | survived |\n|---|---|---|---|---|---|"
+    columns = ("changes", "tried", KILLED, EXCUSED, SURVIVED)
+    rows = (f"| {name} | {' | '.join(str(counts[column]) for column in columns)} |" for name, counts in found.items())
+    return "\n".join([head, *rows])
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Judge modules and say what survived; 1 where more do than the goal allows, or one that is excused is caught."""
     known, excused = settings()
@@ -233,6 +281,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--every", type=int, default=1, help="only every so many-th change")
     parser.add_argument("--shard", default="1/1", help="a part of each module's changes: 2/6")
     parser.add_argument("--kept", type=Path, help="append outcomes to this file, and try nothing again that it holds")
+    parser.add_argument("--told", action="store_true", help="try nothing: count what --kept holds")
     parser.add_argument("--record", type=Path, help="write what was found as JSON")
     given = parser.parse_args(arguments)
     for name in ("torch", "numpy", "hypothesis", "pytest"):
@@ -240,15 +289,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.chdir(ROOT)
     part, kept = sharded(given.shard), Kept(given.kept)
     found = {
-        module: judged(module, known[module], excused, every=given.every, part=part, kept=kept)
+        module: judged(module, known[module], excused, every=given.every, part=part, kept=kept, tries=not given.told)
         for module in given.module or sorted(known)
     }
     told = {"date": datetime.now(UTC).date().isoformat(), "every": given.every, "rate": rate(found), "modules": found}
     if given.record is not None:
         given.record.write_text(json.dumps(told, indent=1) + "\n")
     late = [name for counts in found.values() for name in counts["caught though excused"]]
-    for module, counts in found.items():
-        print(f"{module}: {counts[KILLED]} killed, {counts[SURVIVED]} survived, {counts[EXCUSED]} excused")  # noqa: T201
+    print(table(found))  # noqa: T201
     print(f"{rate(found):.1%} of changes are told; the goal is {GOAL:.0%}")  # noqa: T201
     print("".join(f"excused, but caught: {name}\n" for name in late), end="")  # noqa: T201
     return int(rate(found) < GOAL or bool(late))

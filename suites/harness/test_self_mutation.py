@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -58,6 +59,21 @@ def test_a_change_that_never_ends_or_does_not_load_is_killed(toy: str) -> None:
     assert outcome(changed("def ", "dfe "), [toy], package="toy", seconds=60) == KILLED
 
 
+def test_the_quickest_tests_come_first_and_new_ones_last(toy: str, tmp_path: Path) -> None:
+    file, times = Path(toy), tmp_path / "seconds.json"
+    slow = "import time\n\n\ndef test_a_slow_one():\n    time.sleep(0.2)\n\n\n"
+    file.write_text(slow + TEST)
+    unchanged = changed("def", "def")
+    assert outcome(unchanged, [toy], package="toy", seconds=60, times=times) == SURVIVED
+    seconds = json.loads(times.read_text())
+    file.write_text(f"def test_a_new_one(): open({str(tmp_path / 'new')!r}, 'w')\n" + slow + TEST)
+    assert outcome(changed("a - b", "a + b"), [toy], package="toy", seconds=60, times=times) == KILLED
+    assert not (tmp_path / "new").exists(), "a quicker test has noticed the change before"
+    assert json.loads(times.read_text()) == seconds
+    slow_one, quick_one = (seconds[f"{name}"] for name in sorted(seconds))
+    assert slow_one > 0.2 > quick_one
+
+
 @HERE
 def test_changes_are_named_by_their_lines_and_what_only_declares_is_passed_over() -> None:
     text = "@cache(maxsize=2)\n" + LIMIT.replace("a, b", "a, *, b") + "pairs = zip((), (), strict=True)\n"
@@ -89,6 +105,7 @@ def test_parts_share_a_file_and_nothing_that_it_holds_is_tried_again(
         return judged("limit", [toy], {}, part=sharded(part), kept=Kept(path), package="toy")
 
     parts = [found("1/2"), found("2/2")]
+    assert all(part["tried"] == part["changes"] for part in parts)
     tried = list[Change]()
 
     def again(change: Change, *tests: object, **more: object) -> str:
@@ -108,6 +125,19 @@ def test_parts_share_a_file_and_nothing_that_it_holds_is_tried_again(
 
 
 @HERE
+def test_what_was_not_tried_is_counted_as_such_where_nothing_new_is_tried(toy: str, tmp_path: Path) -> None:
+    path = tmp_path / "kept.jsonl"
+    part = judged("limit", [toy], {}, part=sharded("1/2"), kept=Kept(path), package="toy")
+    told = judged("limit", [toy], {}, kept=Kept(path), tries=False, package="toy")
+    assert told["tried"] == part["tried"] < told["changes"]
+    assert (told[KILLED], told["survivors"]) == (part[KILLED], part["survivors"])
+    # Other tests may catch what survived, so nobody knows.
+    Path(toy).write_text(TEST + "    assert not is_near(1, 3)\n")
+    again = judged("limit", [toy], {}, kept=Kept(path), tries=False, package="toy")
+    assert (again["tried"], again[SURVIVED]) == (part[KILLED], 0)
+
+
+@HERE
 def test_tests_that_fail_without_a_change_judge_nothing(toy: str) -> None:
     Path(toy).write_text("def test_near():\n    assert False\n")
     with pytest.raises(ValueError, match="fail without a change"):
@@ -118,7 +148,8 @@ def test_tests_that_fail_without_a_change_judge_nothing(toy: str) -> None:
 def test_more_survivors_than_the_goal_allows_end_in_one(
     killed: int, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = {"killed": killed, "survived": 100 - killed, "excused": 0, "survivors": [], "caught though excused": []}
+    found = {"changes": 100, "tried": 100, "killed": killed, "survived": 100 - killed, "excused": 0, "survivors": []}
+    found |= {"caught though excused": []}
     monkeypatch.setattr(self_mutation, "judged", lambda *arguments, **options: found)
     assert main(["--module", "limits"]) == code
     assert f"the goal is {GOAL:.0%}" in capsys.readouterr().out
