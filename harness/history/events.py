@@ -200,7 +200,8 @@ def _made_up(event: Event, found: Sequence[Event]) -> Event | None:
     if not _is_ours(event) or not event.is_slower:
         return None
     rows = set(event.rows)
-    later = [one for one in found if _is_ours(one) and one.night > event.night and rows & set(one.rows)]
+    # One that undoes another within its night is no earlier.
+    later = [e for e in found if e is not event and _is_ours(e) and e.night >= event.night and rows & set(e.rows)]
     left = (sum(_effect(one, row) for one in [event, *later]) for row in rows)
     return max(later, key=lambda one: one.night) if later and max(left) < LEAST else None
 

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 from minimax_m2.harness.history.causes import percent
 from minimax_m2.harness.history.pages import event_row
-from minimax_m2.harness.history.tonight import Lanes, is_regression
+from minimax_m2.harness.history.tonight import Lanes
 
 FORMATS = ("text", "markdown", "junit", "ctrf", "json")
 # What Markdown would read as markup: a branch's name or a reason may hold anything.
@@ -18,9 +18,9 @@ UNPRINTABLE = {code: "?" for code in (*range(9), 11, 12, *range(14, 32), 0xFFFE,
 
 
 def rows(lanes: Lanes) -> list[dict[str, Any]]:
-    """Each event as the page shows it, with its lane by name and whether somebody must act."""
+    """Each event as the page shows it, with its lane by name."""
     return [
-        event_row(panel, number, event) | {"lane": panel.lane, "regression": is_regression(event)}
+        event_row(panel, number, event) | {"lane": panel.lane}
         for number, (panel, events) in enumerate(lanes)
         for event in events
     ]

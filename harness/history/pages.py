@@ -24,6 +24,7 @@ from minimax_m2.harness.history.other_bits import METRIC, STEADY
 from minimax_m2.harness.history.packing import packed
 from minimax_m2.harness.history.panel import BALANCE, Floats, Panel, changed
 from minimax_m2.harness.history.series import Series
+from minimax_m2.harness.history.tonight import is_regression
 from minimax_m2.harness.history.weight import shares
 from minimax_m2.harness.peers import BUILT_IN, PEERS
 from minimax_m2.harness.provenance import commit
@@ -157,6 +158,7 @@ def event_row(panel: Panel, lane: int, event: Event) -> dict[str, Any]:
         "hashed": [event.evidence.hashed, event.evidence.series],
         "weight": round(min(1.0, weight), 4),
         "accepted": event.accepted,
+        "regression": is_regression(event),
         "made_up": event.made_up.number if event.made_up else 0,
         "state": event.state,
         "text": event.text,

@@ -198,3 +198,16 @@ def test_hostile_names_are_shown_as_they_are(opened: Opened) -> None:
     opened.tab.click("#tabs >> text=Series")
     assert opened.tab.locator("#main img").count() == 0
     assert HOSTILE in opened.tab.inner_text("#series")
+
+
+def test_what_to_act_on_comes_first_and_what_was_made_up_for_last(browser: Any, tmp_path: Path) -> None:
+    slower, faster = replace(COMMIT, night=27), replace(COMMIT, night=34, effect=-0.13)
+    # A little slower, in a step of less weight than that which is faster again.
+    panel, found = lane(World(seed=2, nights=40, changes=[slower, faster, replace(COMMIT, night=30, ops=["linear"])]))
+    numbered([(panel, found)], tmp_path)
+    (tmp_path / "nightly.html").write_text(page([(panel, found)]))
+    view = Opened(browser, tmp_path / "nightly.html")
+    cards = view.tab.locator(".event").all_inner_texts()
+    assert [one in card for one, card in zip(("linear", "experts", "made up for"), cards, strict=True)] == [True] * 3
+    assert "1 of them slower by our own code" in view.tab.inner_text("#verdict")
+    view.tab.context.close()

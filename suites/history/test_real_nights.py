@@ -58,3 +58,9 @@ def test_a_faster_kernel_is_found_at_its_commit(
 
 def test_no_step_of_a_clean_build_is_called_a_change_of_method(real: tuple[Panel, list[Event]]) -> None:
     assert not [event for event in real[1] if event.ruling.cause is Cause.METHOD]
+
+
+def test_a_step_that_was_undone_within_its_night_asks_for_nothing(real: tuple[Panel, list[Event]]) -> None:
+    undone = [event for event in real[1] if event.made_up]
+    assert [event.factor for event in undone] == ["qk_norm_rope/cpu/ours/avx512_bf16/decode"]
+    assert all(event.made_up and event.made_up.night == event.night for event in undone)

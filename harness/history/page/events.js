@@ -1,10 +1,10 @@
 "use strict";
-// What moved: what is wrong first, then by how sure it is and how much of the model's time it is.
+// What moved: what is wrong first, then what somebody must act on, then by how much of the model's time it is.
 const ORDER = ["wrong", "code", "unknown", "environment", "reference", "method", "hardware", "noise"];
 
 function ordered(events) {
   const weight = event => Math.abs(event.effect || 0) * Math.max(event.weight, 1e-4);
-  const rank = event => (isSettled(event) ? 100 : 0) + (event.cause === "wrong" ? 0 : event.cause === "noise" ? 2 : 1);
+  const rank = event => (isSettled(event) ? 100 : 0) + (event.cause === "wrong" ? 0 : event.regression ? 1 : event.cause === "noise" ? 3 : 2);
   return [...events].sort((a, b) => rank(a) - rank(b) || weight(b) - weight(a) || ORDER.indexOf(a.cause) - ORDER.indexOf(b.cause));
 }
 
@@ -33,7 +33,7 @@ function silentCard(line, about) {
 function eventList(about, chosen, least) {
   const shown = ordered(chosen).filter(event => event.cause === "wrong" || event.metric === "bits" || Math.abs(Math.expm1(event.effect)) * 100 >= least);
   const noise = shown.filter(event => event.cause === "noise" && !isSettled(event)), told = shown.filter(event => !noise.includes(event));
-  const list = make("section", { "aria-label": "Events" }, make("h2", {}, "What moved", make("small", {}, "wrong first, then by effect × share of the model's time")));
+  const list = make("section", { "aria-label": "Events" }, make("h2", {}, "What moved", make("small", {}, "wrong first, then what to act on, then by effect × share of the model's time")));
   const slider = make("input", { type: "range", min: 0, max: 20, step: 1, value: least, "aria-label": "Smallest effect shown, percent", oninput: event => { state.least = Number(event.target.value); draw(); document.querySelector("input[type=range]").focus(); } });
   list.append(make("div", { class: "legend" }, make("label", {}, `effects from ${least} % `, slider), Object.entries(CAUSES).slice(0, 8).map(([name, text]) => make("span", { class: `cause-${name}`, style: "color:var(--tint)" }, text))));
   told.slice(0, 40).forEach(event => list.append(eventCard(event)));
