@@ -7,7 +7,7 @@ bad where the reference itself cannot run it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -47,10 +47,10 @@ def _positions(given: dict[str, Any]) -> int:
 # it must be memory-safe.
 INDEXING: dict[str, dict[str, Callable[[dict[str, Any]], int]]] = {
     "attention": {"block_table": lambda given: len(given["k_cache"])},
-    "experts": {"ids": _experts},
+    "experts": {"ids": _experts, "expert_map": lambda given: len(given["packed"].arguments["w13"])},
     "kv_cache": {"slots": _slots},
     "lm_head": {"rows": lambda given: len(given["x"])},
-    "moe_align": {"ids": _aligned},
+    "moe_align": {"ids": _aligned, "expert_map": lambda given: int(given["num_experts"])},
     "qk_norm_rope": {"positions": _positions},
     "qk_norm_rope_cache": {"positions": _positions, "slots": _slots},
     "rope": {"positions": _positions},
@@ -61,6 +61,8 @@ INDEXING: dict[str, dict[str, Callable[[dict[str, Any]], int]]] = {
 ALL_IN_USE = ("positions", "slots", "rows", "ids", "state_index")
 # What torch and the reference raise where sizes disagree. Anything else is a fault of ours and comes out.
 REFUSALS = (RuntimeError, ValueError, IndexError, TypeError)
+# Cases that every bad call is made of.
+CALLED_BADLY = 2
 FAR = 2**28
 """More experts, pages, positions, slots or tokens than any case has; times any stride still no int64 overflow."""
 
@@ -85,9 +87,20 @@ def bad_calls(op: Op, case: Case) -> Iterator[BadCall]:
                 yield BadCall(name, defect, _changed(op, case, name, change))
         if value.numel() and _reference_refuses(op, case, name, _narrower):
             yield BadCall(name, "a column too few", _changed(op, case, name, _narrower))
-        if name in INDEXING.get(op.name, ()) and value.numel():
-            for defect, place, index in _outside(op, case, name):
-                yield BadCall(name, defect, _changed(op, case, name, partial(_placed_at, place=place, index=index)))
+        yield from _bad_indices(op, case, name, value)
+
+
+def bad_calls_of(op: Op, drawn: Sequence[Case]) -> Iterator[BadCall]:
+    """Those of the first ``CALLED_BADLY`` cases, and of later ones those of indices that none before them reads."""
+    met = set[str]()
+    for bad in (bad for case in drawn[:CALLED_BADLY] for bad in bad_calls(op, case)):
+        met |= {bad.argument} if " index " in bad.defect else set()
+        yield bad
+    for case in drawn[CALLED_BADLY:]:
+        for name in [n for n in INDEXING.get(op.name, ()) if n not in met]:
+            found = list(_bad_indices(op, case, name, op.inputs(case, Bits(case))[name]))
+            met |= {bad.argument for bad in found}
+            yield from found
 
 
 def answered(bad: BadCall, op: Op, provider: Provider, variant: str = "") -> str:
@@ -133,16 +146,33 @@ def _narrower(x: Tensor) -> Tensor:
     return x[..., :-1].clone(memory_format=torch.contiguous_format)
 
 
+def _bad_indices(op: Op, case: Case, name: str, value: Any) -> Iterator[BadCall]:
+    if name in INDEXING.get(op.name, ()) and value is not None and value.numel():
+        for defect, place, index in _outside(op, case, name):
+            yield BadCall(name, defect, _changed(op, case, name, partial(_placed_at, place=place, index=index)))
+
+
 def _outside(op: Op, case: Case, name: str) -> Iterator[tuple[str, int, int]]:
     """What is wrong with an index, where it stands, and the index."""
-    first = INDEXING[op.name][name](op.inputs(case, Bits(case)))
-    # The first index is in use in every call that uses any.
-    yield "an index far out", 0, FAR
-    yield "an index one too far", 0, first
+    given = op.inputs(case, Bits(case))
+    first, place = INDEXING[op.name][name](given), _in_use(given, name)
+    if place is None:
+        return
+    yield "an index far out", place, FAR
+    yield "an index one too far", place, first
     if name in ALL_IN_USE:
         yield "a last index one too far", -1, first
     if name == "positions":
         yield "an index below 0", 0, -1
+
+
+def _in_use(given: dict[str, Any], name: str) -> int | None:
+    """Where an index stands that the call reads: the first, or in a map that of the first id; None: nowhere."""
+    if name != "expert_map":
+        return 0
+    ids = given["ids"] if given.get("weights", given["ids"]) is not None else given["ids"] >> 16
+    used = ids[ids >= 0]
+    return int(used[0]) if len(used) else None
 
 
 def _placed_at(x: Tensor, *, place: int, index: int) -> Tensor:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from minimax_m2.harness.bad_calls import BadCall, answered, bad_calls
+from minimax_m2.harness.bad_calls import BadCall, answered, bad_calls, bad_calls_of
 from minimax_m2.harness.bits import Bits
 from minimax_m2.harness.conformance_bad_calls import SAMPLE
 from minimax_m2.harness.museum import right
@@ -23,7 +23,7 @@ from minimax_m2.harness.sampling import sampled
 def test_our_kernels_refuse_bad_calls(op_name: str) -> None:
     op, provider = find_op(op_name), ours()
     variants = provider.variants_of(op_name)
-    bad = [found for case in sampled(op, SAMPLE) for found in bad_calls(op, case)]
+    bad = list(bad_calls_of(op, sampled(op, SAMPLE)))
     told = [answered(found, op, provider, variants[i % len(variants)]) for i, found in enumerate(bad)]
     assert bad
     assert [text for text in told if text] == []
@@ -77,6 +77,24 @@ def test_an_index_just_outside_is_bad_wherever_it_stands(function: Callable[...,
     op = find_op("rope")
     (bad,) = (b for b in bad_calls(op, op.case(T=3)) if b.defect == defect)
     assert "gave numbers" in answered(bad, op, from_object(SimpleNamespace(rope=function), name="control"))
+
+
+def maps_without_a_look(ids: Tensor, *, num_experts: int, expert_map: Tensor | None, **more: Any) -> Any:
+    """Takes an expert that its map sends past the local ones for the last of them."""
+    local = None if expert_map is None else expert_map.clamp(max=num_experts - 1)
+    return right("moe_align")(ids, num_experts=num_experts, expert_map=local, **more)
+
+
+@pytest.mark.parametrize("name", ["experts", "moe_align"])
+def test_a_map_that_sends_an_id_in_use_past_the_last_expert_is_bad(name: str) -> None:
+    """Where the map has an entry that no id names, a kernel need not read it."""
+    op = find_op(name)
+    found = [b for b in bad_calls_of(op, sampled(op, SAMPLE)) if b.argument == "expert_map"]
+    assert {b.defect for b in found} >= {"an index far out", "an index one too far"}
+    if name == "moe_align":
+        wrong = from_object(SimpleNamespace(moe_align=maps_without_a_look), name="control")
+        (bad,) = (b for b in found if b.defect == "an index one too far")
+        assert "expert_map an index one too far: gave numbers" in answered(bad, op, wrong)
 
 
 def test_a_refusal_that_wrote_is_told() -> None:
