@@ -136,11 +136,28 @@ def apart(op: Op, case: Case, given: Arguments) -> Change | None:
     return Change(given | wider, lambda outputs, base: outputs) if wider else None
 
 
+# Arguments of heads beside each other, [T, heads, D], of which only the last dimension must be contiguous.
+HEADS = {"kv_cache": ("k", "v"), "rope": ("q", "k"), "attention": ("q",)}
+
+
+def heads_apart(op: Op, case: Case, given: Arguments) -> Change | None:
+    """Heads further apart, NaN in between."""
+    wider = {}
+    for name in HEADS[op.name]:
+        x = given[name]
+        if x.numel() and x.shape[1] > 1:
+            store = torch.full((*x.shape[:2], x.shape[2] + APART), torch.nan).to(x.dtype)
+            store[..., :-APART] = x
+            wider[name] = store[..., :-APART]
+    return Change(given | wider, lambda outputs, base: outputs) if wider else None
+
+
 STRIDED = tuple(name for name, rows in ROWS.items() if rows[0] in FREE_ROWS)
 
 RELATIONS = (
     Relation(name="tokens permuted", ops=(*ROWS, *CACHED), transform=permuted),
     Relation(name="a token alone", ops=tuple(ROWS), transform=alone),
     Relation(name="rows apart", ops=STRIDED, transform=apart),
+    Relation(name="heads apart", ops=tuple(HEADS), transform=heads_apart),
     Relation(name="tokens repeated", ops=tuple(ROWS), transform=repeated),
 )

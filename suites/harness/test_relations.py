@@ -154,6 +154,12 @@ def rows_touch(x: Tensor, weight: Tensor, *, eps: float) -> Tensor:
     return right("rms_norm")(x.as_strided(x.shape, (x.shape[1], 1)), weight, eps=eps)
 
 
+def heads_touch(q: Tensor, k: Tensor, *rotation: Tensor, **more: Any) -> Any:
+    """Takes heads for neighbours, however far they lie apart."""
+    near = (x.as_strided(x.shape, (x.stride(0), x.shape[2], 1)) for x in (q, k))
+    return right("rope")(*near, *rotation, **more)
+
+
 def weighs_padding(logits: Tensor, bias: Tensor | None, *, num_valid: Tensor | None = None, **choice: Any) -> Any:
     """Routes every row, whatever is said of them."""
     return right("routing")(logits, bias, **choice)
@@ -204,6 +210,7 @@ CONTROLS: dict[str, tuple[str, Callable[..., Any]]] = {
     "a row of infinities": ("rms_norm", leaves_infinity_out),
     "doubled": ("rms_norm", saturates),
     "rows apart": ("rms_norm", rows_touch),
+    "heads apart": ("rope", heads_touch),
     "padding rows": ("routing", weighs_padding),
     "positions shifted": ("rope", pairs_are_neighbours),
     "the other index dtype": ("embedding", index_dtype_matters),
