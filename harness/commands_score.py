@@ -86,6 +86,8 @@ def score(
         for kill in kills:
             if kill.survived:
                 console.print(f"survived: {kill.name} ({kill.group})", markup=False)
+            if kill.equal:
+                console.print(f"equal, not counted: {kill.name}", markup=False)
         for found in tallied:
             for alarm in found.alarms:
                 console.print(f"false alarm: {alarm}", markup=False)
@@ -114,7 +116,10 @@ def score(
 
 
 def by_group(kills: Iterable[Kill]) -> Table:
-    """Caught and surviving, museum and mutants apart, and what was written before the checks were tuned by itself."""
+    """Caught and surviving, museum and mutants apart, and what was written before the checks were tuned by itself.
+
+    Rewritten lines of which the compiler makes the same objects are not counted, but their seconds are.
+    """
     table = Table(title="wrong providers", title_justify="left")
     for name in (
         "group",
@@ -129,11 +134,12 @@ def by_group(kills: Iterable[Kill]) -> Table:
         table.add_column(name, justify="left" if name == "group" else "right")
     for group in GROUPS:
         own = [kill for kill in kills if kill.group == group]
-        caught = [kill for kill in own if not kill.survived]
+        counted = [kill for kill in own if not kill.equal]
+        caught = [kill for kill in counted if not kill.survived]
         counts = sorted(kill.examples for kill in caught) or [0]
         as_expected = "" if group in PLANTED else str(sum(kill.as_expected for kill in caught))
         share = f"{rate(own):.1%}" if own else ""
-        row = (str(len(caught)), str(len(own)), share, as_expected, str(counts[len(counts) // 2]))
+        row = (str(len(caught)), str(len(counted)), share, as_expected, str(counts[len(counts) // 2]))
         table.add_row(group, *row, str(counts[-1]), f"{sum(kill.seconds for kill in own):.0f}")
     return table
 
@@ -148,7 +154,7 @@ def by_op(kills: Iterable[Kill]) -> Table:
     for subject in dict.fromkeys(kill.subject for kill in sorted(found, key=lambda kill: kill.subject)):
         cells = []
         for group in GROUPS:
-            own = [kill for kill in found if kill.subject == subject and kill.group == group]
+            own = [kill for kill in found if kill.subject == subject and kill.group == group and not kill.equal]
             cells.append(f"{sum(not kill.survived for kill in own)}/{len(own)}" if own else "")
         table.add_row(subject, *cells)
     return table

@@ -1,23 +1,30 @@
-"""The score on our CPU kernels' own sources: lines rewritten one at a time, compiled, and judged as a provider is."""
+"""The score on our CPU kernels' own sources: lines rewritten one at a time, compiled, and judged as a provider is.
+
+A line of a header is judged in one op after the other that includes it, until one shows that it is wrong. Where the
+compiler makes the same objects of the right line everywhere, nobody can tell, and it is not counted.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from functools import partial
 
-from minimax_m2.harness.bad_calls import answered, bad_calls
+from minimax_m2.harness.bad_calls import answered, bad_calls_of
 from minimax_m2.harness.op import Op, all_ops
 from minimax_m2.harness.provider import Provider
-from minimax_m2.harness.rebuilding import DoesNotCompile, all_rewrites, provider_of, rebuilt
+from minimax_m2.harness.rebuilding import DoesNotCompile, Place, all_rewrites, places_of, provider_of, rebuilt, runs
 from minimax_m2.harness.rewriting import Rewrite
 from minimax_m2.harness.sampling import sampled
 from minimax_m2.harness.score import KERNELS, Kill, first_kill
 from minimax_m2.harness.worker import Ended
 
 A_BAD_CALL = "a bad call"
-# Cases that bad calls are made of, as many as the conformance suite takes.
-CALLED_BADLY = 2
+# Cases among which bad calls find theirs, as many as the conformance suite takes.
+DRAWN_FOR_BAD_CALLS = 12
+# Places that a line is judged in before it is said to survive.
+JUDGED = 4
 
 Planted = tuple[str, Rewrite]
 Progress = Callable[[str, float], None]
@@ -55,24 +62,42 @@ def score_sources(
 ) -> Iterator[Kill]:
     """Compile and judge each rewrite; what the compiler refuses is not counted."""
     made = list(chosen)
-    for position, (stem, rewrite) in enumerate(made):
+    for position, (_, rewrite) in enumerate(made):
         progress(f"kernels: {rewrite.name}", position / len(made))
-        start = time.perf_counter()
-        try:
-            folder = rebuilt(stem, rewrite)
-        except DoesNotCompile:
+        with suppress(DoesNotCompile):
+            yield fate(rewrite, cases)
+
+
+def fate(rewrite: Rewrite, cases: int) -> Kill:
+    """Compile and judge a rewrite place by place, until it is caught or has been judged in ``JUDGED``.
+
+    Where no object of any place differs it is ``equal``; where those do that this machine cannot run alone, it survives
+    without an example. Raises DoesNotCompile.
+    """
+    start, met, examples, equal = time.perf_counter(), list[str](), 0, True
+    checks: tuple[str, ...] = ()
+    for place in places_of(rewrite.file):
+        folder = rebuilt(place, rewrite) if equal or runs(place) else None
+        if folder is None:
             continue
-        checks, examples = judged(stem, partial(provider_of, folder, "ours rewritten"), cases)
-        yield Kill(
-            name=rewrite.name, subject=stem, group=KERNELS, checks=checks, examples=examples,
-            seconds=time.perf_counter() - start,
-        )  # fmt: skip
+        equal = False
+        if not runs(place):
+            continue
+        checks, more = judged(place, partial(provider_of, folder, "ours rewritten", place.isa), cases)
+        met.append(place.stem)
+        examples += more
+        if checks or len(met) == JUDGED:
+            break
+    return Kill(
+        name=rewrite.name, subject=met[-1] if checks else (met or [places_of(rewrite.file)[0].stem])[0], group=KERNELS,
+        checks=checks, examples=examples, seconds=time.perf_counter() - start, equal=equal,
+    )  # fmt: skip
 
 
-def judged(stem: str, make: Callable[[], Provider], cases: int) -> tuple[tuple[str, ...], int]:
-    """The checks that the first wrong example of any op of a stem fails, and how many examples that took."""
+def judged(place: Place, make: Callable[[], Provider], cases: int) -> tuple[tuple[str, ...], int]:
+    """The checks that the first wrong example of any op of a place fails, and how many examples that took."""
     examples = 0
-    for op in (op for op in all_ops().values() if (op.stem or op.name) == stem):
+    for op in (op for op in all_ops().values() if (op.stem or op.name) == place.stem):
         for examine in (partial(first_kill, op, make, cases), partial(refusals, op, make)):
             try:
                 checks, more = examine()
@@ -87,7 +112,7 @@ def judged(stem: str, make: Callable[[], Provider], cases: int) -> tuple[tuple[s
 def refusals(op: Op, make: Callable[[], Provider]) -> tuple[tuple[str, ...], int]:
     """Whether some bad call is answered, and how many were made until then."""
     provider = make()
-    bad = [found for case in sampled(op, CALLED_BADLY) for found in bad_calls(op, case)]
+    bad = list(bad_calls_of(op, sampled(op, DRAWN_FOR_BAD_CALLS)))
     for made, found in enumerate(bad, 1):
         if answered(found, op, provider):
             return (A_BAD_CALL,), made

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from minimax_m2.harness import score_sources as score_sources_module
 from minimax_m2.harness.op import find_op
 from minimax_m2.harness.providers.ours import cpu_extension
-from minimax_m2.harness.rebuilding import DoesNotCompile, all_rewrites, provider_of, rebuilt
+from minimax_m2.harness.rebuilding import DoesNotCompile, all_rewrites, places_of, provider_of, rebuilt, runs
 from minimax_m2.harness.rewriting import OPERATORS, Rewrite, arguments, rewrites
-from minimax_m2.harness.score import first_kill
-from minimax_m2.harness.score_sources import EQUIVALENT, FEW, planted, reason, score_sources
+from minimax_m2.harness.score import first_kill, rate
+from minimax_m2.harness.score_sources import EQUIVALENT, FEW, fate, planted, reason, score_sources
 
 SWIGLU = "      store(y + i, silu(load(gate + i, n...)) * load(up + i, n...), n...);"
 
@@ -90,16 +91,45 @@ def swiglu_line() -> Rewrite:
     return Rewrite("swiglu.cpp", number, "unscaled", SWIGLU, SWIGLU.replace(" * load(up + i, n...)", ""))
 
 
-def test_a_rewritten_line_is_caught_and_the_line_as_it_is_passes() -> None:
+HOME = next(place for place in places_of("swiglu.cpp") if runs(place))
+
+
+def test_a_rewritten_line_is_caught_and_a_line_of_other_bytes_that_is_right_passes() -> None:
     (kill,) = score_sources([("swiglu", swiglu_line())], cases=4)
     assert "y:element" in kill.checks
-    same = replace(swiglu_line(), after=SWIGLU)
-    checks, _ = first_kill(find_op("swiglu"), lambda: provider_of(rebuilt("swiglu", same), "same"), cases=6)
+    other = replace(swiglu_line(), after="      store(y + i, load(up + i, n...) * silu(load(gate + i, n...)), n...);")
+    folder = rebuilt(HOME, other)
+    assert folder is not None
+    checks, _ = first_kill(find_op("swiglu"), lambda: provider_of(folder, "right", HOME.isa), cases=6)
     assert checks == ()
+
+
+def test_a_line_that_the_compiler_makes_the_same_of_is_not_counted() -> None:
+    same = replace(swiglu_line(), after=SWIGLU.replace("y + i", "y + 1 * i"))
+    assert rebuilt(HOME, same) is None
+    (kill,) = score_sources([("swiglu", same)], cases=4)
+    assert (kill.equal, kill.survived, kill.examples) == (True, False, 0)
+    lost = replace(kill, equal=False)
+    assert lost.survived
+    assert (rate([kill]), rate([kill, lost])) == (1.0, 0.0)
+
+
+def test_a_line_of_a_header_is_judged_until_an_op_shows_that_it_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No gate adds up a row's squares, so its objects are the same; a norm does."""
+    path, line = cpu_extension().SOURCE_DIR / "row_vectors.h", "      sum[part] = fma(value, value, sum[part]);"
+    number = path.read_text().splitlines().index(line) + 1
+    lost = Rewrite(path.name, number, "row of another", line, line.replace("sum[part])", "sum[0])"))
+    homes = {place.stem: place for place in places_of(path.name) if place.isa == HOME.isa}
+    monkeypatch.setattr(score_sources_module, "places_of", lambda name: (homes["gdn_gating"], homes["rms_norm"]))
+    kill = fate(lost, cases=6)
+    assert (kill.subject, kill.equal) == ("rms_norm", False)
+    assert "y:element" in kill.checks
+    monkeypatch.setattr(score_sources_module, "places_of", lambda name: (homes["gdn_gating"],))
+    assert fate(lost, cases=6).equal
 
 
 def test_what_the_compiler_refuses_is_not_counted() -> None:
     broken = replace(swiglu_line(), after="      store(y + i;")
     with pytest.raises(DoesNotCompile, match="error"):
-        rebuilt("swiglu", broken)
+        rebuilt(HOME, broken)
     assert list(score_sources([("swiglu", broken)], cases=1)) == []
