@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from minimax_m2.harness.cuda_memory import fill_free_memory
 from minimax_m2.harness.layout import Misplaced
 from minimax_m2.harness.verdict import Outcome
 
@@ -168,16 +169,20 @@ def _aligned(size: int) -> int:
 
 
 @contextmanager
-def allocations(byte: int) -> Iterator[None]:
+def allocations(byte: int, device: str = "cpu") -> Iterator[None]:
     """Fill what is allocated meanwhile with a byte, where the C library is glibc; 0 fills nothing.
 
     Blocks of up to 1,032 bytes that glibc keeps by thread come as they were left, those of tensors from 2.38 on. It
     keeps none in a process that began with its tunable ``tcache_count=0``, as a provider's own does (``worker.py``).
+
+    On a gpu what torch holds free is filled before, so that a call's own tensors lie in it.
     """
     global _filled
     before, _filled = _filled, byte
     _perturb(byte)
     try:
+        if byte and device == "gpu":
+            fill_free_memory(byte)
         yield
     finally:
         _filled = before

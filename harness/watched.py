@@ -56,7 +56,7 @@ class Watched:
 
     def call(self, invoke: Invoke) -> Outputs:
         """What the call returned or wrote to its outputs, then the inputs that it is to write."""
-        with allocations(self._poison.allocated):
+        with allocations(self._poison.allocated, self._device):
             self.returned = invoke(self.arguments, self.outputs)
         synchronise(self._device)
         return outputs_of(self._op, tuple(self.outputs) or self.returned, self.arguments)
