@@ -2,16 +2,17 @@
 
     D0  called again                    D1  beside other work on the machine
     D2  a token alone, tokens permuted  D3  on every variant that the provider has
-    D4  split over two ranks            D5  on every device
+    D4  split over two ranks            D5  on every other device that the provider has
 
-``D0+ D1+ D2- D3+`` holds what could be asked here, + where every bit agreed; what is not asked is left out. D5 needs
-records of several devices, so no single run asks for it.
+``D0+ D1+ D2- D3+ D5?`` holds what could be asked here, + where every bit agreed; what a case or a provider cannot be
+asked is left out. D5 is asked of the provider of the same name on the other devices of a run, and is unknown, ``?``,
+where none of them runs the case.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -26,17 +27,20 @@ from minimax_m2.harness.relation import Exactness, Relation, Standing, outputs_o
 
 BATCH = ("a token alone", "tokens permuted")
 RANKS = " over ranks"
+MARKS = {True: "+", False: "-", None: "?"}
 BUSY = 128
 """Rows and columns of the products that keep the machine busy."""
 
 
-def card(case: Case, provider: Provider, variant: str = "") -> str:
-    """Every level that a case can ask of a provider: ``D0+ D1+ D2-``."""
-    return " ".join(f"{level}{'+' if held else '-'}" for level, held in levels(case, provider, variant))
+def card(case: Case, provider: Provider, variant: str = "", elsewhere: Sequence[Provider] = ()) -> str:
+    """Every level that a case can ask of a provider, which is ``elsewhere`` on other devices: ``D0+ D1+ D2- D5?``."""
+    return " ".join(f"{level}{MARKS[held]}" for level, held in levels(case, provider, variant, elsewhere))
 
 
-def levels(case: Case, provider: Provider, variant: str = "") -> Iterator[tuple[str, bool]]:
-    """Levels from D0 to D4, and whether results kept every bit."""
+def levels(
+    case: Case, provider: Provider, variant: str = "", elsewhere: Sequence[Provider] = ()
+) -> Iterator[tuple[str, bool | None]]:
+    """Levels from D0 to D5, and whether results kept every bit; None: nobody here could say."""
     op = find_op(case.op)
     yield "D0", repeat(case, provider, variant)
     with beside_other_work():
@@ -49,6 +53,17 @@ def levels(case: Case, provider: Provider, variant: str = "") -> Iterator[tuple[
         yield "D3", all(equal(outputs(op, case, provider, name), quiet) for name in others)
     split = [relation for relation in relations_of(op.name) if relation.name.endswith(RANKS)]
     yield from _related("D4", op, case, provider, variant, split)
+    yield "D5", _same_on(elsewhere, op, case, quiet)
+
+
+def _same_on(elsewhere: Sequence[Provider], op: Op, case: Case, here: Outputs) -> bool | None:
+    """Whether other devices gave the same bits; what raises there gave none."""
+    asked = [p for p in elsewhere if p.offers(op.name) and p.refuses(op, case) is None]
+    try:
+        found = [outputs(op, case, p, variant) for p in asked for variant in p.variants_of(op.name)]
+    except Exception:
+        return False
+    return all(equal(there, here) for there in found) if found else None
 
 
 def _related(

@@ -78,7 +78,8 @@ def run(
                 # One case has it for all: the first that leaves nothing out for want of rows.
                 if cell not in graded and case.get("T", 2) not in (0, 1) and case.get("B", 1) != 0:
                     graded.add(cell)
-                    determinism = card(case, provider, cell.variant)
+                    elsewhere = [p for p in known.values() if p.name == cell.provider and p.device != cell.device]
+                    determinism = card(case, provider, cell.variant, elsewhere)
                 passed.setdefault(cell, []).append(verdict)
             elif verdict.outcome is not Outcome.UNSUPPORTED:
                 wrong.add(cell)
