@@ -82,8 +82,8 @@ class Record:
     """One result. ``utilisation`` and ``mean_z2`` are None where nothing was compared or the figure is not finite.
 
     A verdict on a whole cell (no case of its run let a corruption apply) has no case: {} and the id "".
-    ``determinism`` is the cell's card (``D0+ D1+ D2-``, see ``determinism.py``) on the case that it was asked with, and
-    empty elsewhere.
+    ``determinism`` is the cell's card (``D0+ D1+ D2- D5?``, see ``determinism.py``) on the case that it was asked with,
+    and empty elsewhere.
 
     bits     hash of the outputs' bits, empty where they were not compared
     purpose  who wrote it, of ``PURPOSES``
