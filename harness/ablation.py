@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 import torch
 
 from minimax_m2.harness.case import Case
-from minimax_m2.harness.continuation import Continuation, prefilled
+from minimax_m2.harness.continuation import behind_drawn_keys, prefilled
 from minimax_m2.harness.devices import synchronise, torch_device
 from minimax_m2.harness.expectation import Outputs
 from minimax_m2.harness.model_bench import Plan, read_bytes_per_s, too_large
@@ -110,12 +110,8 @@ class Decode:
     phase, length = "decode", HELD
 
     def __init__(self, wide: WideModel, batch: int) -> None:
-        cache = wide.model.new_cache(tokens=[HELD + ROOM] * batch)
-        cache.append(dict.fromkeys(range(batch), HELD))
-        for part in (*cache.k, *cache.v):
-            part.normal_()
-        self._device = wide.provider.device
-        self._going = Continuation(wide.model, cache, sequences=batch, most=ROOM, is_captured=self._device == "gpu")
+        is_gpu = wide.provider.device == "gpu"
+        self._going = behind_drawn_keys(wide.model, sequences=batch, held=HELD, most=ROOM, is_captured=is_gpu)
         self._first = torch.arange(batch, device=wide.model.device)
 
     def start(self) -> str:

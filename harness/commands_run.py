@@ -32,13 +32,10 @@ from minimax_m2.harness.options import (
 from minimax_m2.harness.provider import Provider
 from minimax_m2.harness.record import Record, read
 from minimax_m2.harness.report import covered, failure, headline, page, replay
-from minimax_m2.harness.shards import seconds_of, sharded
+from minimax_m2.harness.shards import MODELS, seconds_of, sharded
 from minimax_m2.harness.summary import lines
 from minimax_m2.harness.table import absent_devices, coverage_line, model_table, run_table
 from minimax_m2.harness.wrong_use import WrongUse, asked
-
-MODELS = "models"
-"""What scoring whole models is called beside the cells of a plan."""
 
 Tell = Callable[..., None]
 

@@ -93,6 +93,17 @@ class Continuation:
         held.slots.copy_(self._table.gather(1, at[:, None])[:, 0].long() * page + held.positions % page)
 
 
+def behind_drawn_keys(
+    model: MiniMaxM2, *, sequences: int, held: int, most: int, is_captured: bool
+) -> Continuation:  # fmt: skip
+    """Sequences that hold ``held`` tokens each, whose keys and values are normally distributed numbers."""
+    cache = model.new_cache(tokens=[held + most] * sequences)
+    cache.append(dict.fromkeys(range(sequences), held))
+    for part in (*cache.k, *cache.v):
+        part.normal_()
+    return Continuation(model, cache, sequences=sequences, most=most, is_captured=is_captured)
+
+
 def prefilled(model: MiniMaxM2, prompts: Mapping[int, Tensor], cache: PagedCache, *, chunk: int = CHUNK) -> Tensor:
     """Append prompts, ids ``[n]``, in passes of at most ``chunk`` tokens; returns each one's last logits ``[B, V]``."""
     last: dict[int, Tensor] = {}

@@ -19,12 +19,11 @@ from minimax_m2.harness.matrix import Cell
 from minimax_m2.harness.provenance import machine
 from minimax_m2.harness.provider import Provider
 from minimax_m2.harness.score_plan import Asked, Plan, measured, plan
-from minimax_m2.harness.shards import WHOLE
+from minimax_m2.harness.shards import MODELS, WHOLE
 
 Unit = tuple[str, ...]
 # An op's cells go to one hand, which draws its inputs once, where there are so many ops a hand; else cell by cell.
 OPS_A_HAND = 3
-MODELS = "models"
 
 
 class Hand(Protocol):

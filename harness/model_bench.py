@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from minimax_m2.harness.case import Case
-from minimax_m2.harness.continuation import CHUNK, Continuation, prefilled
+from minimax_m2.harness.continuation import CHUNK, behind_drawn_keys, prefilled
 from minimax_m2.harness.devices import available_bytes, synchronise, torch_device
 from minimax_m2.harness.graph_timing import replayed
 from minimax_m2.harness.model_verdict import DEFECTS
@@ -149,12 +149,8 @@ def _free(device: str) -> None:
 def _decode(wide: WideModel, case: Case, tokens: int, size: Bytes, speed: float) -> tuple[Timing, str]:
     """Time steps behind a cache of drawn keys, one by one on the device."""
     sequences, held = case.number("B"), case.number("S")
-    cache = wide.model.new_cache(tokens=[held + tokens] * sequences)
-    cache.append(dict.fromkeys(range(sequences), held))
-    for part in (*cache.k, *cache.v):
-        part.normal_()
     is_gpu = wide.provider.device == "gpu"
-    going = Continuation(wide.model, cache, sequences=sequences, most=tokens, is_captured=is_gpu)
+    going = behind_drawn_keys(wide.model, sequences=sequences, held=held, most=tokens, is_captured=is_gpu)
     first = torch.arange(sequences, device=wide.model.device) % wide.config.vocab_size
     seconds: list[float] = []
     for _ in range(2):

@@ -24,6 +24,8 @@ from minimax_m2.harness.wrong_use import WrongUse
 # What one cell of an op takes untimed, by op: only their ratios count.
 SECONDS = Path(__file__).with_name("seconds.toml")
 CASES = 12
+# What scoring whole models is called beside the cells of a plan.
+MODELS = "models"
 Item = TypeVar("Item")
 
 
