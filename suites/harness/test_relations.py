@@ -201,6 +201,22 @@ def adds_what_it_holds(x: Tensor, packed: Any, *routed: Any, **more: Any) -> Ten
     return right("experts")(x, packed, *routed, **more) + len(packed.w13) ** 2
 
 
+def sequences_are_counted(*tensors: Tensor, **more: Any) -> Tensor:
+    o = right("gated_delta_rule")(*tensors, **more)
+    return o + len(tensors[-1]) * 8
+
+
+def highest_row_is_taken_off(x: Tensor, weight: Tensor, *, rows: Tensor | None = None, vocab_size: int) -> Tensor:
+    """Subtracts the largest logit of all rows."""
+    logits = right("lm_head")(x, weight, rows=rows, vocab_size=vocab_size)
+    return logits - logits.max() if logits.numel() else logits
+
+
+def one_scale_for_all(k: Tensor, v: Tensor, *caches_and_slots: Tensor, **scales: Any) -> None:
+    """Stores values by the largest of the batch."""
+    right("kv_cache")(k, v / v.float().abs().amax().clamp(1e-3).to(v.dtype), *caches_and_slots, **scales)
+
+
 CONTROLS: dict[str, tuple[str, Callable[..., Any]]] = {
     "tokens permuted": ("rms_norm", depends_on_place),
     "a token alone": ("rms_norm", depends_on_the_batch),
@@ -223,6 +239,10 @@ CONTROLS: dict[str, tuple[str, Callable[..., Any]]] = {
     "head groups permuted": ("attention", adds(lambda q, cache, table: torch.arange(q.shape[1])[:, None] * 8.0)),
     "a query at a time": ("attention", adds(lambda q, cache, table: torch.tensor(len(table) * 8.0))),
     "prompts in two parts": ("attention", adds(lambda q, cache, table: torch.tensor(len(table) * 8.0))),
+    "a sequence alone": ("gated_delta_rule", sequences_are_counted),
+    "a prompt alone": ("attention", adds(lambda q, cache, table: torch.tensor(len(table) * 8.0))),
+    "a row of logits alone": ("lm_head", highest_row_is_taken_off),
+    "a stored token alone": ("kv_cache", one_scale_for_all),
     "columns over ranks": ("linear", width_matters),
     "blocks over ranks": ("fp8_linear", blocks_matter),
     "heads over ranks": ("attention", adds(lambda q, cache, table: torch.tensor(q.shape[1] * 8.0))),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,16 @@ def float_ops(provider: Provider, *, keep_quantized: bool) -> set[str]:
 @pytest.mark.parametrize("keep_quantized", [False, True], ids=["bfloat16", "e4m3"])
 def test_torch_computes_no_float_of_the_model(keep_quantized: bool) -> None:
     assert float_ops(ours(), keep_quantized=keep_quantized) <= MOVES
+
+
+# At the coarsest step: what a layer calls, the head, and the packed weights' products.
+@pytest.mark.parametrize(
+    "name", ["rms_norm", "add_rms_norm", "linear", "qk_norm_rope_cache", "attention", "router", "lm_head"]
+)
+def test_one_op_on_plain_torch_is_noticed(name: str) -> None:
+    ours_, plain_ = ours(), plain()
+    mixed = replace(ours_, functions=lambda asked: (plain_ if asked == name else ours_).functions(asked))
+    assert not float_ops(mixed, keep_quantized=False) <= MOVES
 
 
 def test_a_model_on_plain_torch_is_noticed() -> None:
