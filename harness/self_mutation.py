@@ -16,6 +16,7 @@ its module changes; what was caught stays so, so begin a new file where a test w
 from __future__ import annotations
 
 import argparse
+import ast
 import hashlib
 import importlib
 import importlib.util
@@ -76,8 +77,8 @@ class Change:
 
     @property
     def key(self) -> str:
-        """Tells changes apart, those of equal lines too."""
-        return _digest(self.text)
+        """Tells changes apart, those of equal lines too; what only explains does not count."""
+        return _digest(_code(self.text))
 
 
 def changes(module: str, text: str) -> Iterator[Change]:
@@ -87,7 +88,7 @@ def changes(module: str, text: str) -> Iterator[Change]:
     for name in filter(OPERATORS.fullmatch, plugins.operator_names()):
         for place in range(_places(text, plugins.get_operator(name)())):
             changed = mutating.mutate_code(text, plugins.get_operator(name)(), place)
-            if changed is None or changed in found:
+            if changed is None or changed in found or not _compiles(changed):
                 continue
             pairs = enumerate(zip(text.splitlines(), changed.splitlines(), strict=False), 1)
             number, (before, after) = next((n, pair) for n, pair in pairs if pair[0] != pair[1])
@@ -108,6 +109,25 @@ def declares(before: str, after: str) -> bool:
 def _places(text: str, operator: Any) -> int:
     tree = importlib.import_module("cosmic_ray.ast")
     return sum(1 for node in tree.ast_nodes(tree.get_ast(text)) for _ in operator.mutation_positions(node))
+
+
+def _compiles(text: str) -> bool:
+    """Whether a text is Python at all: ``if not found := of(x)`` is not."""
+    try:
+        ast.parse(text)
+    except SyntaxError:
+        return False
+    return True
+
+
+def _code(text: str) -> str:
+    """A module's text without lines that are empty, comments or docstrings."""
+    told = set[int]()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            told |= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    lines = ((number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if number not in told)
+    return "\n".join(text.splitlines()[number - 1] for number, line in lines if line and not line.startswith("#"))
 
 
 def _digest(text: str) -> str:

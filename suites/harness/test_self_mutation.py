@@ -76,11 +76,17 @@ def test_the_quickest_tests_come_first_and_new_ones_last(toy: str, tmp_path: Pat
 
 @HERE
 def test_changes_are_named_by_their_lines_and_what_only_declares_is_passed_over() -> None:
-    text = "@cache(maxsize=2)\n" + LIMIT.replace("a, b", "a, *, b") + "pairs = zip((), (), strict=True)\n"
+    text = (
+        "if near := 2: pass\n@cache(maxsize=2)\n"
+        + LIMIT.replace("a, b", "a, *, b")
+        + "pairs = zip((), (), strict=True)\n"
+    )
     found = {change.name for change in changes("limit", text)}
     assert "limit: return abs(a - b) < 2 -> return abs(a + b) < 2" in found
     assert "limit: return abs(a - b) < 2 -> return abs(a - b) <= 2" in found
     assert not any("maxsize" in name or "a, /" in name or "strict" in name for name in found)
+    # `if not near := 2` is no Python.
+    assert not any("if not" in name for name in found)
 
 
 @HERE
@@ -135,6 +141,16 @@ def test_what_was_not_tried_is_counted_as_such_where_nothing_new_is_tried(toy: s
     Path(toy).write_text(TEST + "    assert not is_near(1, 3)\n")
     again = judged("limit", [toy], {}, kept=Kept(path), tries=False, package="toy")
     assert (again["tried"], again[SURVIVED]) == (part[KILLED], 0)
+
+
+def test_what_only_explains_makes_no_other_change() -> None:
+    def key(text: str) -> str:
+        return Change("limit", 2, "", "", text).key
+
+    told = '"""About it."""\n\n# Why.\n' + LIMIT.replace(
+        "    return", '    """Whether.\n\n    Really.\n    """\n    return'
+    )
+    assert key(told) == key(LIMIT) != key(LIMIT.replace("2", "3"))
 
 
 @HERE
