@@ -111,9 +111,9 @@ class Guard:
                 self._same(slot).copy_(slot.view)
         if torch.equal(self._block, self._before):
             return ""
-        changed = (self._block != self._before).nonzero()[:, 0].cpu()
+        changed = (self._block != self._before).nonzero().flatten().cpu()
         at = int(changed[0])
-        slot = min(self.slots, key=lambda s: max(s.start - at, at - (s.start + s.size - 1), 0))
+        slot = min(self.slots, key=lambda s: max(s.start - at, at - (s.start + s.size - 1)))
         within = at - slot.start
         if 0 <= within < slot.size and bool(covered(slot.view)[within // slot.view.element_size()]):
             return slot.name
@@ -149,9 +149,7 @@ def span(x: Tensor) -> int:
 def covered(x: Tensor) -> Tensor:
     """Which elements of its span a tensor has, bool: the others are gaps between its rows."""
     found = torch.zeros(span(x) // x.element_size(), dtype=torch.bool)
-    # Repeated rows lie in one place, which is filled once.
-    shape = [1 if stride == 0 else size for size, stride in zip(x.shape, x.stride(), strict=True)]
-    found.as_strided(shape, x.stride()).fill_(True)
+    found.as_strided(x.shape, x.stride()).fill_(True)
     return found
 
 
@@ -159,7 +157,7 @@ def _spoil(whole: Tensor, poison: Poison) -> None:
     """Put poison for NaN, which in what is given marks memory that nobody may read."""
     if not whole.is_floating_point():
         return
-    nobody = whole.to(torch.float32).isnan() if whole.element_size() == 1 else whole.isnan()
+    nobody = whole.to(torch.float32).isnan()
     if bool(nobody.any()):
         whole.view(torch.uint8).view(whole.numel(), -1)[nobody] = poison.unowned
 
@@ -207,7 +205,7 @@ def _perturb(byte: int) -> None:
 def difference(names: Sequence[str], first: Sequence[Tensor], second: Sequence[Tensor], sure: Sequence[Tensor]) -> str:
     """Say where two results differ, elements that are not ``sure`` aside; nothing where they do not."""
     for name, a, b, known in zip(names, first, second, sure, strict=True):
-        differs = (_elements(a) != _elements(b)).any(-1).view(a.shape) & known
+        differs = (_elements(a) != _elements(b)).any(1).view(a.shape) & known
         if bool(differs.any()):
             index = tuple(int(i) for i in differs.nonzero()[0])
             return f"{name} at {list(index)} is {a[index].item()!r}, then {b[index].item()!r}"

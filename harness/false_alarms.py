@@ -222,7 +222,7 @@ def _alarms(right: Expectation, outputs: Outputs, named: str) -> Iterator[tuple[
 
 
 def _text(op: Op, case: Case, declared: Any) -> str:
-    return json.dumps(op.full_contract(case, declared), sort_keys=True)
+    return json.dumps(op.full_contract(case, declared))
 
 
 @lru_cache(maxsize=8)

@@ -65,7 +65,7 @@ def expected(op: Op, case: Case, declared: Declared) -> tuple[Expectation, tuple
 
 
 def _full(op: Op, case: Case, declared: Declared) -> str:
-    return json.dumps(op.full_contract(case, declared), sort_keys=True)
+    return json.dumps(op.full_contract(case, declared))
 
 
 def bits_of(outputs: Outputs) -> bytes:
@@ -143,7 +143,7 @@ def judge(case: Case, provider: Provider, variant: str = "") -> Verdict:
                 outcome, *(f"{way}: {describe(c)}" for c in failed), comparisons=tuple(comparisons),
                 utilisation=max(c.utilisation for c in found),
             )  # fmt: skip
-    utilisation = max((c.utilisation for c in comparisons), default=0.0)
+    utilisation = max(c.utilisation for c in comparisons)
     return verdict(
         Outcome.PASS, comparisons=tuple(comparisons), utilisation=utilisation, due=right.kinds, applied=known.applied,
         bits=hashed[op.name].hex()[:BITS],
@@ -225,7 +225,7 @@ def calls(
         again = watched(build(op, case, provider, given) if anew else built, LARGE if given is None else NAN, out)
         other = again.call(invoke)
         written = again.written()
-        if not out and first.returned is not None:
+        if not out:
             demand_own_memory(op, again.returned, first.returned)
         if given is None and malformed(right, outputs) is malformed(right, other) is None and accepted(outputs):
 
@@ -275,7 +275,7 @@ def _placed(value: Any, provider: Provider) -> Any:
 
 def moved(value: Tensor, device: str) -> Tensor:
     """Copy to a device with strides and gaps kept."""
-    whole = torch.as_strided(value, (value.untyped_storage().nbytes() // value.element_size(),), (1,), 0)
+    whole = value.new_empty(0).set_(value.untyped_storage())
     return torch.as_strided(whole.to(device), value.shape, value.stride(), value.storage_offset())
 
 

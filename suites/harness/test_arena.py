@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from minimax_m2.harness import arena
+from minimax_m2.harness import arena, watched
 from minimax_m2.harness.arena import LARGE, LARGEST, NAN, Guard, allocations, covered, difference, filled, span
 from minimax_m2.harness.case import Case
 from minimax_m2.harness.judge import judge
@@ -87,6 +87,29 @@ def test_a_right_result_does_not_excuse_what_was_touched(norm: Callable[..., Any
     verdict = judged(norm)
     assert verdict.outcome is Outcome.OUTSIDE, verdict.explain()
     assert evidence in verdict.evidence[0]
+
+
+def test_a_result_that_is_wrong_by_itself_is_told_so_and_not_by_memory() -> None:
+    def norm(x: Tensor, weight: Tensor, *, eps: float) -> Tensor:
+        return right(x, weight, eps=eps) * (2 if float(torch.empty(1000)[3]) > 0 else 1)
+
+    assert judged(norm).outcome is Outcome.WRONG
+
+
+@pytest.mark.parametrize("reads, outcome", [(False, Outcome.PASS), (True, Outcome.OUTSIDE)])
+def test_a_state_too_large_to_copy_is_built_anew_for_each_call(
+    reads: bool, outcome: Outcome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watched, "LARGEST", 0)
+    update = function_of("gdn_update")
+    assert update is not None
+
+    def tried(*arguments: Any, **keywords: Any) -> Any:
+        grown = 2 if reads and float(torch.empty(1000)[3]) < 0 else 1
+        return update(*arguments, **keywords) * grown
+
+    verdict = judge(find_op("gdn_update").case(), from_object(SimpleNamespace(gdn_update=tried), name="tried"))
+    assert verdict.outcome is outcome, verdict.explain()
 
 
 def test_an_output_to_be_written_has_red_zones_too() -> None:
@@ -184,7 +207,7 @@ def test_what_was_given_between_rows_stays_until_the_second_call() -> None:
     assert counts["n"].tolist() == [0, 1, 2, 3]
 
 
-BYTES = {"x": torch.zeros(512, dtype=torch.uint8), "y": torch.zeros(8, dtype=torch.uint8)}
+BYTES = {name: torch.zeros(size, dtype=torch.uint8) for name, size in (("x", 512), ("y", 7), ("z", 8))}
 
 
 @pytest.mark.parametrize(
@@ -202,7 +225,9 @@ BYTES = {"x": torch.zeros(512, dtype=torch.uint8), "y": torch.zeros(8, dtype=tor
         ([6655], "x, 2047 bytes behind"),
         ([6656], "y, 2048 bytes before"),
         ([8703], "y, 1 bytes before"),
-        ([8712 + 4095], "y, 4095 bytes behind"),
+        ([11011], "y, 2300 bytes behind"),
+        ([11012], "z, 2300 bytes before"),
+        ([13320 + 4095], "z, 4095 bytes behind"),
     ],
 )
 def test_the_first_byte_that_changed_is_told_by_the_tensor_it_is_nearest_to(places: list[int], told: str) -> None:
@@ -215,6 +240,13 @@ def test_the_first_byte_that_changed_is_told_by_the_tensor_it_is_nearest_to(plac
         guard.written()
     assert raised.value.outcome is Outcome.OUTSIDE
     assert told in str(raised.value)
+
+
+def test_what_is_written_where_nothing_lies_is_told_by_the_tensor_that_has_no_elements() -> None:
+    guard = Guard({"x": torch.zeros(0)})
+    guard._block[4096] = 3
+    with pytest.raises(Misplaced, match="x, 0 bytes behind the end of its last element"):
+        guard.written()
 
 
 def test_what_a_call_may_write_is_no_finding_but_what_lies_between_its_rows_is() -> None:
@@ -252,6 +284,7 @@ def test_what_lies_between_rows_and_for_nobody_is_poisoned_anew() -> None:
         (torch.zeros(3, 5)[:, :4], 14),
         (torch.zeros(5).expand(3, 5), 5),
         (torch.zeros(0, 4), 0),
+        (torch.zeros(3, 0), 0),
         (torch.zeros(1), 1),
         (torch.tensor(1.0), 1),
     ],

@@ -12,15 +12,17 @@ import torch
 from torch import Tensor
 
 from minimax_m2.harness import expectation, ties
+from minimax_m2.harness import judge as judging
 from minimax_m2.harness.budget import Budgeted
 from minimax_m2.harness.case import Case
 from minimax_m2.harness.compare import ALPHA, Comparison, compare
-from minimax_m2.harness.judge import _drawn, _expected, expected, judge, misplaced, moved, repeat
-from minimax_m2.harness.op import find_op
+from minimax_m2.harness.judge import _drawn, _expected, blank, build, expected, judge, misplaced, moved, repeat
+from minimax_m2.harness.op import Op, find_op
 from minimax_m2.harness.provider import from_object
 from minimax_m2.harness.providers.plain import plain
 from minimax_m2.harness.ties import judge_ids
 from minimax_m2.harness.verdict import Outcome, Verdict
+from minimax_m2.harness.worker import Ended
 
 LINEAR = find_op("linear")
 CASE = LINEAR.case(T=5, N=128, H=64, dtype="bfloat16", gap=8)
@@ -105,6 +107,22 @@ def test_a_copy_on_a_device_keeps_strides_offset_and_gaps(device: str) -> None:
     assert (there.device.type, there.stride(), there.storage_offset()) == (device, (6, 1), 7)
     assert there.untyped_storage().nbytes() == 24 * 4
     assert device == "meta" or torch.equal(there, x)
+
+
+def test_arguments_lie_on_the_providers_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(judging, "torch_device", lambda device: "meta")
+    there, here = build(LINEAR, CASE, replace(plain(), device="gpu")), build(LINEAR, CASE, plain())
+    for arguments, device in ((there, "meta"), (here, "cpu")):
+        assert {value.device.type for value in arguments.values() if isinstance(value, Tensor)} == {device}
+
+
+@pytest.mark.parametrize("name, blanks", [("add_rms_norm", 2), ("routing", 2), ("kv_cache", 0)])
+def test_outputs_to_be_written_hold_no_number(name: str, blanks: int) -> None:
+    op = find_op(name)
+    outputs = blank(op, expected(op, op.case(T=3), {})[0], plain())
+    assert len(outputs) == blanks
+    nothing = [y.isnan() if y.is_floating_point() else y == torch.iinfo(y.dtype).max for y in outputs]
+    assert all(bool(held.all()) for held in nothing)
 
 
 def test_writing_to_a_packed_weight_is_told() -> None:
@@ -204,6 +222,17 @@ def test_a_refusal_is_no_pass() -> None:
     refusing = replace(plain(), refuses=lambda op, case: "needs AMX")
     verdict = judge(CASE, refusing)
     assert (verdict.outcome, verdict.passed, verdict.evidence) == (Outcome.UNSUPPORTED, False, ("needs AMX",))
+
+
+def test_a_process_that_ends_before_it_is_called_is_told() -> None:
+    def dies(op: Op, case: Case) -> str | None:
+        raise Ended(Outcome.CRASHED, "the process died by SIGSEGV during its contract")
+
+    verdict = judge(CASE, replace(plain(), refuses=dies))
+    assert (verdict.outcome, verdict.evidence) == (
+        Outcome.CRASHED,
+        ("the process died by SIGSEGV during its contract",),
+    )
 
 
 def test_other_bits_in_a_second_call_are_told() -> None:

@@ -55,6 +55,8 @@ def test_what_is_not_a_record_is_refused_by_name(record: Record, change: dict[st
         ({"machine": {"threads": True}}, "machine=.*wrong type"),
         ({"case": [1]}, "case=.*wrong type"),
         ({"code": {"height": 1.5}}, "code=.*wrong type"),
+        ({"timing": {"samples_us": [], "shape": 3}}, "timing.shape=3 is no text"),
+        ({"run": 1, "op": 2}, "run=1 is of the wrong type"),
         *(({name: None}, f"{name}=None is of the wrong type") for name in WORDS),
         ({"evidence": "wrong"}, "no list of sentences"),
         ({"evidence": ["wrong", 1]}, "no list of sentences"),
