@@ -17,7 +17,7 @@ GOOD, BAD, QUIET = "green", "bold red", "dim"
 STYLES = {Standing.PROVEN: GOOD, Standing.FAILING: BAD, Standing.NOT_HERE: QUIET, Standing.NOT_YET_BUILT: QUIET}
 
 
-def run_table(lines: Iterable[Line]) -> Table:
+def run_table(lines: Sequence[Line]) -> Table:
     """One row a cell: verdict, cases, share of the error budget used, times, share of the measured roof, and under
     which changes every bit stays (``determinism.py``)."""
     table = Table(title="MiniMax-M2, op by op", title_justify="left")
@@ -26,7 +26,9 @@ def run_table(lines: Iterable[Line]) -> Table:
     for name in ("cases", "budget", "mean", "decode us", "prefill us", "roof %"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("same bits")
-    table.add_column("")
+    has_notes = any(line.is_slow for line in lines)
+    if has_notes:
+        table.add_column("note")
     previous = ""
     for line in lines:
         if previous and line.cell.op != previous:
@@ -44,7 +46,7 @@ def run_table(lines: Iterable[Line]) -> Table:
             microseconds(prefill),
             "" if prefill is None else f"{100 * prefill.share:.0f}",
             line.determinism,
-            f"[{QUIET}]slow[/]" if line.is_slow else "",
+            *([f"[{QUIET}]slow[/]" if line.is_slow else ""] if has_notes else []),
         )
         previous = line.cell.op
     return table
