@@ -170,6 +170,17 @@ def test_what_is_allocated_is_filled_for_as_long_as_it_is_asked_for(monkeypatch:
         assert filled() == 0x7F
 
 
+def test_what_torch_holds_free_is_filled_on_a_gpu_and_where_poison_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told = list[int]()
+    monkeypatch.setattr(arena, "fill_free_memory", told.append)
+    for byte, device in ((0x7F, "gpu"), (0, "gpu"), (0xFB, "cpu"), (0xFB, "gpu")):
+        with allocations(byte, device):
+            assert filled() == byte
+    assert told == [0x7F, 0xFB]
+
+
 def test_tensors_lie_as_they_were_aligned_with_a_page_between_them() -> None:
     named = {"x": torch.zeros(128), "y": torch.zeros(9)[5:], "z": torch.zeros(3, dtype=torch.uint8)}
     guard = Guard(named, outputs={"o": ((2, 3), torch.float16)})

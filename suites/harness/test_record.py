@@ -109,6 +109,19 @@ def test_a_share_is_the_roofline_time_over_ours_and_a_canary_counts_in_billions(
     assert Canary.of(roof) == Canary(copy_gbps=3.0, gemm_gflops=5.0)
 
 
+def test_equal_records_are_equal_lines_of_json(record: Record) -> None:
+    assert replace(record, case=dict(reversed(record.case.items()))).json == record.json
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        _ = replace(record, utilisation=math.nan).json
+
+
+def test_a_line_of_this_schema_lacks_nothing(record: Record) -> None:
+    fields = json.loads(record.json)
+    del fields["bits"]
+    with pytest.raises(ValueError, match=r"lacks or adds fields: \['bits'\]"):
+        Record.from_json(json.dumps(fields))
+
+
 def test_a_truncated_line_is_refused(record: Record) -> None:
     with pytest.raises(ValueError, match="not JSON"):
         Record.from_json(record.json[:-5])
@@ -235,6 +248,10 @@ def test_a_broken_line_elsewhere_is_an_error_with_its_place(record: Record, tmp_
     path.write_text(record.json[:-5] + "\n" + record.json + "\n")
     with pytest.raises(ValueError, match=r"line 1: .*not JSON"):
         read(path)
+    (tmp_path / "last.jsonl").write_text(record.json + "\n" + record.json[:-5] + "\n")
+    with pytest.raises(ValueError, match=r"line 2: .*not JSON"):
+        read(tmp_path / "last.jsonl")
+    (tmp_path / "last.jsonl").unlink()
     (tmp_path / "earlier.jsonl").write_text(record.json + "\n")
     assert find_case(record.case_id, tmp_path, report=said.append).id == record.case_id
     assert "run.jsonl, line 1" in said[0]
