@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from minimax_m2.kernels import schema
-from minimax_m2.kernels.gpu import router_rows, toolkit
+from minimax_m2.kernels.gpu import router_rows, router_tiles, toolkit
 from minimax_m2.kernels.gpu.launch import (
     capability,
     let_next_start,
@@ -58,11 +59,12 @@ def by_multiply_adds(num_tokens: int, hidden: int) -> bool:
 def by_cuda(
     num_tokens: int, num_experts: int, hidden: int, dtype: torch.dtype, *, capability: int, compiler: str | None,
     aligned: bool,
-) -> bool:  # fmt: skip
-    """Whether the kernel of CUDA C++ makes these logits."""
-    return router_rows.available(capability, compiler) and router_rows.fits(
-        num_tokens, num_experts, hidden, dtype, aligned=aligned
-    )
+) -> ModuleType | None:  # fmt: skip
+    """The kernel of CUDA C++ that makes these logits: tensor cores, else multiply-adds, else none."""
+    if not router_rows.available(capability, compiler):
+        return None
+    sizes = (num_tokens, num_experts, hidden, dtype)
+    return next((unit for unit in (router_tiles, router_rows) if unit.fits(*sizes, aligned=aligned)), None)
 
 
 def tiling(num_tokens: int, num_experts: int, hidden: int) -> Tiling:
@@ -117,11 +119,12 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None, logits: Tensor, *, f
     num_tokens, num_experts, hidden = *logits.shape, x.shape[1]
     arch = capability(x)
     with on_device_of(x):
-        if x.is_cuda and by_cuda(
+        unit = by_cuda(
             num_tokens, num_experts, hidden, x.dtype, capability=arch, compiler=toolkit.compiler(),
-            aligned=router_rows.aligned(x, weight),
-        ):  # fmt: skip
-            router_rows.launch(x, weight, bias, logits, arch)
+            aligned=x.is_cuda and router_rows.aligned(x, weight),
+        )  # fmt: skip
+        if unit is not None:
+            unit.launch(x, weight, bias, logits, arch)
             return
         if by_multiply_adds(num_tokens, hidden):
             row_products(x, weight, logits, capability=arch, bias=bias, followed=followed)

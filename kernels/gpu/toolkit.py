@@ -27,6 +27,7 @@ ARCHITECTURES = {
     "scaled_product": ("90a",),
     "sum_add_rms_norm": ("80", "90", "100", "120"),
     "router_rows": EVERY,
+    "router_tiles": EVERY,
 }
 # By compute capability, where a kernel may start before the one ahead has ended.
 EARLY = {90: "90a", 100: "100a", 120: "120a"}

@@ -1,10 +1,11 @@
-"""The router's kernel of CUDA C++ for few tokens: what it takes, its machine code, and what it gives."""
+"""The router's kernels of CUDA C++: which tokens each takes, their machine code, and what they give."""
 
 from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from minimax_m2.harness.graph_capture import capture_failures
 from minimax_m2.harness.judge import judge
 from minimax_m2.harness.op import find_op
 from minimax_m2.harness.providers.ours import ours
-from minimax_m2.kernels.gpu import toolkit
+from minimax_m2.kernels.gpu import router_rows, router_tiles, toolkit
 from minimax_m2.kernels.gpu.router_gemm import by_cuda
 from minimax_m2.kernels.gpu.router_rows import aligned
 
@@ -26,20 +27,20 @@ M2: dict[str, Any] = {"num_tokens": 32, "num_experts": 256, "hidden": 3072, "dty
       "compiler": "nvcc", "aligned": True}  # fmt: skip
 
 
-@pytest.mark.parametrize("change", [{}, {"num_tokens": 3}, {"hidden": 1024}, {"capability": 100}, {"num_experts": 2}],
-                         ids=str)  # fmt: skip
-def test_few_tokens_of_a_router_take_it(change: dict[str, Any]) -> None:
-    assert by_cuda(**{**M2, **change})
-
-
 @pytest.mark.parametrize(
-    "change",
-    [{"num_tokens": 2}, {"num_tokens": 33}, {"num_experts": 255}, {"hidden": 2048}, {"dtype": torch.float16},
-     {"dtype": torch.float32}, {"capability": 80}, {"capability": 89}, {"compiler": None}, {"aligned": False}],
+    ("change", "unit"),
+    [
+        ({"num_tokens": 2}, None), ({"num_tokens": 3}, router_rows), ({"num_tokens": 8}, router_rows),
+        ({"num_tokens": 9}, router_tiles), ({"num_tokens": 96}, router_tiles), ({"num_tokens": 97}, None),
+        ({"num_experts": 2}, router_rows), ({"num_experts": 24}, router_rows), ({"num_experts": 255}, None),
+        ({"num_experts": 2, "num_tokens": 33}, None), ({"hidden": 1024}, router_tiles), ({"hidden": 2048}, None),
+        ({"capability": 100}, router_tiles), ({"capability": 89}, None), ({"dtype": torch.float16}, None),
+        ({"dtype": torch.float32}, None), ({"compiler": None}, None), ({"aligned": False}, None),
+    ],
     ids=str,
 )  # fmt: skip
-def test_all_others_take_a_kernel_of_triton(change: dict[str, Any]) -> None:
-    assert not by_cuda(**{**M2, **change})
+def test_tokens_choose_a_unit_or_triton(change: dict[str, Any], unit: ModuleType | None) -> None:
+    assert by_cuda(**{**M2, **change}) is unit
 
 
 @pytest.mark.parametrize(
@@ -55,28 +56,31 @@ def test_rows_must_begin_where_a_thread_reads(x_gap: int, weight_gap: int, expec
 @pytest.mark.gpu
 @pytest.mark.nightly
 @pytest.mark.parametrize("architecture", toolkit.EVERY)
-def test_machine_code_keeps_everything_in_registers(architecture: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("stem", "kernels"), [("router_rows", 8), ("router_tiles", 4)])
+def test_machine_code_keeps_everything_in_registers(stem: str, kernels: int, architecture: str, tmp_path: Path) -> None:
     if toolkit.compiler() is None:
         pytest.skip("nvcc is not here")
     import triton
 
-    library = tmp_path / "router_rows.so"
-    subprocess.run(toolkit.command("router_rows", architecture, library), capture_output=True, text=True, check=True)
+    library = tmp_path / f"{stem}.so"
+    subprocess.run(toolkit.command(stem, architecture, library), capture_output=True, text=True, check=True)
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     usage = subprocess.run([tool, "--dump-resource-usage", library], capture_output=True, text=True, check=True).stdout
 
-    assert usage.count("REG:") == 8
-    assert usage.count("STACK:0 ") == 8, usage
+    assert usage.count("REG:") == kernels
+    assert usage.count("STACK:0 ") == kernels, usage
 
 
 def _cases() -> Iterator[Case]:
     """Every tile of tokens and both ends of it, few and odd numbers of experts, a bias, rows that lie apart."""
     op = find_op("router_gemm")
-    for T in (1, 2, 3, 4, 5, 8, 9, 15, 16, 17, 31, 32, 33):
+    for T in (1, 2, 3, 4, 5, 8, 9, 15, 16, 17, 31, 32, 33, 64, 95, 96, 97):
         yield op.case(T=T, E=256, H=3072, seed=T)
         yield op.case(T=T, E=16, H=1024, bias=1, gap=8, seed=T)
     for regime in ("heavy", "tiny", "huge", "equal", "signed_zero"):
         yield op.case(T=7, E=48, H=1024, regime=regime)
+        yield op.case(T=20, E=48, H=1024, regime=regime)
+    yield op.case(T=20, E=24, H=3072)
 
 
 @pytest.mark.gpu
@@ -92,6 +96,6 @@ def test_logits_are_right_in_every_tile(case: Case) -> None:
 @pytest.mark.skipif(absence("gpu") is not None, reason=f"{absence('gpu')}")
 @pytest.mark.parametrize("op", ["router_gemm", "router"])
 def test_captured_changed_and_compiled_calls_agree(op: str) -> None:
-    cases = [find_op(op).case(T=T, E=256, H=1024) for T in (1, 8, 16, 17, 32, 33)]
+    cases = [find_op(op).case(T=T, E=256, H=1024) for T in (1, 8, 9, 16, 17, 33, 96, 97)]
 
     assert list(capture_failures(find_op(op), cases, ours("gpu"), backend="aot_eager")) == []
