@@ -44,8 +44,6 @@ ROW_SLOTS = 32
 GATE_ROWS, DOWN_ROWS = 4, 16
 # Columns of a program that sums: few where tokens are few, a thread's 16 bytes of a row where they are many.
 FEW_COLUMNS, MANY_COLUMNS, MANY_TOKENS = 256, 1024, 512
-# Up to so many slots an expert, tiles are ahead of the products of sm_90.
-FEW_SLOTS = 8
 # The code paths beside the products of sm_90.
 ROWS, TILES = "rows", "tiles"
 # Cases that no kernel runs.
@@ -84,15 +82,20 @@ class Tiling(NamedTuple):
     stages: int
 
 
-def tiling(num_slots: int, num_experts: int, hardware: bool) -> Tiling:
+def tiling(num_slots: int, num_experts: int, hardware: bool, *, halves: bool) -> Tiling:
     """Narrow tiles where the weights' bytes set the time and many programs must stream them; wide ones else.
 
     Without e4m3 tensor cores (``hardware``) codes are decoded in registers, which leaves room for 32 rows.
+    halves   weights of 16 bits, whose steps are twice as large: fewer columns, more of them on their way
     """
     if num_slots <= UNSORTED_SLOTS:
         return Tiling(16, 32, 32, False, False, 4, 4)
     per_expert = num_slots / num_experts
     slots = 16 if per_expert <= 12 else 32 if per_expert <= 24 or not hardware else 64 if per_expert <= 192 else 128
+    if halves and slots == 16:
+        return Tiling(slots, 64, 64, True, True, 4, 5)
+    if halves and slots == 64:
+        return Tiling(slots, 64, 128, True, True, 4, 4)
     return Tiling(slots, 128, 128, True, True, 4 if slots == 16 and hardware else 8, 3)
 
 
@@ -110,9 +113,7 @@ def paths(
     if by_products(hidden, width, block, capability=capability, compiler=compiler, scaled=scaled, aligned=aligned):
         products = products_of(num_slots, num_experts)
     by_row = (ROWS,) if by_rows(num_slots, hidden, width, block[1], scaled=scaled) else ()
-    # Where a few slots share an expert, memory sets the time, and many small programs end together: 1 % was measured.
-    tiles_first = UNSORTED < num_slots <= FEW_SLOTS * num_experts
-    return (TILES, *products) if tiles_first else (*products, *by_row, TILES)
+    return (*products, *by_row, TILES)
 
 
 def bucket(num_slots: int, num_experts: int) -> str:
@@ -184,7 +185,7 @@ def _launch_tiles(
     scaled = w13_scale.numel() > 0
     arch = capability(x)
     hardware = converts_e4m3(arch)
-    cut = tiling(num_slots, num_experts, hardware)
+    cut = tiling(num_slots, num_experts, hardware, halves=w13.element_size() == 2)
     if scaled and x_scale is None and cut.sorted:
         x, x_scale = block_quant(x, group=columns)
     if cut.sorted:

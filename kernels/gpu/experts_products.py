@@ -14,7 +14,7 @@ from minimax_m2.kernels.gpu.scaled_product import GROUP, Mode, Sorting, Tile, al
 from minimax_m2.kernels.schema.block_quant import allocated
 
 # Up to so many slots each is a block of its own: sorting costs more than reading an expert twice.
-UNSORTED = 64
+UNSORTED = 48
 # The most slots an expert, on average, for blocks of so many: few experts then have more than one block.
 BLOCKS = {16: 8, 32: 20}
 # In blocks of more rows, slots are many more than tokens are groups of: codes are made before they are gathered.

@@ -66,8 +66,8 @@ def test_dense_layers_take_it_where_it_can_run(change: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("slots", "first"),
     [
-        (1, "products of 1"), (64, "products of 1"), (65, "tiles"), (2048, "tiles"), (2049, "products of 32"),
-        (5120, "products of 32"), (5121, "products of 128"), (131072, "products of 128"),
+        (1, "products of 1"), (48, "products of 1"), (49, "products of 16"), (2048, "products of 16"),
+        (2049, "products of 32"), (5120, "products of 32"), (5121, "products of 128"), (131072, "products of 128"),
     ],
 )  # fmt: skip
 def test_m2_experts_change_paths_with_their_slots(slots: int, first: str) -> None:
@@ -92,7 +92,7 @@ def test_without_sm_90_or_its_compiler_the_other_paths_remain() -> None:
 
 @pytest.mark.parametrize(
     ("slots", "experts", "rows"),
-    [(1, 256, 1), (64, 256, 1), (65, 256, 16), (2048, 256, 16), (2049, 256, 32), (5121, 256, 128), (65, 1, 128)],
+    [(1, 256, 1), (48, 256, 1), (49, 256, 16), (2048, 256, 16), (2049, 256, 32), (5121, 256, 128), (65, 1, 128)],
 )
 def test_blocks_grow_with_the_slots_of_an_expert(slots: int, experts: int, rows: int) -> None:
     assert rows_of_block(slots, experts) == rows
