@@ -28,9 +28,9 @@ from minimax_m2.kernels.launched import qk_norm_rope as launched
 
 # Channels of a row that one step of qk_sum_squares reads.
 STEP = 2048
-# Programs that share the rows of many tokens, two on each multiprocessor of a large GPU, and the rows of each that are
-# on their way or being made.
-PROGRAMS, STAGES = 264, 3
+# Programs that share the rows of many tokens, about two on each multiprocessor of a large GPU and few enough to let the
+# next launch begin early, and the rows of each that are on their way or being made.
+PROGRAMS, STAGES = 256, 3
 
 
 @triton.jit

@@ -36,8 +36,12 @@ def test_the_kernel_of_sm_90_takes_what_it_can(change: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     ("sequences", "queries", "length", "splits"),
-    [(1, 1, 4096, 32), (8, 1, 4096, 4), (32, 1, 32768, 1), (1, 1, 100, 1), (1, 512, 512, 1), (0, 0, 0, 1)],
-)
+    [
+        (1, 1, 4096, 32), (8, 1, 4096, 4), (1, 1, 100, 1), (1, 512, 512, 1), (0, 0, 0, 1),
+        # Long ones are cut further: sequences of unlike lengths end together.
+        (32, 1, 4096, 1), (32, 1, 8192, 2), (32, 1, 32768, 8), (32, 1, 131072, 8), (32, 512, 32768, 1),
+    ],
+)  # fmt: skip
 def test_keys_are_split_until_the_multiprocessors_are_busy(
     sequences: int, queries: int, length: int, splits: int
 ) -> None:
