@@ -21,8 +21,9 @@ PAGES = [
     for name in (
         "pairs-20261122.jsonl",
         "models-20261122.jsonl",
+        "gpu-h200-20261122-pairs-3.jsonl",
+        "gpu-h200-20261122-experts.jsonl",
         "gpu-h200-20261122-pairs-2.jsonl",
-        "gpu-h200-20261122-pairs.jsonl",
     )
 ]
 TIMING = Timing(
