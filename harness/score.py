@@ -12,6 +12,7 @@ from torch import Tensor
 
 from minimax_m2.harness.bits import Bits
 from minimax_m2.harness.case import Case
+from minimax_m2.harness.corpus import known_cases
 from minimax_m2.harness.judge import expected, judge, repeat
 from minimax_m2.harness.model_checks import FAILURES
 from minimax_m2.harness.museum import WHOLES, Exhibit, load
@@ -129,7 +130,8 @@ def _examined(op: Op, make: Callable[[], Provider], cases: int) -> Iterator[tupl
         for _, found in zip(range(RELATED), telling, strict=False):
             yield (relation.name,) if found.standing is Standing.BROKEN else ()
     fresh = make()
-    for case in drawn:
+    # A run judges what somebody once failed before what it draws.
+    for case in (*known_cases().get(op.name, ()), *drawn):
         yield from _judged(case, fresh)
 
 

