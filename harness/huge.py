@@ -6,13 +6,14 @@ Nothing but the distance changes, so a kernel must give what it gives on rows th
 from __future__ import annotations
 
 import mmap
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from minimax_m2.harness.case import Case
 from minimax_m2.harness.judge import build, call, expected, malformed
-from minimax_m2.harness.op import Op
+from minimax_m2.harness.op import Op, find_op
 from minimax_m2.harness.provider import Provider
 from minimax_m2.harness.returned import outputs_of
 from minimax_m2.harness.verdict import describe
@@ -31,6 +32,8 @@ SPREAD = {
     "experts": ("x",),
 }
 PAST = 2**31
+# Axes of packed scales; packed weights have more.
+MOST_OF_SCALES = 4
 # Linux' MAP_NORESERVE: addresses without a promise of memory.
 NO_RESERVE = 0x4000
 
@@ -52,13 +55,53 @@ def spread(x: Tensor) -> Tensor:
     return far
 
 
+def spread_experts(packed: Any, count: int) -> Any:
+    """Packed experts among ``count``, of which nobody touched the others; what holds no expert stays as it is."""
+    experts = max(len(part) for part in packed)
+
+    def among(part: Tensor) -> Tensor:
+        if part.numel() == 0 or len(part) != experts:
+            return part
+        size = count * part[0].numel() * part.element_size()
+        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NO_RESERVE)
+        far = torch.frombuffer(memory, dtype=part.dtype).view(count, *part.shape[1:])
+        far[places(experts, count)] = part
+        return far
+
+    return type(packed)(*(among(part) for part in packed))
+
+
+def places(experts: int, count: int) -> Tensor:
+    """Where experts lie among ``count``, int64: evenly, from the first to the last."""
+    return torch.arange(experts) * (count - 1) // max(1, experts - 1)
+
+
+def far_experts(case: Case, provider: Provider, variant: str = "") -> str:
+    """Call experts so many that each of their weights, as packed, passes 2^31 elements; say what is wrong, if anything.
+
+    The case has several experts of bfloat16, e4m3 or int8, ids that are no words, and no map. They lie among others
+    that nobody calls.
+    """
+    op = find_op("experts")
+    arguments = build(op, case, provider)
+    packed, ids, experts = arguments["packed"], arguments["ids"], case.number("E")
+    count = PAST // min(part[0].numel() for part in packed if len(part) == experts and part.ndim > MOST_OF_SCALES) + 2
+    arguments["packed"] = spread_experts(packed, count)
+    arguments["ids"] = torch.where(ids < 0, ids, places(experts, count).to(ids.dtype)[ids.clamp(min=0).long()])
+    return _wrong(op, case, provider, arguments, variant)
+
+
 def far_call(op: Op, case: Case, provider: Provider, variant: str = "") -> str:
     """Call a provider on a case whose rows lie far apart and say what is wrong with its result, if anything."""
+    arguments = build(op, case, provider)
+    arguments |= {name: spread(arguments[name]) for name in SPREAD[op.name]}
+    return _wrong(op, case, provider, arguments, variant)
+
+
+def _wrong(op: Op, case: Case, provider: Provider, arguments: dict[str, Any], variant: str) -> str:
     function = provider.functions(op.name)
     if function is None:
         raise ValueError(f"provider {provider.name!r} does not offer {op.name}")
-    arguments = build(op, case, provider)
-    arguments |= {name: spread(arguments[name]) for name in SPREAD[op.name]}
     with provider.enter(variant):
         outputs = outputs_of(op, call(op, function, arguments), arguments)
     right, _ = expected(op, case, provider.contract.get(op.name, {}))

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import resource
+import signal
+import subprocess
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,11 +15,13 @@ import torch
 from torch import Tensor
 
 from minimax_m2.harness.case import Case
-from minimax_m2.harness.huge import PAST, SPREAD, far_call, spread
+from minimax_m2.harness.huge import PAST, SPREAD, far_call, far_experts, spread
 from minimax_m2.harness.op import find_op
 from minimax_m2.harness.provider import Provider, from_object
-from minimax_m2.harness.providers.ours import ours
+from minimax_m2.harness.providers.ours import cpu_extension, ours
 from minimax_m2.harness.providers.plain import function_of, plain
+from minimax_m2.harness.rebuilding import places_of, rebuilt, runs
+from minimax_m2.harness.rewriting import Rewrite
 
 pytestmark = pytest.mark.huge
 
@@ -83,3 +89,48 @@ def test_a_spread_tensor_takes_addresses_and_no_memory(dtype: torch.dtype) -> No
 def test_one_row_cannot_lie_apart() -> None:
     with pytest.raises(ValueError, match="two rows at least"):
         spread(torch.zeros(1, 4))
+
+
+def experts_case(quant: str) -> Case:
+    return find_op("experts").case(T=3, E=3, K=2, H=128, I=64, quant=quant)
+
+
+@pytest.mark.parametrize("quant", ["none", "weights", "int8"])
+def test_packed_experts_past_two_gigaelements_are_found(quant: str) -> None:
+    provider = ours()
+    told = {name: far_experts(experts_case(quant), provider, name) for name in provider.variants_of("experts")}
+    assert set(told.values()) == {""}
+
+
+FAR_EXPERTS = """
+import sys
+from minimax_m2.harness.huge import far_experts
+from minimax_m2.harness.op import find_op
+from minimax_m2.harness.providers.ours import ours
+
+for quant in sys.argv[2:]:
+    case = find_op("experts").case(T=3, E=3, K=2, H=128, I=64, quant=quant)
+    print(quant, far_experts(case, ours(), sys.argv[1]) or "found", flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("file", "offset", "quants"),
+    [("experts_mixture.h", "index * padded * COLUMNS", ("none", "weights")),
+     ("experts_int8.cpp", "index * bytes", ("int8",))],
+)  # fmt: skip
+def test_an_offset_of_a_packed_expert_that_wraps_is_caught(file: str, offset: str, quants: tuple[str, ...]) -> None:
+    """Our own kernel whose offset into the weights is an int32: it reads other memory, or none that is there."""
+    source = cpu_extension().SOURCE_DIR / file
+    line = next(line for line in source.read_text().splitlines() if f".values = first + {offset}" in line)
+    number = source.read_text().splitlines().index(line) + 1
+    wraps = Rewrite(file, number, "an int32", line, line.replace(offset, f"static_cast<int32_t>({offset})"))
+    place = next(place for place in places_of(file) if place.stem == "experts" and runs(place))
+    folder = rebuilt(place, wraps)
+    assert folder is not None
+    for quant in quants:
+        done = subprocess.run(
+            [sys.executable, "-c", FAR_EXPERTS, place.isa, quant],
+            capture_output=True, text=True, env=os.environ | {"MINIMAX_M2_CACHE": str(folder)},
+        )  # fmt: skip
+        assert done.returncode == -signal.SIGSEGV or "y at [" in done.stdout, done.stdout + done.stderr
