@@ -128,6 +128,7 @@ AHEAD, ROOM, TOGETHER = (
 EQUIVALENT: tuple[tuple[str, str, str, str], ...] = (
     ("attention.cpp", "least for largest", "ITEM_ROWS / group", "queries are divided among items, a query an item"),
     ("code_block.h", "not equal", "int CODE_VECTORS = ", TOGETHER),
+    ("code_block.h", "not equal", "if (s != 0) multiply_code_rows", AHEAD),
     ("column_block.h", "not equal", "int ROWS = ", TOGETHER),
     ("copy_row.h", "not equal", "alignof(int32_t) != 0", "registers and memcpy copy the same bytes, aligned or not"),
     (
@@ -169,6 +170,7 @@ EQUIVALENT: tuple[tuple[str, str, str, str], ...] = (
     ("row_products.h", "not advanced", "offset += 64", AHEAD),
     ("row_products.h", "not advanced", "row += stride", AHEAD),
     ("row_products.h", "not equal", "int BLOCK_ROWS = ", TOGETHER),
+    ("row_products.h", "not equal", "int block_columns(", TOGETHER),
 )
 
 
