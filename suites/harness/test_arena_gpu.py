@@ -35,7 +35,7 @@ def norm_kernel(
     x_ptr: tl.tensor, weight_ptr: tl.tensor, y_ptr: tl.tensor, scratch_ptr: tl.tensor, x_stride: tl.tensor,
     H: tl.tensor, eps: tl.tensor, READ: tl.tensor, WRITTEN: tl.tensor, BELIEVES: tl.constexpr, BLOCK: tl.constexpr,
 ) -> None:  # fmt: skip
-    """A row's norm that reads ``READ`` elements of x too many, writes ``WRITTEN`` too many, or believes its scratch."""
+    """A row's norm that reads ``READ`` elements of x too many, ends ``WRITTEN`` too late, or believes its scratch."""
     t = tl.program_id(0)
     h = tl.arange(0, BLOCK)
     x = tl.load(x_ptr + t * x_stride + h, mask=h < H, other=0.0)
@@ -46,7 +46,8 @@ def norm_kernel(
     y += tl.sum(tl.where(extra == extra, extra, 0.0), 0)
     if BELIEVES:
         y = tl.where(tl.load(scratch_ptr) > 0, y, 2 * y)
-    tl.store(y_ptr + t * H + h, y, mask=h < H + WRITTEN)
+    # Behind the last row: elsewhere it would be the next one's first.
+    tl.store(y_ptr + t * H + h, y, mask=h < tl.where(t == tl.num_programs(0) - 1, H + WRITTEN, H))
 
 
 def norm(read: int = 0, written: int = 0, believes: bool = False) -> SimpleNamespace:
