@@ -4,6 +4,8 @@
 // Each sum takes its terms lane by lane in one fixed order and ends in one fixed tree. The order does not depend on R,
 // C, blocks or threads: a result has the same bits for one row as for a thousand.
 #pragma once
+#include <omp.h>
+
 #include <algorithm>
 #include <cstdint>
 #include <type_traits>
@@ -130,9 +132,18 @@ inline void multiply_block(const X* const (&x)[R], const W* w, int64_t w_stride,
         emit(r, c, std::min(4, columns - c), reduce_add(sum[r][c], sum[r][c + 1], sum[r][c + 2], sum[r][c + 3]));
 }
 
-// A core's second-level cache holds a slab of rows, the bytes of weight that they meet, and those that they meet next.
+// A core's second-level cache holds the bytes of weight that a slab of rows meets, and those that it meets next. Each slab
+// reads the whole weight, so slabs are tall; rows pass in sequence, which the processor fetches by itself.
 [[maybe_unused]] constexpr int64_t BLOCK_BYTES = 192 * 1024;
-[[maybe_unused]] constexpr int64_t SLAB_ROWS = 96;  // at most
+[[maybe_unused]] constexpr int64_t SLAB_ROWS = 384;
+[[maybe_unused]] constexpr int64_t LEAST_SLAB_ROWS = 96;  // where shorter slabs give idle threads work
+
+// Slabs of rows: as few as SLAB_ROWS allows, but enough for every thread to have two blocks.
+inline int64_t slabs_of(int64_t num_rows, int64_t blocks) {
+  const auto slabs = [&](int64_t rows) { return (num_rows + rows - 1) / rows; };
+  const int64_t wanted = (2 * omp_get_max_threads() + blocks - 1) / std::max<int64_t>(1, blocks);
+  return std::max(slabs(SLAB_ROWS), std::min(wanted, slabs(LEAST_SLAB_ROWS)));
+}
 
 // Below this many products a fork-join (about 1 us) costs more than it saves.
 [[maybe_unused]] constexpr int64_t SERIAL_PRODUCTS = 1 << 16;
@@ -145,7 +156,7 @@ inline void multiply_rows(Row&& row, int64_t num_rows, const W* w, int64_t w_str
   using X = std::remove_cv_t<std::remove_pointer_t<decltype(row(int64_t{0}))>>;
   const int64_t row_bytes = std::max<int64_t>(1, depth * static_cast<int64_t>(sizeof(W)));
   const int64_t width = std::clamp<int64_t>(BLOCK_BYTES / row_bytes / 8 * 8, 8, 256);
-  const int64_t blocks = (num_columns + width - 1) / width, slabs = (num_rows + SLAB_ROWS - 1) / SLAB_ROWS;
+  const int64_t blocks = (num_columns + width - 1) / width, slabs = slabs_of(num_rows, blocks);
   // Slabs of equal height: of 256 rows, 96 + 96 + 64 would give one of two threads an eighth more than its half.
   const int64_t height = (num_rows + slabs - 1) / std::max<int64_t>(1, slabs);
 #pragma omp parallel for schedule(static) collapse(2) if (num_rows * num_columns * depth >= SERIAL_PRODUCTS)
