@@ -143,7 +143,8 @@ def instrumented() -> dict[str, str]:
         ).stdout.strip()
         for name in RUNTIMES
     ]
-    options = {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"}
+    watched = "detect_leaks=0:detect_stack_use_after_return=1"
+    options = {"ASAN_OPTIONS": watched, "UBSAN_OPTIONS": "print_stacktrace=1"}
     return {**os.environ, **options, "LD_PRELOAD": " ".join(found)}
 
 

@@ -17,7 +17,10 @@ import ctypes, sys
 probe, libc = ctypes.CDLL(sys.argv[1]), ctypes.CDLL(None)
 libc.malloc.restype = ctypes.c_void_p
 probe.probe_sum.restype = ctypes.c_float
+probe.probe_local.restype = ctypes.c_float
 x = ctypes.c_void_p(libc.malloc(3 * 4))
+libc.memset(x, 0, 12)
+assert probe.probe_local(x, 3) == 0.0
 print(probe.probe_sum(x, 3, int(sys.argv[2])) is not None, probe.probe_shift(1, int(sys.argv[3])))
 """
 
@@ -38,6 +41,8 @@ def library(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     source = Path(__file__).with_name("sanitizer_probe.cpp")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MINIMAX_M2_SANITIZE", "1")
+        # As Ubuntu's compiler does of its own accord.
+        patch.setattr(extension, "COMMON_FLAGS", ["-fstack-protector-strong", *extension.COMMON_FLAGS])
         subprocess.run(extension.kernel_command(source, request.param, folder / "probe.o"), check=True)
         flags = extension.common_flags()
     command = [extension.compiler(), *flags, "-shared", str(folder / "probe.o"), "-o", str(folder / "probe.so")]
@@ -49,7 +54,7 @@ def run(library: Path, *, whole: int, places: int) -> subprocess.CompletedProces
     preload = f"{runtime('libasan.so')} {runtime('libubsan.so')}"
     return subprocess.run(
         [sys.executable, "-c", PROGRAM, str(library), str(whole), str(places)],
-        env={**os.environ, "LD_PRELOAD": preload, "ASAN_OPTIONS": "detect_leaks=0"},
+        env={**os.environ, "LD_PRELOAD": preload, "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=1"},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
 
