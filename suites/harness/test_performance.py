@@ -23,6 +23,8 @@ PAGES = [
         "models-20261122.jsonl",
         "gpu-h200-20261122-pairs-3.jsonl",
         "gpu-h200-20261122-experts.jsonl",
+        "pairs-amx-1-20261122.jsonl",
+        "pairs-amx-2-20261122.jsonl",
         "gpu-h200-20261122-pairs-2.jsonl",
     )
 ]
