@@ -293,6 +293,14 @@ def table(found: dict[str, dict[str, Any]]) -> str:
     return "\n".join([head, *rows])
 
 
+def record(path: Path, found: dict[str, dict[str, Any]]) -> None:
+    """Write what was found as JSON; modules that were not judged now stay as they stand in the file."""
+    before = json.loads(path.read_text())["modules"] if path.exists() else {}
+    modules = dict(sorted((before | found).items()))
+    told = {"date": datetime.now(UTC).date().isoformat(), "rate": rate(modules), "modules": modules}
+    path.write_text(json.dumps(told, indent=1) + "\n")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Judge modules and say what survived; 1 where more do than the goal allows, or one that is excused is caught."""
     known, excused = settings()
@@ -302,7 +310,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--shard", default="1/1", help="a part of each module's changes: 2/6")
     parser.add_argument("--kept", type=Path, help="append outcomes to this file, and try nothing again that it holds")
     parser.add_argument("--told", action="store_true", help="try nothing: count what --kept holds")
-    parser.add_argument("--record", type=Path, help="write what was found as JSON")
+    parser.add_argument("--record", type=Path, help="enter what was found into this JSON")
     given = parser.parse_args(arguments)
     for name in ("torch", "numpy", "hypothesis", "pytest"):
         importlib.import_module(name)
@@ -312,9 +320,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         module: judged(module, known[module], excused, every=given.every, part=part, kept=kept, tries=not given.told)
         for module in given.module or sorted(known)
     }
-    told = {"date": datetime.now(UTC).date().isoformat(), "every": given.every, "rate": rate(found), "modules": found}
     if given.record is not None:
-        given.record.write_text(json.dumps(told, indent=1) + "\n")
+        record(given.record, found)
     late = [name for counts in found.values() for name in counts["caught though excused"]]
     print(table(found))  # noqa: T201
     print(f"{rate(found):.1%} of changes are told; the goal is {GOAL:.0%}")  # noqa: T201

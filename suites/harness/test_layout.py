@@ -131,6 +131,8 @@ BUFFER = torch.zeros(4, 8)
         ([("y", BUFFER.view(-1)[:5])], [BUFFER.view(-1)[4:8]], "y lies on an input"),
         ([("y", BUFFER.view(-1)[4:8])], [BUFFER.view(-1)[:5]], "y lies on an input"),
         ([("y", BUFFER.view(-1)[3:4])], [BUFFER.view(-1)[3:4]], "y lies on an input"),
+        # The last byte of a number.
+        ([("y", BUFFER.view(-1)[1:2])], [BUFFER.view(-1).view(torch.uint8)[7:8]], "y lies on an input"),
         # One row may have any stride, and nothing lies nowhere.
         ([("y", BUFFER.as_strided((1, 8), (0, 1)))], [], None),
         ([("y", torch.zeros(1, 0).expand(3, 0))], [], None),
@@ -156,6 +158,7 @@ def test_equal_addresses_of_two_devices_are_two_places() -> None:
     [
         (torch.zeros(4, 8), ""),
         (BUFFER.as_strided((4, 1), (8, 8)), ""),
+        (BUFFER.as_strided((2, 2, 1), (16, 8, 8)), ""),
         (BUFFER.as_strided((0, 4), (8, 2)), ""),
         (BUFFER.as_strided((4, 2), (8, 2)), "y has strides [8, 2], expected a contiguous last dimension"),
         # What is returned beside the outputs is told by its count, not here.

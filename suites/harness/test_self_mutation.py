@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -22,7 +23,9 @@ from minimax_m2.harness.self_mutation import (
     main,
     outcome,
     rate,
+    record,
     settings,
+    table,
 )
 from minimax_m2.harness.shards import sharded
 
@@ -160,6 +163,15 @@ def test_tests_that_fail_without_a_change_judge_nothing(toy: str) -> None:
         judged("limit", [toy], {}, every=1, package="toy")
 
 
+def test_a_record_keeps_the_modules_that_were_not_judged_again(tmp_path: Path) -> None:
+    one, other = {"killed": 97, "survived": 3}, {"killed": 1, "survived": 1}
+    record(tmp_path / "found.json", {"ties": one, "limits": one})
+    record(tmp_path / "found.json", {"limits": other})
+    told = json.loads((tmp_path / "found.json").read_text())
+    assert told["modules"] == {"limits": other, "ties": one}
+    assert told["rate"] == 98 / 102
+
+
 @pytest.mark.parametrize(("killed", "code"), [(97, 0), (96, 1)])
 def test_more_survivors_than_the_goal_allows_end_in_one(
     killed: int, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -178,3 +190,14 @@ def test_modules_and_tests_that_are_named_exist_and_every_excuse_has_a_reason() 
     assert all((root / "harness" / f"{module}.py").is_file() for module in tests)
     assert all((root / path).is_file() for paths in tests.values() for path in paths)
     assert all(change.partition(":")[0] in tests and reason for change, reason in excused.items())
+
+
+def test_the_table_of_the_docs_is_that_of_the_record() -> None:
+    text = (self_mutation.ROOT / "docs" / "trust.md").read_text()
+    (named,) = set(re.findall(r"ci/results/mutation-[\w.-]+\.json", text))
+    recorded = json.loads((self_mutation.ROOT / named).read_text())
+    assert table(recorded["modules"]) in text
+    assert rate(recorded["modules"]) == recorded["rate"] >= GOAL
+    assert set(recorded["modules"]) == set(settings()[0])
+    changed = {name: {**counts, "tried": counts["tried"] + 1} for name, counts in recorded["modules"].items()}
+    assert table(changed) not in text
