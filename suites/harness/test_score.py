@@ -158,7 +158,7 @@ def test_the_docs_tell_what_the_record_holds() -> None:
     kills = [Kill(**row | {"checks": tuple(row["checks"])}) for row in rows]
     groups = {MUSEUM: "museum", HELD_OUT: "held out", GENERIC: "generic", KERNELS: "rewritten lines"}
     for group, name in groups.items():
-        own = [kill for kill in kills if kill.group == group]
+        own = [kill for kill in kills if kill.group == group and not kill.equal]
         assert f"| {name} | {sum(not kill.survived for kill in own)} | {len(own)} |" in trust
     lenient = [kill for kill in kills if kill.accepted]
     assert lenient
