@@ -18,7 +18,7 @@ from torch import Tensor
 
 from minimax_m2.harness import sanitized
 from minimax_m2.harness.arena import LARGEST, span
-from minimax_m2.harness.op import find_op
+from minimax_m2.harness.op import all_ops, find_op
 from minimax_m2.harness.provenance import kernel_hash
 from minimax_m2.harness.providers.ours import ours
 from minimax_m2.harness.sanitized import Held, demand_instrumented, judged, main, read, tight, told
@@ -136,6 +136,15 @@ def test_an_op_is_judged_and_called_both_ways(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(sanitized, "demand_instrumented", lambda op: None)
     (found,) = judged(find_op("rope"), ["portable"], 2)
     assert (found.calls, found.finding) == (4, "")
+
+
+def test_the_record_is_clean_and_holds_every_op_on_every_instruction_set() -> None:
+    path = max((ROOT / "ci/results").glob("sanitized-*.jsonl"))
+    found = {(one.op, one.variant): one for one in read(path)}
+    vector = ("portable", "avx2", "avx512", "avx512_bf16")
+    assert {(op, variant) for op in all_ops() for variant in vector} <= set(found)
+    assert {op for op, variant in found if variant == "amx"} == {"experts", "linear"}
+    assert [one for one in found.values() if one.finding or not one.calls] == []
 
 
 @pytest.fixture
