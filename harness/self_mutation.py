@@ -312,6 +312,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--told", action="store_true", help="try nothing: count what --kept holds")
     parser.add_argument("--record", type=Path, help="enter what was found into this JSON")
     given = parser.parse_args(arguments)
+    if given.told and not (given.kept and given.kept.exists()):
+        parser.error(f"--told counts what --kept holds; {given.kept or 'no file'} is not there")
     for name in ("torch", "numpy", "hypothesis", "pytest"):
         importlib.import_module(name)
     os.chdir(ROOT)

@@ -163,6 +163,14 @@ def test_tests_that_fail_without_a_change_judge_nothing(toy: str) -> None:
         judged("limit", [toy], {}, every=1, package="toy")
 
 
+@pytest.mark.parametrize("more", [[], ["--kept", "nowhere.jsonl"]])
+def test_nothing_is_told_of_outcomes_that_are_not_there(more: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--module", "verdict", "--told", *more])
+    assert ended.value.code == 2
+    assert "--told counts what --kept holds" in capsys.readouterr().err
+
+
 def test_a_record_keeps_the_modules_that_were_not_judged_again(tmp_path: Path) -> None:
     one, other = {"killed": 97, "survived": 3}, {"killed": 1, "survived": 1}
     record(tmp_path / "found.json", {"ties": one, "limits": one})
