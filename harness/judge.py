@@ -243,7 +243,7 @@ def calls(
 def build(op: Op, case: Case, provider: Provider, given: dict[str, Any] | None = None) -> dict[str, Any]:
     """Fresh arguments, a copy of those given if any, on the provider's device; packed by it where an op packs."""
     drawn = _fresh(op, case) if given is None else deepcopy(given)
-    return {name: _placed(value, provider) for name, value in drawn.items()}
+    return {name: on_device(value, provider) for name, value in drawn.items()}
 
 
 def _fresh(op: Op, case: Case) -> dict[str, Any]:
@@ -262,12 +262,13 @@ def _drawn(inputs: Callable[[Case, Bits], dict[str, Any]], case: Case) -> dict[s
     return inputs(case, Bits(case))
 
 
-def _placed(value: Any, provider: Provider) -> Any:
+def on_device(value: Any, provider: Provider) -> Any:
+    """A value as a provider takes it: packed by it where an op packs, on its device, strides and gaps kept."""
     if isinstance(value, Pack):
         pack = provider.functions(value.function)
         if pack is None:
             raise ValueError(f"provider {provider.name!r} offers the op but not {value.function}; define both")
-        return pack(**{k: _placed(v, provider) for k, v in value.arguments.items()})
+        return pack(**{k: on_device(v, provider) for k, v in value.arguments.items()})
     if isinstance(value, Tensor) and provider.device != "cpu":
         return moved(value, torch_device(provider.device))
     return value

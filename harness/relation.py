@@ -21,10 +21,9 @@ from torch import Tensor
 
 from minimax_m2.harness.bits import Bits
 from minimax_m2.harness.case import Case
-from minimax_m2.harness.devices import torch_device
 from minimax_m2.harness.expectation import Outputs
-from minimax_m2.harness.judge import call, expected
-from minimax_m2.harness.op import Op, Pack
+from minimax_m2.harness.judge import call, expected, on_device
+from minimax_m2.harness.op import Op
 from minimax_m2.harness.provider import Provider
 
 Arguments = dict[str, Any]
@@ -172,16 +171,7 @@ def _difference(exactness: Exactness, op: Op, case: Case, provider: Provider, go
 
 def placed(arguments: Mapping[str, Any], provider: Provider) -> Arguments:
     """Pack what the provider packs and bring tensors to its device, strides kept."""
-    return {name: _placed(value, provider) for name, value in arguments.items()}
-
-
-def _placed(value: Any, provider: Provider) -> Any:
-    if isinstance(value, Pack):
-        pack = provider.functions(value.function)
-        if pack is None:
-            raise ValueError(f"provider {provider.name!r} offers the op but not {value.function}; define both")
-        return pack(**{name: _placed(v, provider) for name, v in value.arguments.items()})
-    return value.to(torch_device(provider.device)) if isinstance(value, Tensor) and provider.device != "cpu" else value
+    return {name: on_device(value, provider) for name, value in arguments.items()}
 
 
 def moved(before: Arguments, after: Arguments) -> bool:

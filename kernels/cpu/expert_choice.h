@@ -15,8 +15,6 @@ namespace {
 
 constexpr int N = Float::N;
 
-constexpr int padded(int n) { return (n + N - 1) / N * N; }
-
 // Room for one token. A compressing store writes a whole vector, hence the extra N.
 struct alignas(64) Scratch {
   float score[MAX_EXPERTS + N];      // what becomes the weight
@@ -28,7 +26,7 @@ struct alignas(64) Scratch {
 };
 
 // rank[i] = how many of values[0..n) come before i: larger, or equal with a lower index. The order is total, so ranks
-// are distinct. values must be readable up to padded(n).
+// are distinct. values must be readable up to the next multiple of N.
 inline void rank_by_counting(const float* values, int n, int32_t* rank) {
   for (int i = 0; i < n; i += N) {
     const Float mine = load(values + i);
