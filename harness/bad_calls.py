@@ -20,7 +20,7 @@ from minimax_m2.harness.case import Case
 from minimax_m2.harness.expectation import call_reference
 from minimax_m2.harness.op import Op, Pack
 from minimax_m2.harness.provider import Provider
-from minimax_m2.harness.relation import outputs_of, placed
+from minimax_m2.harness.relation import given_by, placed
 from minimax_m2.reference.contract import EXACT
 
 
@@ -109,7 +109,7 @@ def answered(bad: BadCall, op: Op, provider: Provider, variant: str = "") -> str
     before = {name: arguments[name].clone() for name in op.mutates}
     try:
         with provider.enter(variant):
-            outputs_of(op, provider, arguments)
+            given_by(provider, op, arguments)
     except (TypeError, ValueError) as error:
         # Where two disagree either may be named.
         if not any(name in str(error) for name in arguments):

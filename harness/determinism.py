@@ -23,7 +23,7 @@ from minimax_m2.harness.expectation import Outputs
 from minimax_m2.harness.judge import repeat
 from minimax_m2.harness.op import Op, find_op
 from minimax_m2.harness.provider import Provider
-from minimax_m2.harness.relation import Exactness, Relation, Standing, outputs_of, placed, relate, relations_of
+from minimax_m2.harness.relation import Exactness, Relation, Standing, given_by, placed, relate, relations_of
 
 BATCH = ("a token alone", "tokens permuted")
 RANKS = " over ranks"
@@ -78,7 +78,7 @@ def _related(
 def outputs(op: Op, case: Case, provider: Provider, variant: str) -> Outputs:
     """What a provider returns for a case, then what it wrote."""
     with provider.enter(variant):
-        return outputs_of(op, provider, placed(op.inputs(case, Bits(case)), provider))
+        return given_by(provider, op, placed(op.inputs(case, Bits(case)), provider))
 
 
 def equal(a: Outputs, b: Outputs) -> bool:

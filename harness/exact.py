@@ -23,6 +23,7 @@ from minimax_m2.harness.judge import call
 from minimax_m2.harness.op import Op, Pack, find_op
 from minimax_m2.harness.provider import Provider
 from minimax_m2.harness.relation import placed
+from minimax_m2.harness.returned import outputs_of
 
 T = 5
 # exp(-LARGE) is 0 in float32, sigmoid(LARGE) is 1; its square is no infinity in float16.
@@ -51,13 +52,8 @@ def _mismatch(op_name: str, provider: Provider, made: ExactCall, variant: str) -
     if made.fields and provider.refuses(op, op.case(**made.fields)) is not None:
         return ""
     arguments = placed(made.arguments, provider)
-    function = provider.functions(op_name)
-    if function is None:
-        raise ValueError(f"provider {provider.name!r} does not offer {op_name}")
     with provider.enter(variant):
-        returned = call(op, function, arguments)
-    values = tuple(returned) if isinstance(returned, tuple | list) else (returned,)
-    outputs = (*values, *(arguments[name] for name in op.mutates))
+        outputs = outputs_of(op, call(op, provider.function(op_name), arguments), arguments)
     return next((told for told in map(_difference, op.outputs, outputs, made.expected) if told), "")
 
 

@@ -24,7 +24,7 @@ from minimax_m2.harness.formats import FORMATS, half_ulp, name_of
 from minimax_m2.harness.judge import malformed
 from minimax_m2.harness.op import find_op
 from minimax_m2.harness.provider import Provider
-from minimax_m2.harness.relation import outputs_of, placed
+from minimax_m2.harness.relation import given_by, placed
 from minimax_m2.harness.verdict import describe
 
 WIDTH = 256
@@ -165,7 +165,7 @@ def histogram(function: Function, dtype: torch.dtype, provider: Provider, varian
     named = (op.name, function.name, name_of(dtype), provider.name, variant)
     try:
         with provider.enter(variant):
-            outputs = tuple(output.detach().cpu() for output in outputs_of(op, provider, placed(given, provider)))
+            outputs = tuple(output.detach().cpu() for output in given_by(provider, op, placed(given, provider)))
     except (Exception, SystemExit) as error:
         return Histogram(*named, NOTHING, 0.0, 0.0, f"raised {type(error).__name__}: {error}")
     if fault := malformed(right, outputs):

@@ -16,6 +16,7 @@ from minimax_m2.harness.case import Case
 from minimax_m2.harness.compare import ALPHA, Comparison, compare, exactly, within_codes
 from minimax_m2.harness.formats import FORMATS
 from minimax_m2.harness.op import Op, Pack
+from minimax_m2.harness.returned import outputs_of
 from minimax_m2.reference.contract import Contract
 
 Outputs = tuple[Tensor, ...]
@@ -159,9 +160,7 @@ def _in_dtype(op: Op, value: Any, working: torch.dtype) -> Any:
 def call_reference(op: Op, arguments: dict[str, Any], contract: Contract) -> tuple[Any, ...]:
     """Call the reference; written inputs follow the returned values."""
     given = {name: value for name, value in arguments.items() if name != "out_dtype"}
-    returned = op.bind(op.reference, given | {"contract": contract})()
-    values = () if returned is None else tuple(returned) if isinstance(returned, tuple) else (returned,)
-    return (*values, *(arguments[name] for name in op.mutates))
+    return outputs_of(op, op.bind(op.reference, given | {"contract": contract})(), arguments)
 
 
 def _dtype(case: Case, kind: str) -> torch.dtype:

@@ -30,7 +30,7 @@ from minimax_m2.harness.provider import Provider
 from minimax_m2.harness.providers.backwards import backwards
 from minimax_m2.harness.providers.ours import ours
 from minimax_m2.harness.providers.plain import plain, wide
-from minimax_m2.harness.relation import outputs_of, placed
+from minimax_m2.harness.relation import given_by, placed
 from minimax_m2.harness.sampling import sampled
 
 CONTRACTS = "contracts"
@@ -199,7 +199,7 @@ def _shown(case: Case, provider: Provider, position: int) -> Iterator[tuple[str,
     variant = variants[position % len(variants)]
     right = _right(case, _text(op, case, provider.contract.get(op.name, {})))
     with provider.enter(variant):
-        outputs = outputs_of(op, provider, placed(op.inputs(case, Bits(case)), provider))
+        outputs = given_by(provider, op, placed(op.inputs(case, Bits(case)), provider))
     yield from _alarms(right, outputs, f"{provider.name} {variant} {case.json}")
 
 

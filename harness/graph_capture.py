@@ -37,9 +37,7 @@ def capture_failures(
     changed   other values are copied into the same memory: the replay gives their bits, not remembered ones
     compiled  ``torch.compile(fullgraph=True, dynamic=True)``, once for all sizes: no branch is frozen at the first
     """
-    function = provider.functions(op.name)
-    if function is None:
-        raise ValueError(f"provider {provider.name!r} does not offer {op.name}")
+    function = provider.function(op.name)
     torch.compiler.reset()
     compiled = torch.compile(function, fullgraph=True, dynamic=True, backend=backend)
     for case in cases:

@@ -27,7 +27,9 @@ from minimax_m2.harness.graph_timing import sets_for
 from minimax_m2.harness.judge import moved
 from minimax_m2.harness.op import Op, Pack
 from minimax_m2.harness.provider import Provider
-from minimax_m2.harness.stopwatch import as_outputs, into_memory, packed
+from minimax_m2.harness.relation import placed
+from minimax_m2.harness.returned import outputs_of
+from minimax_m2.harness.stopwatch import as_outputs, into_memory
 
 # A replay lasts so long at least, in seconds, or the events around it would weigh.
 REPLAY = 2e-4
@@ -46,8 +48,8 @@ class GraphStopwatch:
     def __init__(self, provider: Provider, op: Op, cases: Sequence[Case], variant: str = "") -> None:
         self._provider, self._op, self._variant = provider, op, variant
         device = torch_device(provider.device)
-        self._drawn = [placed(op.inputs(case, Bits(case)), device) for case in cases]
-        first = [packed(given, provider, op) for given in self._drawn]
+        self._drawn = [brought(op.inputs(case, Bits(case)), device) for case in cases]
+        first = [placed(given, provider) for given in self._drawn]
         count = max(len(first), sets_for(op.cost(cases[0]).bytes))
         self._sets = [first[i] if i < len(first) else deepcopy(first[i % len(first)]) for i in range(count)]
         self._written = [{name: given[name].clone() for name in op.mutates} for given in self._sets]
@@ -98,14 +100,13 @@ class GraphStopwatch:
             spoilt.view(torch.uint8).fill_(0xFF)
             value.copy_(spoilt)
         self._replayed(1)
-        return (*values, *(self._sets[draw][name] for name in self._op.mutates))
+        return outputs_of(self._op, values, self._sets[draw])
 
     def _anew(self, draw: int) -> Outputs:
         """What the form in place returns on the draw's own inputs."""
-        function = self._provider.functions(self._form)
-        assert function is not None, "the form was timed"
+        function = self._provider.function(self._form)
         with self._provider.enter(self._variant):
-            return as_outputs(self._op.bind(function, packed(deepcopy(self._drawn[draw]), self._provider, self._op))())
+            return as_outputs(self._op.bind(function, placed(deepcopy(self._drawn[draw]), self._provider))())
 
     def given(self, draw: int) -> dict[str, Any]:
         """The arguments of a draw as they were drawn, on the device, with what is to be packed unpacked."""
@@ -129,9 +130,7 @@ class GraphStopwatch:
 
     def _forms(self) -> dict[str, list[Callable[[], Any]]]:
         op, provider = self._op, self._provider
-        function, into = provider.functions(op.name), provider.functions(f"{op.name}_out")
-        if function is None:
-            raise ValueError(f"provider {provider.name!r} does not offer {op.name}")
+        function, into = provider.function(op.name), provider.functions(f"{op.name}_out")
         forms = {op.name: [op.bind(function, given) for given in self._sets]}
         if into is not None:
             made = [as_outputs(action()) for action in forms[op.name]]
@@ -145,12 +144,12 @@ class GraphStopwatch:
 _shared: dict[int, tuple[Tensor, Tensor]] = {}
 
 
-def placed(value: Any, device: str) -> Any:
+def brought(value: Any, device: str) -> Any:
     """Drawn arguments on a device; what is packed later keeps its names."""
     if isinstance(value, dict):
-        return {name: placed(each, device) for name, each in value.items()}
+        return {name: brought(each, device) for name, each in value.items()}
     if isinstance(value, Pack):
-        return Pack(value.function, placed(value.arguments, device))
+        return Pack(value.function, brought(value.arguments, device))
     if not isinstance(value, Tensor):
         return value
     if value.untyped_storage().nbytes() < SHARED:

@@ -99,9 +99,7 @@ def far_call(op: Op, case: Case, provider: Provider, variant: str = "") -> str:
 
 
 def _wrong(op: Op, case: Case, provider: Provider, arguments: dict[str, Any], variant: str) -> str:
-    function = provider.functions(op.name)
-    if function is None:
-        raise ValueError(f"provider {provider.name!r} does not offer {op.name}")
+    function = provider.function(op.name)
     with provider.enter(variant):
         outputs = outputs_of(op, call(op, function, arguments), arguments)
     right, _ = expected(op, case, provider.contract.get(op.name, {}))

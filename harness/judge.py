@@ -153,9 +153,7 @@ def judge(case: Case, provider: Provider, variant: str = "") -> Verdict:
 def repeat(case: Case, provider: Provider, variant: str = "") -> bool:
     """Whether two calls on equal inputs give equal bits."""
     op = find_op(case.op)
-    function = provider.functions(op.name)
-    if function is None:
-        raise ValueError(f"provider {provider.name!r} does not offer {op.name}")
+    function = provider.function(op.name)
     results = []
     for _ in range(2):
         arguments = build(op, case, provider)
@@ -198,9 +196,7 @@ def calls(
     Each is called twice, in memory that holds other poison; a result that is ``accepted`` must not depend on it.
     ``given`` stands for the case's own arguments; each call gets a copy.
     """
-    function, out_variant = provider.functions(op.name), provider.functions(f"{op.name}_out")
-    if function is None:
-        raise ValueError(f"provider {provider.name!r} does not offer {op.name}")
+    function, out_variant = provider.function(op.name), provider.functions(f"{op.name}_out")
 
     def watched(built: dict[str, Any], poison: Poison, out: bool) -> Watched:
         return Watched(op, built, device=provider.device, poison=poison, right=right if out else None)

@@ -40,6 +40,13 @@ class Provider:
     def offers(self, op: str) -> bool:
         return self.functions(op) is not None
 
+    def function(self, name: str) -> Callable[..., Any]:
+        """The callable of a name. Raises ValueError where it is not offered."""
+        found = self.functions(name)
+        if found is None:
+            raise ValueError(f"provider {self.name!r} does not offer {name}")
+        return found
+
     def variants_of(self, op: str) -> tuple[str, ...]:
         return tuple(variant for variant in self.variants if not self.lacks(op, variant))
 

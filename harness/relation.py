@@ -25,6 +25,7 @@ from minimax_m2.harness.expectation import Outputs
 from minimax_m2.harness.judge import call, expected, on_device
 from minimax_m2.harness.op import Op
 from minimax_m2.harness.provider import Provider
+from minimax_m2.harness.returned import outputs_of
 
 Arguments = dict[str, Any]
 
@@ -127,9 +128,9 @@ def relate(
         return Finding(Standing.VACUOUS, "the change moved nothing")
     try:
         with provider.enter(variant):
-            base = outputs_of(op, provider, before)
+            base = given_by(provider, op, before)
             ranks = [after, *(placed(other, provider) for other in change.others)]
-            changed = change.join([outputs_of(op, provider, rank) for rank in ranks])
+            changed = change.join([given_by(provider, op, rank) for rank in ranks])
     except (Exception, SystemExit) as error:
         return Finding(Standing.BROKEN, f"raised {type(error).__name__}: {error}")
     demanded = relation.demands(op, case, changed)
@@ -143,15 +144,11 @@ def relate(
     return Finding(Standing.HOLDS)
 
 
-def outputs_of(op: Op, provider: Provider, arguments: Arguments) -> Outputs:
+def given_by(provider: Provider, op: Op, arguments: Arguments) -> Outputs:
     """What a provider returns for arguments that are placed, then what it wrote, as copies on the host."""
-    function = provider.functions(op.name)
-    if function is None:
-        raise ValueError(f"provider {provider.name!r} does not offer {op.name}")
-    returned = call(op, function, arguments)
-    values = () if returned is None else tuple(returned) if isinstance(returned, tuple | list) else (returned,)
+    outputs = outputs_of(op, call(op, provider.function(op.name), arguments), arguments)
     # Copied at once: a provider may return the same memory again.
-    return tuple(v.detach().cpu().clone() for v in (*values, *(arguments[name] for name in op.mutates)))
+    return tuple(output.detach().cpu().clone() for output in outputs)
 
 
 def _difference(exactness: Exactness, op: Op, case: Case, provider: Provider, got: Outputs, base: Outputs) -> str:

@@ -100,11 +100,9 @@ def called(op: Op, case: Case, provider: Provider, variant: str) -> int:
     right, _ = expected(op, case, provider.contract.get(op.name, {}))
     ways = [name for name in (op.name, f"{op.name}_out") if provider.functions(name) is not None]
     for name in ways:
-        function = provider.functions(name)
-        assert function is not None
         arguments = {key: tight(value) for key, value in build(op, case, provider).items()}
         with provider.enter(variant):
-            call(op, function, arguments, blank(op, right, provider) if name != op.name else None)
+            call(op, provider.function(name), arguments, blank(op, right, provider) if name != op.name else None)
     return len(ways)
 
 

@@ -19,7 +19,7 @@ from minimax_m2.harness.museum import WHOLES, Exhibit, load
 from minimax_m2.harness.mutation import Mutant
 from minimax_m2.harness.op import Op, find_op
 from minimax_m2.harness.provider import Provider, from_object
-from minimax_m2.harness.relation import Standing, outputs_of, placed, relate, relations_of
+from minimax_m2.harness.relation import Standing, given_by, placed, relate, relations_of
 from minimax_m2.harness.sampling import sampled, small_first
 from minimax_m2.harness.verdict import Outcome, Verdict
 
@@ -162,7 +162,7 @@ def accepted(exhibit: Exhibit, op: Op, cases: int) -> tuple[int | None, int]:
         if verdict.outcome not in (Outcome.WRONG, Outcome.NOT_A_NUMBER):
             continue
         right, _ = expected(op, case, {})
-        outputs = outputs_of(op, provider, placed(op.inputs(case, Bits(case)), provider))
+        outputs = given_by(provider, op, placed(op.inputs(case, Bits(case)), provider))
         noticed += 1
         passed += all(_close(a, b, exhibit.tolerance) for a, b in zip(outputs, right.perfect(), strict=True))
     return passed, noticed

@@ -17,8 +17,10 @@ from torch import Tensor
 from minimax_m2.harness.bits import Bits
 from minimax_m2.harness.case import Case
 from minimax_m2.harness.expectation import Outputs
-from minimax_m2.harness.op import Op, Pack, find_op
+from minimax_m2.harness.op import Op, find_op
 from minimax_m2.harness.provider import Provider
+from minimax_m2.harness.relation import placed
+from minimax_m2.harness.returned import outputs_of
 from minimax_m2.harness.worker import Worker
 
 # Each form of a call (<op>, <op>_out) is tried so long, in seconds, before the faster one is timed.
@@ -56,7 +58,7 @@ class Stopwatch:
         drawn = [Case.from_json(case) for case in cases]
         self._op = find_op(drawn[0].op)
         # Drawn for one use: unlike a judge's, nobody keeps them.
-        self._arguments = [packed(self._op.inputs(case, Bits(case)), provider, self._op) for case in drawn]
+        self._arguments = [placed(self._op.inputs(case, Bits(case)), provider) for case in drawn]
         # What a call writes is put back before each sample, so that every sample starts from the same state.
         self._written = [{name: given[name].clone() for name in self._op.mutates} for given in self._arguments]
         self._returned: list[Any] = [None] * len(drawn)
@@ -86,9 +88,7 @@ class Stopwatch:
             self._restore()
             with self._provider.enter(self._variant):
                 self._returned[draw] = self._actions[draw]()
-        value = self._returned[draw]
-        values = () if value is None else tuple(value) if isinstance(value, tuple | list) else (value,)
-        return (*values, *(self._arguments[draw][name] for name in self._op.mutates))
+        return outputs_of(self._op, self._returned[draw], self._arguments[draw])
 
     def _time(self, actions: list[Callable[[], Any]]) -> None:
         self._actions, self._turns = actions, cycle(enumerate(actions))
@@ -118,9 +118,7 @@ class Stopwatch:
     def _forms(self) -> dict[str, list[Callable[[], Any]]]:
         """``<op>`` and, where the provider has it, ``<op>_out`` into memory that the first one showed the shape of."""
         op = self._op
-        function, into = self._provider.functions(op.name), self._provider.functions(f"{op.name}_out")
-        if function is None:
-            raise ValueError(f"provider {self._provider.name!r} does not offer {op.name}")
+        function, into = self._provider.function(op.name), self._provider.functions(f"{op.name}_out")
         forms = {op.name: [op.bind(function, given) for given in self._arguments]}
         if into is not None:
             made = [as_outputs(action()) for action in forms[op.name]]
@@ -128,20 +126,6 @@ class Stopwatch:
             pairs = zip(self._arguments, made, strict=True)
             forms[f"{op.name}_out"] = [into_memory(op, into, given, outputs) for given, outputs in pairs]
         return forms
-
-
-def packed(given: dict[str, Any], provider: Provider, op: Op) -> dict[str, Any]:
-    """The arguments with what an op packs packed by the provider."""
-
-    def made(value: Any) -> Any:
-        if not isinstance(value, Pack):
-            return value
-        pack = provider.functions(value.function)
-        if pack is None:
-            raise ValueError(f"provider {provider.name!r} offers {op.name} but not {value.function}; define both")
-        return pack(**value.arguments)
-
-    return {name: made(value) for name, value in given.items()}
 
 
 def into_memory(

@@ -52,9 +52,7 @@ def time_case(op: Op, shape: str, provider: Provider, variant: str, roof: Roof, 
 def actions(op: Op, case: Case, provider: Provider) -> list[tuple[str, Callable[[], object]]]:
     """The calls that may be timed, ``<op>_out`` last where the provider has it, on arguments built and bound once."""
     arguments = build(op, case, provider)
-    function, into = provider.functions(op.name), provider.functions(f"{op.name}_out")
-    if function is None:
-        raise ValueError(f"provider {provider.name!r} does not offer {op.name}")
+    function, into = provider.function(op.name), provider.functions(f"{op.name}_out")
     actions: list[tuple[str, Callable[[], object]]] = [(op.name, op.bind(function, arguments))]
     if into is not None:
         right, _ = expected(op, case, provider.contract.get(op.name, {}))

@@ -86,9 +86,7 @@ def measured(
 
 def offered(op: Op, case: Case, provider: Provider) -> tuple[str, tuple[str, ...]]:
     """The bucket of a case and the paths that can run it, as the op itself asks for a choice."""
-    function = provider.functions(op.name)
-    if function is None:
-        raise ValueError(f"provider {provider.name!r} does not offer {op.name}")
+    function = provider.function(op.name)
     with gpu_choices().watched() as asked:
         call(op, function, build(op, case, provider))
     own = [(bucket, able) for name, bucket, able in asked if name == op.name]

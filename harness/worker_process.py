@@ -95,9 +95,7 @@ class Answers:
         named_ = {name: decoded(v, self.arena, self.kept) for name, v in keywords.items()}
         if keep:
             given, named_ = [owned(v) for v in given], {name: owned(v) for name, v in named_.items()}
-        called = self.provider.functions(function)
-        if called is None:
-            raise ValueError(f"provider {self.provider.name!r} does not offer {function}")
+        called = self.provider.function(function)
         limit = None if memory is None else self._loaded + self.arena.size + memory
         with self.provider.enter(variant), self.arena.protected(pages), allocations(fill), at_most(limit):
             returned = called(*given, **named_)

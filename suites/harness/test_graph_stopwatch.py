@@ -12,7 +12,7 @@ from torch import Tensor
 
 from minimax_m2.harness import graph_stopwatch
 from minimax_m2.harness.case import Case
-from minimax_m2.harness.graph_stopwatch import REPLAY, GraphStopwatch, Uncapturable, placed
+from minimax_m2.harness.graph_stopwatch import REPLAY, GraphStopwatch, Uncapturable, brought
 from minimax_m2.harness.graph_timing import MOST_SETS, is_cold, sets_for
 from minimax_m2.harness.op import find_op
 from minimax_m2.harness.provider import Provider, from_object
@@ -144,7 +144,7 @@ def test_a_large_tensor_is_moved_once(monkeypatch: pytest.MonkeyPatch) -> None:
         return value.clone()
 
     monkeypatch.setattr(graph_stopwatch, "moved", moved)
-    first, second = (placed({"large": large, "small": small}, "cpu") for _ in range(2))
+    first, second = (brought({"large": large, "small": small}, "cpu") for _ in range(2))
     assert first["large"] is second["large"]
     assert first["small"] is not second["small"]
     assert len(moves) == 3

@@ -15,7 +15,7 @@ from minimax_m2.harness.expectation import Outputs
 from minimax_m2.harness.judged_rows import FEWEST, MOST, chosen_rows, judged
 from minimax_m2.harness.op import Op, all_ops, by_row, find_op
 from minimax_m2.harness.providers.plain import plain
-from minimax_m2.harness.stopwatch import packed
+from minimax_m2.harness.relation import placed
 from minimax_m2.harness.verdict import Outcome
 
 BY_ROW = [op.name for op in all_ops().values() if op.rows is not None]
@@ -29,7 +29,7 @@ def made(op: Op, case: Case) -> tuple[dict[str, Any], Outputs]:
     given, provider = op.inputs(case, Bits(case)), plain()
     function = provider.functions(op.name)
     assert function is not None
-    value = op.bind(function, packed(given, provider, op))()
+    value = op.bind(function, placed(given, provider))()
     return given, value if isinstance(value, tuple) else (value,)
 
 
