@@ -159,9 +159,12 @@ def units(op: str) -> list[tuple[Path, str]]:
 
 
 def build_key(op: str) -> str:
-    """Hash everything a build depends on: sources, the headers they reach, flags, compiler, torch."""
-    flags = (common_flags(), ISA_FLAGS, BINDING_FLAGS, LINK_FLAGS, isa.COMPILED)
-    digest = hashlib.sha256(repr(flags).encode())
+    """Hash everything a build depends on: sources, the headers they reach, flags, compiler, torch.
+
+    Not where torch lies: environments that have the same version share libraries.
+    """
+    flags = repr((common_flags(), ISA_FLAGS, BINDING_FLAGS, LINK_FLAGS, isa.COMPILED))
+    digest = hashlib.sha256(flags.replace(str(TORCH_DIR), "torch").encode())
     digest.update(f"{torch.__version__} {compiler_version(compiler())}".encode())
     for path in _reached([*kernel_sources(op), SOURCE_DIR / f"{op}_binding.cpp"]):
         digest.update(path.name.encode() + path.read_bytes())

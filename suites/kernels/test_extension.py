@@ -61,6 +61,16 @@ def test_the_key_follows_headers_of_headers(fake_build: Path) -> None:
     assert extension.build_key("swiglu") != before
 
 
+def test_the_key_forgets_where_torch_lies_but_no_flag(fake_build: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def key(folder: Path, *flags: str) -> str:
+        monkeypatch.setattr(extension, "TORCH_DIR", folder)
+        monkeypatch.setattr(extension, "BINDING_FLAGS", ["-isystem", str(folder / "include"), *flags])
+        monkeypatch.setattr(extension, "LINK_FLAGS", [f"-L{folder / 'lib'}"])
+        return extension.build_key("swiglu")
+
+    assert key(Path("/here/torch")) == key(Path("/there/torch")) != key(Path("/here/torch"), "-DOTHER")
+
+
 def test_a_second_build_compiles_nothing(fake_build: Path) -> None:
     first, second = list[str](), list[str]()
     library = extension.build("swiglu", progress=first.append)
