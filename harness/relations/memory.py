@@ -22,10 +22,13 @@ def _same(outputs: Outputs, base: Outputs) -> Outputs:
 
 
 def relocated(x: Tensor, offset: int) -> Tensor:
-    """The same values and strides ``offset`` bytes (rounded up to whole elements) behind a boundary of 128 bytes."""
+    """The same values and strides, on the same device.
+
+    They begin ``offset`` bytes, rounded up to whole elements, behind a boundary of 128 bytes.
+    """
     span = 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True)) if x.numel() else 0
     shift = -(-offset // x.element_size())
-    room = torch.empty(span * x.element_size() + 256, dtype=torch.uint8)
+    room = torch.empty(span * x.element_size() + 256, dtype=torch.uint8, device=x.device)
     start = -room.data_ptr() % 128 + shift * x.element_size()
     found = room[start : start + span * x.element_size()].view(x.dtype)
     found.copy_(x.as_strided((span,), (1,)))

@@ -16,6 +16,7 @@ from minimax_m2.harness.provider import Provider, from_object
 from minimax_m2.harness.providers.ours import ours
 from minimax_m2.harness.providers.plain import plain
 from minimax_m2.harness.relation import Change, Exactness, Relation, Standing, all_relations, relate, relations_of
+from minimax_m2.harness.relations.memory import relocated
 from minimax_m2.harness.sampling import sampled
 
 # One for each instruction set.
@@ -286,3 +287,11 @@ def test_bits_are_asked_for_where_a_provider_promises_them() -> None:
 def a_last_digit_by_alignment(x: Tensor, weight: Tensor, *, eps: float) -> Tensor:
     y = right("rms_norm")(x, weight, eps=eps)
     return y.nextafter(y * 2) if x.data_ptr() % 64 else y
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_what_is_relocated_stays_on_its_device(device: str) -> None:
+    """Packed tensors are not brought to a device again."""
+    x = torch.zeros(3, 8, dtype=torch.bfloat16, device=device)[:, :5]
+    found = relocated(x, 16)
+    assert (found.device, found.shape, found.stride(), found.dtype) == (x.device, x.shape, x.stride(), x.dtype)
