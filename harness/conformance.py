@@ -81,7 +81,11 @@ def test_no_tokens_give_empty_outputs(cell: Cell, provider: Provider) -> None:
 
 
 def test_a_second_call_gives_the_same_bits(cell: Cell, provider: Provider) -> None:
-    for case in sampled(find_op(cell.op), 12):
+    op = find_op(cell.op)
+    taken = [case for case in sampled(op, 12) if provider.refuses(op, case) is None]
+    if not taken:
+        pytest.skip(f"{cell.id}: {provider.name} refuses all of 12 sampled cases")
+    for case in taken:
         assert repeat(case, provider, cell.variant), f"{cell.id} gives other bits when called again: {case.json}"
 
 

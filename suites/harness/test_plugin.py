@@ -7,12 +7,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
 from minimax_m2.harness import conformance, pytest_plugin
 from minimax_m2.harness.case import Case
 from minimax_m2.harness.judge import expected
 from minimax_m2.harness.matrix import Cell, expected_dir, machine_kind, must_execute
+from minimax_m2.harness.museum import right
 from minimax_m2.harness.op import Op, all_ops
+from minimax_m2.harness.provider import from_object
 from minimax_m2.harness.providers.plain import plain
 from minimax_m2.harness.pytest_plugin import EXECUTED, FILES, REPORTS, missing
 
@@ -66,6 +70,22 @@ def test_a_provider_that_refuses_every_case_executes_no_cell() -> None:
             LINEAR, replace(plain(), refuses=lambda op, case: "needs AMX"), seen.append
         )
     assert seen == []
+
+
+def test_a_second_call_leaves_out_what_is_refused() -> None:
+    def narrow(x: Tensor, weight: Tensor, **keywords: Any) -> Tensor:
+        assert x.dtype == torch.bfloat16, "a refused case was called"
+        return right("linear")(x, weight, **keywords)
+
+    def refuses(op: Op, case: Case) -> str | None:
+        return None if case["dtype"] == "bfloat16" else "bfloat16 alone"
+
+    provider = from_object(SimpleNamespace(linear=narrow), name="narrow")
+    conformance.test_a_second_call_gives_the_same_bits(LINEAR, replace(provider, refuses=refuses))
+    with pytest.raises(pytest.skip.Exception, match="refuses all of 12 sampled cases"):
+        conformance.test_a_second_call_gives_the_same_bits(
+            LINEAR, replace(provider, refuses=lambda op, case: "needs AMX")
+        )
 
 
 @pytest.mark.parametrize(
