@@ -106,8 +106,13 @@ def lm_head(bits: Bits, dtype: torch.dtype) -> ExactCall:
 
 
 def fp8_linear(bits: Bits, dtype: torch.dtype) -> ExactCall:
-    """Scales are powers of two, another for every block of 32 x 32."""
+    """Scales are powers of two, another for every block of 32 x 32.
+
+    The largest x of a group is 7, so that a kernel which quantises it finds the scale 7 / 448, a power of two, and
+    codes that hold every x.
+    """
     x, weight, _ = _product(bits, 70, 77)
+    x[:, ::32] = 7 * _signs(bits, "signs", (T, 3))
     power = bits.integers("power", (3, 3), 0, 1)
     scaled = weight << power.repeat_interleave(32, 0)[:70].repeat_interleave(32, 1)[:, :77]
     packed = {"weight": weight.float().to(torch.float8_e4m3fn), "scale": 2.0**power, "block": (32, 32)}
@@ -291,7 +296,8 @@ def swiglu_quant(bits: Bits, dtype: torch.dtype) -> ExactCall:
     sign[:, ::8], up[:, ::8] = 1, 14
     gate_up = torch.cat([sign * LARGE, up], -1)
     given = {"gate_up": gate_up.to(dtype), "group": 8}
-    return ExactCall(given, ((sign > 0) * up * 32, torch.full((T, 5), 4.0)))
+    fields = {"q": "float8_e4m3fn", "dtype": str(dtype).removeprefix("torch.")}
+    return ExactCall(given, ((sign > 0) * up * 32, torch.full((T, 5), 4.0)), fields)
 
 
 def router(bits: Bits, dtype: torch.dtype) -> ExactCall:

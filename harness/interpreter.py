@@ -19,8 +19,11 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy
+import torch
 
+from minimax_m2.harness.bits import Bits
 from minimax_m2.harness.case import Case
+from minimax_m2.harness.exact import RECIPES, mismatch
 from minimax_m2.harness.judge import judge
 from minimax_m2.harness.npu import interpreted_bfloat16
 from minimax_m2.harness.op import Op, find_op
@@ -80,13 +83,25 @@ def refuses(op: Op, case: Any) -> str | None:
 
 
 def judged(name: str, count: int, file: str = "", device: str = "gpu", case: Case | None = None) -> Interpreted:
-    """Judge the first ``count`` sampled cases of an op that are not refused, or one case."""
+    """Judge the first ``count`` sampled cases of an op that are not refused and its exact calls, or one case."""
     provider = interpreted(file, device)
     let_loops_end_at_scalars()
     if device == "npu":
         interpreted_bfloat16.install()
     again = f"TRITON_INTERPRET=1 {replay('minimax_m2.harness.interpreter', name, file=file, device=device)}"
-    return judged_by(provider, name, count, _counted_launches(), replay=again, cases=[case] if case else None)
+    if case:
+        return judged_by(provider, name, count, _counted_launches(), replay=again, cases=[case])
+    found = judged_by(provider, name, count, _counted_launches(), replay=again)
+    return replace(found, failures=(*found.failures, *inexact(provider, name)))
+
+
+def inexact(provider: Provider, name: str) -> list[str]:
+    """Where an op's exact calls do not give the only right result."""
+    if name not in RECIPES or not provider.offers(name):
+        return []
+    bits = Bits(Case({"op": name, "seed": 0}))
+    told = {dtype: mismatch(name, provider, bits, dtype) for dtype in (torch.float16, torch.float32)}
+    return [f"{name}, exact call in {dtype}: {text}" for dtype, text in told.items() if text]
 
 
 def replay(module: str, *names: str, **options: str) -> str:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from minimax_m2.harness.interpreter import in_own_process
+from minimax_m2.harness.interpreter import in_own_process, inexact
+from minimax_m2.harness.museum import right
 from minimax_m2.harness.op import all_ops
+from minimax_m2.harness.provider import from_object
 from minimax_m2.harness.providers.ours import function_of
 
 pytest.importorskip("triton", reason="Triton is not installed; the levels G0 and G1 are not here")
@@ -43,6 +46,15 @@ def test_a_wrong_kernel_is_caught_in_the_interpreter(tmp_path: Path) -> None:
 
     assert found.launches >= found.judged
     assert any("rms_norm" in failure for failure in found.failures), "eps added to the root passed"
+
+
+def test_an_exact_call_with_another_result_is_told() -> None:
+    doubled = SimpleNamespace(linear=lambda x, weight, out_dtype=None: 2 * right("linear")(x, weight))
+    assert inexact(from_object(doubled, name="doubled"), "rms_norm") == []
+    told = inexact(from_object(doubled, name="doubled"), "linear")
+    assert [text.split(": y at")[0] for text in told] == [
+        "linear, exact call in torch.float16", "linear, exact call in torch.float32"
+    ]  # fmt: skip
 
 
 def kernel_file(op: str) -> str:
