@@ -77,16 +77,21 @@ def providers(config: pytest.Config) -> list[Provider]:
     """Ours on every device that is present and the plain control, or the files that were asked for."""
     if PROVIDERS not in config.stash:
         files = [from_file(path) for path in config.getoption("provider")]
-        config.stash[PROVIDERS] = files or default_providers()
+        config.stash[PROVIDERS] = files or default_providers(config.option.markexpr)
     return config.stash[PROVIDERS]
 
 
-def default_providers() -> list[Provider]:
-    """Ours on every device that is present, and plain torch as the control."""
+def default_providers(marker: str = "") -> list[Provider]:
+    """Ours on every device that is present and plain torch as the control, or those of the one device asked for.
+
+    Whoever wants ``-m gpu`` need not build the CPU kernels, minutes of work, to have their cells left out.
+    """
     from minimax_m2.harness.providers.ours import ours
     from minimax_m2.harness.providers.plain import plain
 
-    return [*(ours(device) for device in DEVICES if absence(device) is None), plain()]
+    asked = (marker,) if marker in DEVICES else DEVICES
+    found = [ours(device) for device in asked if absence(device) is None]
+    return [*found, plain()] if "cpu" in asked else found
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -18,7 +18,7 @@ from minimax_m2.harness.museum import right
 from minimax_m2.harness.op import Op, all_ops
 from minimax_m2.harness.provider import from_object
 from minimax_m2.harness.providers.plain import plain
-from minimax_m2.harness.pytest_plugin import EXECUTED, FILES, REPORTS, missing
+from minimax_m2.harness.pytest_plugin import EXECUTED, FILES, REPORTS, default_providers, missing
 
 STEMS = {op.stem or op.name for op in all_ops().values()}
 
@@ -122,6 +122,17 @@ def test_a_budget_that_is_blind_to_a_third_of_the_drawn_cases_fails(monkeypatch:
     monkeypatch.setattr(conformance, "expected", blind)
     with pytest.raises(AssertionError, match=r"VACUOUS linear: \d+ of \d+ drawn cases let pass {'y:gain'"):
         conformance.test_drawn_cases_are_right(LINEAR, plain())
+
+
+def test_a_marker_of_one_device_asks_for_its_cells_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pytest_plugin, "absence", lambda device: None if device != "npu" else "not here")
+    asked = {marker: default_providers(marker) for marker in ("", "cpu", "gpu", "npu", "gpu and not nightly")}
+    found = {marker: [(p.name, p.device) for p in providers] for marker, providers in asked.items()}
+    everything = [("ours", "cpu"), ("ours", "gpu"), ("plain", "cpu")]
+    assert found == {
+        "": everything, "cpu": [everything[0], everything[2]], "gpu": [everything[1]], "npu": [],
+        "gpu and not nightly": everything,
+    }  # fmt: skip
 
 
 def test_levels_are_counted_by_op_and_a_failure_counts_against_its_level() -> None:

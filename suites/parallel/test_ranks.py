@@ -22,6 +22,7 @@ from minimax_m2.reference.communicator import Communicator, Threads
 
 ENTRIES = str(Path(__file__).with_name("entries.py"))
 BACKENDS = {"cpu": "gloo", "gpu": "nccl"}
+MARKS = {"cpu": pytest.mark.cpu, "gpu": pytest.mark.gpu}
 Keep = Callable[[str, object], None]
 
 
@@ -29,7 +30,7 @@ def on(device: str, ranks: int) -> Any:
     """A device and a number of ranks as a parameter: marked, and skipped with the reason where it cannot hold them."""
     reason = shortage(device, ranks)
     skipped = pytest.mark.skipif(reason is not None, reason=f"not here: {reason}")
-    return pytest.param(device, ranks, id=f"{BACKENDS[device]}-{ranks}", marks=[getattr(pytest.mark, device), skipped])
+    return pytest.param(device, ranks, id=f"{BACKENDS[device]}-{ranks}", marks=[MARKS[device], skipped])
 
 
 def told_by(entry: str, device: str, ranks: int, keep: Keep) -> list[Any]:
