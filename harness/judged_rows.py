@@ -25,13 +25,18 @@ FEWEST, MOST, FLOPS = 4, 64, 2e9
 
 def chosen_rows(op: Op, case: Case, arguments: Mapping[str, Any]) -> Tensor | None:
     """Rows to judge, the first and the last among them; None where all are, or where they hang on each other."""
-    if op.rows is None or "T" not in case or arguments.get("num_valid") is not None:
+    if op.rows is None or arguments.get("num_valid") is not None:
         return None
-    tokens = case.number("T")
+    tokens = tokens_of(op, case, arguments)
     if tokens <= FEWEST:
         return None
     count = max(FEWEST, min(MOST, int(FLOPS * tokens / max(1, op.cost(case).flops))))
     return None if count >= tokens else torch.arange(count) * (tokens - 1) // (count - 1)
+
+
+def tokens_of(op: Op, case: Case, arguments: Mapping[str, Any]) -> int:
+    """Rows of a case: its tokens, or those of what is looked at first where lengths decide (attention)."""
+    return case.number("T") if "T" in case else len(arguments[op.budgeted[0]])
 
 
 def judged(
@@ -44,11 +49,11 @@ def judged(
     rows, contract = chosen_rows(op, case, arguments), op.full_contract(case, declared)
     place = device_of(arguments)
     if rows is not None:
-        if fault := shapeless(case.number("T"), outputs) or unwritten(outputs):
+        if fault := shapeless(tokens_of(op, case, arguments), outputs) or unwritten(outputs):
             return *fault, ()
         assert op.rows is not None, "rows are chosen of ops that have them"
         arguments = op.rows(arguments, rows.to(place))
-        case = case.but(T=len(rows))
+        case = case.but(T=len(rows)) if "T" in case else case
         outputs = tuple(output[rows.to(output.device)] for output in outputs)
     # What the budget's rules make anew lies beside the arguments.
     with torch.device(place):

@@ -36,7 +36,13 @@ PEERS = {
     "vllm-cuda-grouped": ("vllm_cuda", "grouped"),
     "vllm-fa3": ("vllm_attention", "provider"),
     "deep-gemm": ("deep_gemm", "provider"),
+    "flashinfer": ("flashinfer", "provider"),
+    "flashinfer-xqa": ("flashinfer", "xqa"),
+    "liger": ("liger", "provider"),
+    "sdpa-cudnn": ("sdpa", "cudnn"),
+    "sdpa-flash": ("sdpa", "flash"),
     "torch-cuda": ("torch_cuda", "provider"),
+    "torch-compile-cuda": ("torch_compile_cuda", "provider"),
 }
 # Providers that need no process of their own, and may have one.
 BUILT_IN = {

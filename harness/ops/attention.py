@@ -110,6 +110,20 @@ def inputs(case: Case, bits: Bits) -> dict[str, Any]:
     }
 
 
+def restricted(arguments: dict[str, Any], rows: Tensor) -> dict[str, Any]:
+    """The arguments of some rows: each is a sequence's one query, of a sequence that ends with it."""
+    starts, lengths = (arguments[name].long() for name in ("query_start", "seq_lens"))
+    owner = torch.searchsorted(starts, rows, right=True) - 1
+    inside = (owner >= 0) & (owner < len(lengths))
+    owner = owner.clamp(0, len(lengths) - 1)
+    seen = (lengths[owner] - starts[owner + 1] + rows + 1).clamp(min=0) * inside
+    one_each = torch.arange(len(rows) + 1, dtype=torch.int32, device=rows.device)
+    return arguments | {
+        "q": arguments["q"][rows], "block_table": arguments["block_table"][owner],
+        "seq_lens": seen.to(arguments["seq_lens"].dtype), "query_start": one_each, "max_query_len": 1,
+    }  # fmt: skip
+
+
 def contract(case: Case) -> dict[str, Any]:
     """Flash kernels keep scores in float32 and cast the weights to the model's dtype for the second product."""
     model = None if case.word("dtype") == "float32" else case.word("dtype")
@@ -147,4 +161,5 @@ OP = Op(
     },
     cost=cost,
     budgeted=("q", "k_scale", "v_scale"),
+    rows=restricted,
 )

@@ -30,10 +30,15 @@ def absence() -> str | None:
 
 def provider() -> Provider:
     """Every op, compiled at its first call for each shape."""
+    return on("cpu", name="torch-compile")
+
+
+def on(device: str, *, name: str) -> Provider:
+    """The same on a device."""
     torch._dynamo.config.recompile_limit = SHAPES
     torch._dynamo.config.accumulated_recompile_limit = 64 * SHAPES
     torch._dynamo.config.fail_on_recompile_limit_hit = True
-    return Provider(name="torch-compile", device="cpu", functions=compiled)
+    return Provider(name=name, device=device, functions=compiled)
 
 
 class Unrounded(type(EXACT)):  # type: ignore[misc]

@@ -21,7 +21,13 @@ from minimax_m2.harness.verdict import Outcome
 BY_ROW = [op.name for op in all_ops().values() if op.rows is not None]
 SMALL: dict[str, dict[str, Field]] = {
     "experts": {"E": 16, "K": 4, "H": 64, "I": 32, "active": 16}, "router": {"E": 16, "H": 33}, "routing": {"E": 16},
+    "attention": {"B": 3, "S": 17, "queries": "more", "pad": 3},
 }  # fmt: skip
+
+
+def rows_of(op: Op) -> dict[str, Field]:
+    """Fields of a small case of 23 rows and more."""
+    return SMALL.get(op.name, {}) | ({"T": 23} if "T" in op.factors else {})
 
 
 def made(op: Op, case: Case) -> tuple[dict[str, Any], Outputs]:
@@ -42,7 +48,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", BY_ROW)
 def test_rows_hang_on_what_is_left_of_the_arguments_alone(name: str) -> None:
     op = find_op(name)
-    case = op.case(**SMALL.get(name, {}), T=23, seed=3)
+    case = op.case(**rows_of(op), seed=3)
     given, outputs = made(op, case)
     outcome, evidence, found = judged(op, case, {}, given, outputs)
     assert outcome is Outcome.PASS, evidence
@@ -52,7 +58,7 @@ def test_rows_hang_on_what_is_left_of_the_arguments_alone(name: str) -> None:
 @pytest.mark.parametrize("name", BY_ROW)
 def test_a_wrong_row_among_those_judged_is_told(name: str) -> None:
     op = find_op(name)
-    case = op.case(**SMALL.get(name, {}), T=23, seed=3)
+    case = op.case(**rows_of(op), seed=3)
     given, outputs = made(op, case)
     outputs[0].view(torch.uint8)[-1] ^= 0x44
     outcome, evidence, _ = judged(op, case, {}, given, outputs)

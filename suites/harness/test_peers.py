@@ -48,7 +48,7 @@ def rounds_both_ways(case: Case) -> bool:
 UNDESCRIBED = {("sglang-cpu-fp8", "experts"): rounds_both_ways}
 ALL = [(name, op) for name in PEERS for op in offers(name)]
 # A compiler takes seconds for each case.
-PAIRS = [pytest.param(*pair, marks=pytest.mark.nightly if pair[0] == "torch-compile" else ()) for pair in ALL]
+PAIRS = [pytest.param(*pair, marks=pytest.mark.nightly if pair[0].startswith("torch-compile") else ()) for pair in ALL]
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +150,9 @@ def test_a_wheel_for_a_gpu_that_is_not_installed_has_a_remedy(tmp_path: Path, mo
     monkeypatch.setattr(devices, "absence", lambda device: None)
     told = "_C_stable_libtorch.abi3.so of vllm is not installed; make peers-gpu"
     assert absence("vllm-cuda") == absence("vllm-cuda-grouped") == absence("deep-gemm") == told
-    assert absence("torch-cuda") is None
+    assert absence("liger") == "liger-kernel is not installed; make peers-gpu"
+    assert absence("flashinfer") == absence("flashinfer-xqa") == "flashinfer-python is not installed; make peers-gpu"
+    assert absence("torch-cuda") is absence("torch-compile-cuda") is absence("sdpa-cudnn") is None
 
 
 def test_a_peer_is_a_provider_of_every_command(peers: Callable[[str], Provider]) -> None:
