@@ -75,6 +75,11 @@ class BadCall:
     defect: str
     arguments: dict[str, Any]
 
+    @property
+    def told_by_data(self) -> bool:
+        """Whether only the values of indices show it: a map is too short where an id asks for what it lacks."""
+        return " index " in self.defect or (self.argument, self.defect) == ("expert_map", "a column too few")
+
 
 def bad_calls(op: Op, case: Case) -> Iterator[BadCall]:
     """Every bad call made of a case; arguments of packed values are left to the packing functions' own tests."""

@@ -21,6 +21,7 @@ from typing import Any
 import numpy
 import torch
 
+from minimax_m2.harness import bad_calls
 from minimax_m2.harness.bits import Bits
 from minimax_m2.harness.case import Case
 from minimax_m2.harness.exact import RECIPES, mismatch
@@ -34,6 +35,8 @@ from minimax_m2.harness.verdict import Outcome
 
 # A program takes milliseconds here: what a tile edge can show, a few dozen rows show.
 MOST_ROWS = 80
+# Cases to choose bad calls from.
+DRAWN = 40
 LEVELS = {"gpu": "G0", "npu": "N0"}
 
 
@@ -83,7 +86,7 @@ def refuses(op: Op, case: Any) -> str | None:
 
 
 def judged(name: str, count: int, file: str = "", device: str = "gpu", case: Case | None = None) -> Interpreted:
-    """Judge the first ``count`` sampled cases of an op that are not refused and its exact calls, or one case."""
+    """Judge an op: the first ``count`` sampled cases that are not refused, exact calls and bad calls; or one case."""
     provider = interpreted(file, device)
     let_loops_end_at_scalars()
     if device == "npu":
@@ -92,7 +95,7 @@ def judged(name: str, count: int, file: str = "", device: str = "gpu", case: Cas
     if case:
         return judged_by(provider, name, count, _counted_launches(), replay=again, cases=[case])
     found = judged_by(provider, name, count, _counted_launches(), replay=again)
-    return replace(found, failures=(*found.failures, *inexact(provider, name)))
+    return replace(found, failures=(*found.failures, *inexact(provider, name), *answered_badly(provider, name)))
 
 
 def inexact(provider: Provider, name: str) -> list[str]:
@@ -102,6 +105,17 @@ def inexact(provider: Provider, name: str) -> list[str]:
     bits = Bits(Case({"op": name, "seed": 0}))
     told = {dtype: mismatch(name, provider, bits, dtype) for dtype in (torch.float16, torch.float32)}
     return [f"{name}, exact call in {dtype}: {text}" for dtype, text in told.items() if text]
+
+
+def answered_badly(provider: Provider, name: str) -> list[str]:
+    """Bad calls of an op that are answered, less those that only the data tells: no launch waits for these.
+
+    They are made, too: whatever an index says must be memory-safe, so that this process goes on.
+    """
+    op = find_op(name)
+    taken = [case for case in sampled(op, DRAWN) if provider.refuses(op, case) is None]
+    called = [(bad, bad_calls.answered(bad, op, provider)) for bad in bad_calls.bad_calls_of(op, taken)]
+    return [f"{name}, bad call: {told}" for bad, told in called if told and not bad.told_by_data]
 
 
 def replay(module: str, *names: str, **options: str) -> str:

@@ -22,7 +22,7 @@ def check(x: Tensor, packed: Sequence[Tensor], *, x_scale: Tensor | None, out_dt
     schema.expect_shape("packed.block", block, (2,), "[2]")
     schema.expect_dtype("packed.block", block, (torch.int64,))
     schema.expect_device("packed.weight", weight, x.device)
-    return check_activations(x, x_scale=x_scale, groups=None, out_dtype=out_dtype)
+    return check_activations(x, x_scale=x_scale, groups=scale.shape[1], out_dtype=out_dtype)
 
 
 def check_blocks(
@@ -45,10 +45,8 @@ def check_blocks(
     return check_activations(x, x_scale=x_scale, groups=groups, out_dtype=out_dtype)
 
 
-def check_activations(
-    x: Tensor, *, x_scale: Tensor | None, groups: int | None, out_dtype: torch.dtype | None
-) -> torch.dtype:
-    """Raise unless ``x`` and its scales fit together; return the result's dtype. ``groups=None`` accepts any number."""
+def check_activations(x: Tensor, *, x_scale: Tensor | None, groups: int, out_dtype: torch.dtype | None) -> torch.dtype:
+    """Raise unless ``x`` and its scales fit together; return the result's dtype."""
     schema.expect_dtype("x", x, (*schema.FLOATS, torch.float8_e4m3fn))
     schema.expect_rows("x", x)
     if (x.dtype == torch.float8_e4m3fn) != (x_scale is not None):
