@@ -21,7 +21,7 @@ from typing import Any
 import numpy
 import torch
 
-from minimax_m2.harness import bad_calls
+from minimax_m2.harness.bad_calls import answered_by_launches
 from minimax_m2.harness.bits import Bits
 from minimax_m2.harness.case import Case
 from minimax_m2.harness.exact import RECIPES, mismatch
@@ -95,7 +95,7 @@ def judged(name: str, count: int, file: str = "", device: str = "gpu", case: Cas
     if case:
         return judged_by(provider, name, count, _counted_launches(), replay=again, cases=[case])
     found = judged_by(provider, name, count, _counted_launches(), replay=again)
-    return replace(found, failures=(*found.failures, *inexact(provider, name), *answered_badly(provider, name)))
+    return replace(found, failures=(*found.failures, *inexact(provider, name), *unrefused(provider, name)))
 
 
 def inexact(provider: Provider, name: str) -> list[str]:
@@ -107,15 +107,11 @@ def inexact(provider: Provider, name: str) -> list[str]:
     return [f"{name}, exact call in {dtype}: {text}" for dtype, text in told.items() if text]
 
 
-def answered_badly(provider: Provider, name: str) -> list[str]:
-    """Bad calls of an op that are answered, less those that only the data tells: no launch waits for these.
-
-    They are made, too: whatever an index says must be memory-safe, so that this process goes on.
-    """
+def unrefused(provider: Provider, name: str) -> list[str]:
+    """Bad calls of an op that are answered; those of indices must leave this process alive."""
     op = find_op(name)
     taken = [case for case in sampled(op, DRAWN) if provider.refuses(op, case) is None]
-    called = [(bad, bad_calls.answered(bad, op, provider)) for bad in bad_calls.bad_calls_of(op, taken)]
-    return [f"{name}, bad call: {told}" for bad, told in called if told and not bad.told_by_data]
+    return [f"{name}, bad call: {told}" for told in answered_by_launches(op, provider, taken)]
 
 
 def replay(module: str, *names: str, **options: str) -> str:

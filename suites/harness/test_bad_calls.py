@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from minimax_m2.harness.bad_calls import BadCall, answered, bad_calls, bad_calls_of
+from minimax_m2.harness.bad_calls import FAR, BadCall, answered, answered_by_launches, bad_calls, bad_calls_of
 from minimax_m2.harness.bits import Bits
 from minimax_m2.harness.conformance_bad_calls import SAMPLE
 from minimax_m2.harness.museum import right
@@ -77,6 +77,25 @@ def test_an_index_just_outside_is_bad_wherever_it_stands(function: Callable[...,
     op = find_op("rope")
     (bad,) = (b for b in bad_calls(op, op.case(T=3)) if b.defect == defect)
     assert "gave numbers" in answered(bad, op, from_object(SimpleNamespace(rope=function), name="control"))
+
+
+def faults_far_out(q: Tensor, k: Tensor, table: Tensor, positions: Tensor, **sizes: Any) -> Any:
+    """Takes every position for an address."""
+    if int(positions.max()) >= FAR:
+        raise RuntimeError("an illegal memory access was encountered")
+    return q, k
+
+
+def test_of_launched_kernels_numbers_are_taken_for_a_bad_index_but_no_fault() -> None:
+    op = find_op("rope")
+    told = list(
+        answered_by_launches(op, from_object(SimpleNamespace(rope=faults_far_out), name="control"), [op.case(T=3)])
+    )
+    assert "cos_sin a column too few: gave numbers" in told
+    assert [text for text in told if " index " in text] == [
+        "positions an index far out: RuntimeError, expected ValueError or TypeError: an illegal memory access was "
+        "encountered"
+    ]
 
 
 def maps_without_a_look(ids: Tensor, *, num_experts: int, expert_map: Tensor | None, **more: Any) -> Any:
