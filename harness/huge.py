@@ -6,6 +6,7 @@ Nothing but the distance changes, so a kernel must give what it gives on rows th
 from __future__ import annotations
 
 import mmap
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -32,8 +33,6 @@ SPREAD = {
     "experts": ("x",),
 }
 PAST = 2**31
-# Axes of packed scales; packed weights have more.
-MOST_OF_SCALES = 4
 # Linux' MAP_NORESERVE: addresses without a promise of memory.
 NO_RESERVE = 0x4000
 
@@ -41,7 +40,7 @@ NO_RESERVE = 0x4000
 def spread(x: Tensor) -> Tensor:
     """The same rows, each where nobody has touched a page, the last more than 2^31 elements behind the first.
 
-    ValueError for a tensor of fewer than two rows.
+    On a GPU what lies between is memory that nobody wrote. ValueError for a tensor of fewer than two rows.
     """
     if x.ndim < 2 or x.shape[0] < 2:
         raise ValueError(f"x has shape {list(x.shape)}: two rows at least can lie apart")
@@ -49,8 +48,7 @@ def spread(x: Tensor) -> Tensor:
     # A page and a vector more than needed, so that no row begins where another kind of error would hide.
     apart = -(-PAST // (x.shape[0] - 1)) + 64
     count = (x.shape[0] - 1) * apart + row
-    memory = mmap.mmap(-1, count * x.element_size(), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NO_RESERVE)
-    far = torch.frombuffer(memory, dtype=x.dtype).as_strided(x.shape, (apart, *x.stride()[1:]))
+    far = _untouched(count, x).as_strided(x.shape, (apart, *x.stride()[1:]))
     far.copy_(x)
     return far
 
@@ -62,10 +60,8 @@ def spread_experts(packed: Any, count: int) -> Any:
     def among(part: Tensor) -> Tensor:
         if part.numel() == 0 or len(part) != experts:
             return part
-        size = count * part[0].numel() * part.element_size()
-        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NO_RESERVE)
-        far = torch.frombuffer(memory, dtype=part.dtype).view(count, *part.shape[1:])
-        far[places(experts, count)] = part
+        far = _untouched(count * part[0].numel(), part).view(count, *part.shape[1:])
+        far[places(experts, count).to(part.device)] = part
         return far
 
     return type(packed)(*(among(part) for part in packed))
@@ -85,10 +81,21 @@ def far_experts(case: Case, provider: Provider, variant: str = "") -> str:
     op = find_op("experts")
     arguments = build(op, case, provider)
     packed, ids, experts = arguments["packed"], arguments["ids"], case.number("E")
-    count = PAST // min(part[0].numel() for part in packed if len(part) == experts and part.ndim > MOST_OF_SCALES) + 2
+    count = PAST // min(packed.w13[0].numel(), packed.w2[0].numel()) + 2
     arguments["packed"] = spread_experts(packed, count)
-    arguments["ids"] = torch.where(ids < 0, ids, places(experts, count).to(ids.dtype)[ids.clamp(min=0).long()])
+    arguments["ids"] = torch.where(ids < 0, ids, places(experts, count).to(ids)[ids.clamp(min=0).long()])
     return _wrong(op, case, provider, arguments, variant)
+
+
+def far_case(op: Op, provider: Provider, drawn: Iterable[Case]) -> Case:
+    """The first case that a provider takes and whose rows can lie apart."""
+    return next(
+        case
+        for case in drawn
+        if provider.refuses(op, case) is None
+        for arguments in [build(op, case, provider)]
+        if all(len(arguments[name]) > 1 for name in SPREAD[op.name])
+    )
 
 
 def far_call(op: Op, case: Case, provider: Provider, variant: str = "") -> str:
@@ -96,6 +103,14 @@ def far_call(op: Op, case: Case, provider: Provider, variant: str = "") -> str:
     arguments = build(op, case, provider)
     arguments |= {name: spread(arguments[name]) for name in SPREAD[op.name]}
     return _wrong(op, case, provider, arguments, variant)
+
+
+def _untouched(count: int, like: Tensor) -> Tensor:
+    """So many elements on the device of ``like``: addresses alone on a CPU."""
+    if like.is_cuda:
+        return torch.empty(count, dtype=like.dtype, device=like.device)
+    memory = mmap.mmap(-1, count * like.element_size(), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NO_RESERVE)
+    return torch.frombuffer(memory, dtype=like.dtype)
 
 
 def _wrong(op: Op, case: Case, provider: Provider, arguments: dict[str, Any], variant: str) -> str:

@@ -25,6 +25,7 @@ from minimax_m2.harness.bad_calls import answered_by_launches
 from minimax_m2.harness.bits import Bits
 from minimax_m2.harness.case import Case
 from minimax_m2.harness.exact import RECIPES, mismatch
+from minimax_m2.harness.huge import SPREAD, far_call, far_case
 from minimax_m2.harness.judge import judge
 from minimax_m2.harness.npu import interpreted_bfloat16
 from minimax_m2.harness.op import Op, find_op
@@ -86,7 +87,7 @@ def refuses(op: Op, case: Any) -> str | None:
 
 
 def judged(name: str, count: int, file: str = "", device: str = "gpu", case: Case | None = None) -> Interpreted:
-    """Judge an op: the first ``count`` sampled cases that are not refused, exact calls and bad calls; or one case."""
+    """Judge an op: the first ``count`` sampled cases that are not refused, exact, bad and far calls; or one case."""
     provider = interpreted(file, device)
     let_loops_end_at_scalars()
     if device == "npu":
@@ -95,7 +96,8 @@ def judged(name: str, count: int, file: str = "", device: str = "gpu", case: Cas
     if case:
         return judged_by(provider, name, count, _counted_launches(), replay=again, cases=[case])
     found = judged_by(provider, name, count, _counted_launches(), replay=again)
-    return replace(found, failures=(*found.failures, *inexact(provider, name), *unrefused(provider, name)))
+    more = (*inexact(provider, name), *unrefused(provider, name), *unreached(provider, name))
+    return replace(found, failures=(*found.failures, *more))
 
 
 def inexact(provider: Provider, name: str) -> list[str]:
@@ -112,6 +114,16 @@ def unrefused(provider: Provider, name: str) -> list[str]:
     op = find_op(name)
     taken = [case for case in sampled(op, DRAWN) if provider.refuses(op, case) is None]
     return [f"{name}, bad call: {told}" for told in answered_by_launches(op, provider, taken)]
+
+
+def unreached(provider: Provider, name: str) -> list[str]:
+    """What an op makes of rows whose offsets pass 2^31 elements, where that is wrong."""
+    if name not in SPREAD:
+        return []
+    op = find_op(name)
+    case = far_case(op, provider, sampled(op, DRAWN))
+    told = far_call(op, case, provider)
+    return [f"{name}, rows past 2^31 elements: {told}\n  case {case.json}"] if told else []
 
 
 def replay(module: str, *names: str, **options: str) -> str:

@@ -48,6 +48,27 @@ def test_a_wrong_kernel_is_caught_in_the_interpreter(tmp_path: Path) -> None:
     assert any("rms_norm" in failure for failure in found.failures), "eps added to the root passed"
 
 
+@pytest.mark.gpu
+def test_an_offset_of_32_bits_is_caught_in_the_interpreter(tmp_path: Path) -> None:
+    source = Path(kernel_file("rms_norm")).read_text()
+    wrong = source.replace("program_id(0).to(tl.int64)", "program_id(0)")
+    assert wrong != source
+    file = tmp_path / "row_in_32_bits.py"
+    file.write_text(wrong.replace('registered("rms_norm", _launch)', "_launch"))
+
+    told = told_of("rms_norm", str(file))
+
+    # What lies 2^31 elements before a tensor is another's, or nobody's.
+    assert "rms_norm, rows past 2^31 elements: y at [" in told or "G0 rms_norm ended with -11" in told, told
+
+
+def told_of(op: str, file: str) -> str:
+    try:
+        return "\n".join(in_own_process(op, 1, file).failures)
+    except RuntimeError as ended:
+        return str(ended)
+
+
 def test_an_exact_call_with_another_result_is_told() -> None:
     doubled = SimpleNamespace(linear=lambda x, weight, out_dtype=None: 2 * right("linear")(x, weight))
     assert inexact(from_object(doubled, name="doubled"), "rms_norm") == []
