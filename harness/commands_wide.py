@@ -169,7 +169,9 @@ def _table(records: list[Record]) -> Table:
         if r.timing is not None:
             per_step = int(case["B"]) * (1 if case["phase"] == "decode" else int(case["S"]))
             ms = r.timing.median_us / 1e3
-            cells = [f"{ms:.4g}", f"{per_step / ms * 1e3:.4g}", f"{100 * r.timing.share:.0f} %"]
+            # A layer alone makes no tokens.
+            pace = "" if case["phase"] == "layer" else f"{per_step / ms * 1e3:.4g}"
+            cells = [f"{ms:.4g}", pace, f"{100 * r.timing.share:.0f} %"]
         sizes = [str(case[name]) for name in ("layers", "tp", "B", "S")]
         table.add_row(str(case["phase"]), *sizes, *cells, r.outcome, r.evidence[0])
     return table

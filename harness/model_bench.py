@@ -33,6 +33,7 @@ from minimax_m2.harness.wide_model import (
     active_experts,
     bytes_of,
     drawn_bytes,
+    first_layers,
     judge_of,
     proof,
     wide_model,
@@ -49,6 +50,8 @@ GREATEST = ("experts add nothing", "attention adds nothing", "heads are not rota
 REPEATS, SECONDS = 3, 6.0
 # Bytes that a read of memory is timed on.
 READ_BYTES = 1 << 31
+# What a layer takes is a step's time less that of so many of its first layers alone.
+FIRST = 2
 # What a device keeps for activations, communication and the driver.
 SPARE_BYTES = 3 << 29
 
@@ -112,7 +115,10 @@ def timed_plan(
         evidence = verdicts[-1].evidence[0]
     _free(device)
     speed = read_bytes_per_s(device)
-    for phase, loads, timed in (("decode", plan.loads, _decode), ("prefill", plan.prompts, _prefill)):
+    deep = plan.loads if plan.layers > FIRST else ()
+    for phase, loads, timed in (
+        ("decode", plan.loads, _decode), ("layer", deep, _layer), ("prefill", plan.prompts, _prefill)
+    ):  # fmt: skip
         for sequences, held in loads:
             tell(f"{phase} of {sequences} x {held}")
             case = wide.case.but(phase=phase, B=sequences, S=held)
@@ -146,8 +152,8 @@ def _free(device: str) -> None:
         torch.cuda.empty_cache()
 
 
-def _decode(wide: WideModel, case: Case, tokens: int, size: Bytes, speed: float) -> tuple[Timing, str]:
-    """Time steps behind a cache of drawn keys, one by one on the device."""
+def _steps(wide: WideModel, case: Case, tokens: int) -> tuple[list[float], float]:
+    """Seconds of steps behind a cache of drawn keys, one by one on the device, and the active experts of a layer."""
     sequences, held = case.number("B"), case.number("S")
     is_gpu = wide.provider.device == "gpu"
     going = behind_drawn_keys(wide.model, sequences=sequences, held=held, most=tokens, is_captured=is_gpu)
@@ -163,9 +169,30 @@ def _decode(wide: WideModel, case: Case, tokens: int, size: Bytes, speed: float)
     if not bool(torch.isfinite(going.static.logits).all()):
         raise ValueError(f"{case}: logits are not finite")
     going.start(first)
-    active = active_experts(going.static)
-    cost = size.of(active=active, cached=sequences * (held + tokens // 2))
-    return _timing(case, "graph" if is_gpu else "step", seconds, cost, speed), f"{active:.1f} active experts a layer"
+    return seconds, active_experts(going.static)
+
+
+def _decode(wide: WideModel, case: Case, tokens: int, size: Bytes, speed: float) -> tuple[Timing, str]:
+    """Time a step."""
+    seconds, active = _steps(wide, case, tokens)
+    cost = size.of(active=active, cached=case.number("B") * (case.number("S") + tokens // 2))
+    return _timing(case, _call(wide), seconds, cost, speed), f"{active:.1f} active experts a layer"
+
+
+def _layer(wide: WideModel, case: Case, tokens: int, size: Bytes, speed: float) -> tuple[Timing, str]:
+    """Time what a layer adds to a step."""
+    first = first_layers(wide, FIRST)
+    seconds, active = _steps(wide, case, tokens)
+    without = statistics.median(_steps(first, case, tokens)[0])
+    more, cached = wide.config.num_hidden_layers - FIRST, case.number("B") * (case.number("S") + tokens // 2)
+    least = bytes_of(first.weights, first.config).of(active=active, cached=cached)
+    cost = (size.of(active=active, cached=cached) - least) // more
+    told = f"a step of {more + FIRST} layers less one of {FIRST}, over {more}"
+    return _timing(case, _call(wide), [(step - without) / more for step in seconds], cost, speed), told
+
+
+def _call(wide: WideModel) -> str:
+    return "graph" if wide.provider.device == "gpu" else "step"
 
 
 def _prefill(wide: WideModel, case: Case, tokens: int, size: Bytes, speed: float) -> tuple[Timing, str]:

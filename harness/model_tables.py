@@ -40,6 +40,17 @@ def model_table(records: Sequence[Record], phase: str) -> str:
     return "\n".join([*HEADERS[phase], *(_row(record, phase) for record in order)])
 
 
+def layer_table(records: Sequence[Record]) -> str:
+    """Markdown: what a layer adds to a step, one row a load; empty where none was timed."""
+    rows = [
+        f"| {_at(r)} | {r.timing.median_us:.1f} | {100 * r.timing.share:.0f} % |"
+        for r in records
+        if r.kind == "model step" and r.case["phase"] == "layer" and r.timing is not None
+    ]
+    head = "| layers | GPUs | sums by | batch | context | us a layer | of the byte floor |"
+    return "\n".join([head, "|---|---|---|---|---|---|---|", *rows]) if rows else ""
+
+
 def caption(records: Sequence[Record], path: Path) -> str:
     """The line above a table: that it is measured, from which record, and on what."""
     machine = records[0].machine
@@ -74,9 +85,14 @@ def _sums(record: Record) -> str:
     return "" if case["tp"] == 1 else by[str(case["sums"])]
 
 
-def _row(record: Record, phase: str) -> str:
+def _at(record: Record) -> str:
+    """The first cells of a row: what was timed, at which load."""
     case = record.case
-    cells = [str(case["layers"]), str(case["tp"]), _sums(record), str(case["B"]), str(case["S"])]
+    return " | ".join([str(case["layers"]), str(case["tp"]), _sums(record), str(case["B"]), str(case["S"])])
+
+
+def _row(record: Record, phase: str) -> str:
+    case, cells = record.case, [_at(record)]
     if record.timing is None:
         return f"| {' | '.join([*cells, record.evidence[0], *[''] * (2 if phase == 'decode' else 1)])} |"
     ms = record.timing.median_us / 1e3
@@ -91,8 +107,8 @@ def main() -> None:
     for name in sys.argv[1:]:
         path = Path(name).resolve()
         records = read_model_steps(path)
-        tables = [proof_table(records), *(model_table(records, phase) for phase in HEADERS)]
-        sys.stdout.write("".join(f"{caption(records, path)}\n{table}\n\n" for table in tables))
+        tables = [proof_table(records), *(model_table(records, phase) for phase in HEADERS), layer_table(records)]
+        sys.stdout.write("".join(f"{caption(records, path)}\n{table}\n\n" for table in tables if table))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from minimax_m2.harness.model_verdict import DEFECTS, ModelJudge, defective, wid
 from minimax_m2.harness.provider import Provider
 from minimax_m2.harness.random_fp8 import NAMES, random_fp8, tensors_of
 from minimax_m2.harness.verdict import Verdict
+from minimax_m2.harness.warming import warming
 from minimax_m2.reference.communicator import Communicator
 from minimax_m2.reference.config import MiniMaxM2Config
 from minimax_m2.reference.model import MiniMaxM2
@@ -40,6 +41,7 @@ class WideModel:
     case: Case
     config: MiniMaxM2Config
     weights: ModelWeights
+    ops: OpTable
     model: MiniMaxM2
     voice: Communicator
     provider: Provider
@@ -56,8 +58,26 @@ def wide_model(
     if case.get("sums") == "fused":
         fused = FusedSums(ops, voice, config, patience_s=COMPILING_S)
         ops, more = fused.table, {"raise_if_missing": fused.raise_if_missing}
-    model = MiniMaxM2(config, weights, ops=ops, communicator=voice, layout=layout)
-    return WideModel(case=case, config=config, weights=weights, model=model, voice=voice, provider=provider, **more)
+    model = _laid_out(config, weights, ops, voice)
+    return WideModel(
+        case=case, config=config, weights=weights, ops=ops, model=model, voice=voice, provider=provider, **more
+    )
+
+
+def first_layers(wide: WideModel, count: int) -> WideModel:
+    """The model of the first layers alone, on the same weights and ops."""
+    config = replace(wide.config, num_hidden_layers=count)
+    weights = replace(wide.weights, layers=wide.weights.layers[:count])
+    return replace(wide, config=config, weights=weights, model=_laid_out(config, weights, wide.ops, wide.voice))
+
+
+def _laid_out(config: MiniMaxM2Config, weights: ModelWeights, ops: OpTable, voice: Communicator) -> MiniMaxM2:
+    """The model over the ranks, whose layers ask for their weights ahead on a GPU."""
+    layers: dict[int, OpTable] = {}
+    if weights.norm.is_cuda:
+        ops, layers = warming(ops, weights.layers, weights.norm.device)
+    layout = Layout(tp=voice.size, rank=voice.rank)
+    return MiniMaxM2(config, weights, ops=ops, layer_ops=layers, communicator=voice, layout=layout)
 
 
 def drawn_bytes(config: MiniMaxM2Config, ranks: int) -> int:

@@ -37,7 +37,7 @@ def _launch(x: Tensor, residual: Tensor, weight: Tensor, eps: float, y: Tensor, 
     with on_device_of(x):
         add_rms_norm_kernel[(num_tokens,)](
             x, residual, weight, y, residual_out, x.stride(0), residual.stride(0), H, float(H), eps,
-            BLOCK=block, num_warps=warps, **chained(capability(x), num_tokens * warps),
+            BLOCK=block, num_warps=warps, **chained(capability(x), num_tokens * warps, tokens=num_tokens),
         )  # fmt: skip
 
 

@@ -58,7 +58,7 @@ def _launch(
         add_rms_norm_quant_kernel[(num_tokens,)](
             x, residual, weight, q.view(torch.uint8), scale, residual_out, x.stride(0), residual.stride(0), H,
             float(H), eps, used, num_groups, GROUPS=groups, WIDTH=width,
-            HARDWARE=converts_e4m3(arch), num_warps=warps, **chained(arch, num_tokens * warps),
+            HARDWARE=converts_e4m3(arch), num_warps=warps, **chained(arch, num_tokens * warps, tokens=num_tokens),
         )  # fmt: skip
 
 

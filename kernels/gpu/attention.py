@@ -15,6 +15,7 @@ from minimax_m2.kernels.gpu.attention_prefill import ROWS, prefill_kernel
 from minimax_m2.kernels.gpu.attention_tiles import attention_kernel, fill_kernel, sum_parts_kernel
 from minimax_m2.kernels.gpu.launch import (
     capability,
+    chained,
     converts_e4m3,
     on_device_of,
     registered,
@@ -156,7 +157,7 @@ def _launch(
         if split:
             sum_parts_kernel[(num_tokens * Hq,)](
                 part, stats, query_start, v_scale, out, num_tokens, sequences, tiles.splits, Hq, D=D, CHANNELS=channels,
-                PARTS=power_of_two(tiles.splits), EXACT=exact, num_warps=4, **starts_early(arch),
+                PARTS=power_of_two(tiles.splits), EXACT=exact, num_warps=4, **chained(arch, 0, tokens=num_tokens),
             )  # fmt: skip
 
 

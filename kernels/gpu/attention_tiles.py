@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from minimax_m2.kernels.gpu.exponential import exp
-from minimax_m2.kernels.gpu.launch import let_next_start, wait_for_predecessor
+from minimax_m2.kernels.gpu.launch import let_next_start, take_turn, wait_for_predecessor
 from minimax_m2.kernels.gpu.scaled_tile import factor
 
 
@@ -215,10 +215,10 @@ def keep(part_ptr, stats_ptr, token, head, inside, channel, acc, top, total, Hq,
 def sum_parts_kernel(
     part_ptr, stats_ptr, starts_ptr, v_scale_ptr, out_ptr, num_tokens, num_sequences, splits, Hq,
     D: tl.constexpr, CHANNELS: tl.constexpr, PARTS: tl.constexpr, EXACT: tl.constexpr, EARLY: tl.constexpr,
+    FOLLOWED: tl.constexpr,
 ):  # fmt: skip
     """Sum the parts of one row, always in one order; 0 for a token of no sequence."""
-    wait_for_predecessor(EARLY)
-    let_next_start(EARLY)
+    take_turn(EARLY, FOLLOWED)
     row = tl.program_id(0).to(tl.int64)
     token = row // Hq
     part, channel = tl.arange(0, PARTS), tl.arange(0, CHANNELS)

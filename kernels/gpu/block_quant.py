@@ -43,16 +43,22 @@ def block_quant_kernel(
     tl.store(scale_ptr + t * num_groups + g, scale, mask=g < num_groups)
 
 
-def quantise(x: Tensor, group: int, power_of_two_scale: bool, q: Tensor, scale: Tensor) -> None:
-    """Launch the quantisation."""
+def quantise(
+    x: Tensor, group: int, power_of_two_scale: bool, q: Tensor, scale: Tensor, settled: bool = False
+) -> None:  # fmt: skip
+    """Launch the quantisation.
+
+    settled  the next launch begins after all kernels before this one, and may read at once what they wrote
+    """
     (num_tokens, H), num_groups = x.shape, scale.shape[1]
     used = min(group, H)
     programs, tile = group_tiles(used, num_groups)
     arch = capability(x)
+    turn = chained(arch, num_tokens * programs * tile["num_warps"], tokens=0 if settled else num_tokens)
     with on_device_of(x):
         block_quant_kernel[(num_tokens, programs)](
             x, q.view(torch.uint8), scale, x.stride(0), H, used, num_groups, POWER_OF_TWO=power_of_two_scale,
-            HARDWARE=converts_e4m3(arch), **tile, **chained(arch, num_tokens * programs * tile["num_warps"]),
+            HARDWARE=converts_e4m3(arch), **tile, **turn,
         )  # fmt: skip
 
 

@@ -257,7 +257,7 @@ def _launch(
         sum_choices_kernel[(programs, ids.shape[0])](
             y, ids, expert_map, out, num_slots, w13.shape[0], mapped, top_k, H, CHOICES=top_k, COLUMNS=summed,
             HAS_MAP=expert_map is not None, WORDS=weights is None, num_warps=4,
-            **chained(arch, programs * ids.shape[0] * 4),
+            **chained(arch, programs * ids.shape[0] * 4, tokens=ids.shape[0]),
         )  # fmt: skip
 
 

@@ -10,7 +10,17 @@ from torch import Tensor
 from minimax_m2.kernels.gpu.block_quant import quantise
 from minimax_m2.kernels.gpu.gathered_rows import gathered_rows
 from minimax_m2.kernels.gpu.moe_align import moe_align
-from minimax_m2.kernels.gpu.scaled_product import GROUP, Mode, Sorting, Tile, aligned, available, fits, launch
+from minimax_m2.kernels.gpu.scaled_product import (
+    GROUP,
+    Mode,
+    Sorting,
+    Tile,
+    aligned,
+    available,
+    fits,
+    launch,
+    places_of,
+)
 from minimax_m2.kernels.schema.block_quant import allocated
 
 # Up to so many slots each is a block of its own: sorting costs more than reading an expert twice.
@@ -56,8 +66,14 @@ def rows_begin_evenly(x: Tensor, packed: list[Tensor], coded: bool) -> bool:
 def quantised_once(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Codes of x and the scales of its groups."""
     q, scale = allocated(*x.shape, group=GROUP, dtype=dtype, device=x.device)
-    quantise(x, GROUP, False, q, scale)
+    # Ids, which the next launch reads before it waits, are written by then.
+    quantise(x, GROUP, False, q, scale, settled=True)
     return q, scale
+
+
+def gate_parts(rows: int, tiles: int, groups: int, places: int) -> int:
+    """Parts of gate's and up's sums where nothing is sorted: two where that many programs still run at once."""
+    return 2 if rows == 1 and 2 * tiles <= places and groups % 2 == 0 else 1
 
 
 def launch_products(
@@ -82,7 +98,8 @@ def launch_products(
         x, x_scale = quantised_once(x, w13.dtype)
 
     act, act_scale = allocated(places, I, group=GROUP, dtype=w13.dtype, device=x.device)
-    tile_rows = max(rows, 16)
+    gate, down = Tile(max(rows, 16), 128), Tile(max(rows, 16), 256)
+    parts = gate_parts(rows, num_slots * -(-I // gate.columns), H // GROUP, places_of(gate, x.device))
     shared: dict[str, Any] = {
         "rows": num_slots,
         "sorting": sorting,
@@ -92,10 +109,10 @@ def launch_products(
     }
     # Ids and sorted slots are older than the launch just ahead, which began after they were written.
     launch(
-        Mode.GATE_UP, Tile(tile_rows, 128), w13, x=x, x_scale=x_scale, w_scale=w13_scale, out=act, out_scale=act_scale,
-        width=I, top_k=top_k, prefetch=quantised or rows > 1, **shared,
+        Mode.GATE_UP, gate, w13, x=x, x_scale=x_scale, w_scale=w13_scale, out=act, out_scale=act_scale,
+        width=I, top_k=top_k, prefetch=quantised or rows > 1, parts=parts, joined=parts > 1, **shared,
     )  # fmt: skip
     launch(
-        Mode.DOWN, Tile(tile_rows, 256), w2, x=act, x_scale=act_scale, w_scale=w2_scale, out=y, width=H, prefetch=True,
+        Mode.DOWN, down, w2, x=act, x_scale=act_scale, w_scale=w2_scale, out=y, width=H, prefetch=True,
         **shared,
     )  # fmt: skip

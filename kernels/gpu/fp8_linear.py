@@ -177,12 +177,15 @@ def _launch(x: Tensor, weight: Tensor, scale: Tensor, block: Tensor, x_scale: Te
 def _launch_product(
     x: Tensor, weight: Tensor, scale: Tensor, x_scale: Tensor, out: Tensor, tile: scaled_product.Tile, parts: int
 ) -> None:
-    sums = part_sums(parts, out)
+    num_tokens, num_columns = out.shape
+    tiles = triton.cdiv(num_tokens, tile.rows) * triton.cdiv(num_columns, tile.columns) * parts
+    joined = scaled_product.joins(num_tokens, parts, tiles, scaled_product.places_of(tile, x.device))
+    sums = out if joined else part_sums(parts, out)
     scaled_product.launch(
-        scaled_product.Mode.DENSE, tile, weight, x=x, x_scale=x_scale, w_scale=scale, out=sums, rows=out.shape[0],
-        width=out.shape[1], parts=parts, prefetch=True,
+        scaled_product.Mode.DENSE, tile, weight, x=x, x_scale=x_scale, w_scale=scale, out=sums, rows=num_tokens,
+        width=num_columns, parts=parts, prefetch=True, joined=joined,
     )  # fmt: skip
-    if parts > 1:
+    if parts > 1 and not joined:
         add_parts(sums, None, out, capability(x))
 
 

@@ -54,6 +54,15 @@ __device__ __forceinline__ void copy_tile(uint32_t to, const CUtensorMap* map, i
           "r"(to), "l"(map), "r"(column), "r"(row), "r"(barrier) : "memory");
 }
 
+// Programs of a cluster: what was written to another's shared memory before the first is there after the second.
+__device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.release;" ::: "memory"); }
+__device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
+__device__ __forceinline__ void write_to(int program, uint32_t address, float value) {
+  uint32_t there;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(program));
+  asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(there), "f"(value) : "memory");
+}
+
 // A launch may begin before the one ahead of it has ended: nothing that others write may be touched before this.
 __device__ __forceinline__ void wait_for_predecessor() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 __device__ __forceinline__ void let_next_start() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from minimax_m2.kernels.gpu.launch import overlaps, wait_for_predecessor
+from minimax_m2.kernels.gpu.launch import chained, take_turn
 
 # Programs that keep every multiprocessor of a large GPU busy.
 PROGRAMS = 256
@@ -24,10 +24,10 @@ def parts_of(tiles: int, steps: int) -> int:
 
 @triton.jit
 def add_parts_kernel(part_ptr, bias_ptr, out_ptr, n, width, PARTS: tl.constexpr, HAS_BIAS: tl.constexpr,
-                     BLOCK: tl.constexpr, EARLY: tl.constexpr):  # fmt: skip
+                     BLOCK: tl.constexpr, EARLY: tl.constexpr, FOLLOWED: tl.constexpr):  # fmt: skip
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < n
-    wait_for_predecessor(EARLY)
+    take_turn(EARLY, FOLLOWED)
     total = tl.load(part_ptr + at, mask=inside, other=0.0)
     for part in tl.static_range(1, PARTS):
         total += tl.load(part_ptr + tl.cast(part, tl.int64) * n + at, mask=inside, other=0.0)
@@ -38,10 +38,10 @@ def add_parts_kernel(part_ptr, bias_ptr, out_ptr, n, width, PARTS: tl.constexpr,
 
 def add_parts(parts: Tensor, bias: Tensor | None, out: Tensor, capability: int) -> None:
     """Write the sum of ``parts [P, T, N]`` float32, and a bias ``[N]``, to ``out``, in the order of the parts."""
-    overlap = overlaps(capability)
-    add_parts_kernel[(triton.cdiv(out.numel(), ADDED),)](
+    programs = triton.cdiv(out.numel(), ADDED)
+    add_parts_kernel[(programs,)](
         parts, bias, out, out.numel(), out.shape[1], PARTS=parts.shape[0], HAS_BIAS=bias is not None, BLOCK=ADDED,
-        EARLY=overlap, num_warps=4, launch_pdl=overlap,
+        num_warps=4, **chained(capability, 4 * programs, tokens=out.shape[0]),
     )  # fmt: skip
 
 

@@ -240,7 +240,7 @@ def launch_rows(
             HAS_STATS=stats is not None, CODED=coded, HARDWARE=converts_e4m3(arch),
             COUNTED=num_kv_heads if counted_kv_heads is None else counted_kv_heads,
             num_warps=tiles.warps, STAGES=STAGES if num_tokens > programs else 1, **arguments(mailbox, place),
-            **chained(arch, programs * tiles.warps),
+            **chained(arch, programs * tiles.warps, tokens=num_tokens),
         )  # fmt: skip
 
 

@@ -39,7 +39,7 @@ def _launch(x: Tensor, weight: Tensor, eps: float, y: Tensor) -> None:
     with on_device_of(x):
         rms_norm_kernel[(num_tokens,)](
             x, weight, y, x.stride(0), H, float(H), eps, BLOCK=block, num_warps=warps,
-            **chained(capability(x), num_tokens * warps),
+            **chained(capability(x), num_tokens * warps, tokens=num_tokens),
         )  # fmt: skip
 
 

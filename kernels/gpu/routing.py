@@ -132,7 +132,7 @@ def choose(
             logits, bias, num_valid, weights, ids, logits.stride(0), num_experts, scale, eps,
             K=top_k, LANES=power_of_two(top_k), BLOCK=block, SOFTMAX=softmax, RENORMALIZE=renormalize,
             HAS_BIAS=bias is not None, HAS_VALID=num_valid is not None, num_warps=warps,
-            **chained(arch, num_tokens * warps),
+            **chained(arch, num_tokens * warps, tokens=num_tokens),
         )  # fmt: skip
 
 

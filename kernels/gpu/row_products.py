@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from minimax_m2.kernels.gpu.launch import let_next_start, overlaps, wait_for_predecessor
+from minimax_m2.kernels.gpu.launch import NEVER, chained, take_turn
 
 # A thread loads 16 bytes of the weight a step, and as many channels of x: no value moves to another thread.
 THREADS = 128
@@ -38,8 +38,7 @@ def row_products_kernel(
         h = step * BLOCK + lane
         inside = (n < N)[:, None] if EVEN else (n < N)[:, None] & (h < H)[None, :]
         tiles = tiles + (tl.load(weight_rows + h[None, :], mask=inside, other=0.0),)  # noqa: RUF005 - jit unpacks none
-    wait_for_predecessor(EARLY)
-    let_next_start(EARLY and FOLLOWED)
+    take_turn(EARLY, FOLLOWED)
     for token in tl.static_range(TOKENS):
         t = tl.program_id(1).to(tl.int64) * TOKENS + token
         row = t
@@ -65,7 +64,9 @@ def row_products(
 ) -> None:  # fmt: skip
     """Write ``x[rows] @ weight[:N]^T (+ bias)`` to ``out [T, N]``; a row outside x gives NaN."""
     num_tokens, num_columns = out.shape
-    hidden, overlap = x.shape[1], overlaps(capability)
+    hidden, turn = x.shape[1], chained(capability, 0, tokens=num_tokens)
+    if not followed:
+        turn["FOLLOWED"] = NEVER
     # More programs share the weight through the cache, until its bandwidth sets the time.
     tokens = 1 if num_tokens <= 4 else 2
     # A program reads about 24 KB of the weight.
@@ -74,6 +75,5 @@ def row_products(
     row_products_kernel[(triton.cdiv(num_columns, columns), triton.cdiv(num_tokens, tokens))](
         x, rows, weight, bias, out, x.stride(0), weight.stride(0), num_tokens, num_columns, hidden, x.shape[0],
         TOKENS=tokens, COLUMNS=columns, BLOCK=block, STEPS=triton.cdiv(hidden, block), EVEN=hidden % block == 0,
-        HAS_ROWS=rows is not None, HAS_BIAS=bias is not None, EARLY=overlap, FOLLOWED=followed,
-        num_warps=THREADS // 32, launch_pdl=overlap,
+        HAS_ROWS=rows is not None, HAS_BIAS=bias is not None, num_warps=THREADS // 32, **turn,
     )  # fmt: skip

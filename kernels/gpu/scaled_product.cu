@@ -18,16 +18,24 @@ __global__ void __launch_bounds__(S::kThreads, S::kPrograms)
                    const __grid_constant__ Product p) {
   extern __shared__ uint8_t bytes[];
   __shared__ Exchange exchange;
+  __shared__ Parts parts;
   const Ring ring = ring_at<S>(bytes);
+  if (kJoins<S> && p.joined) hopper::cluster_arrive();
   // Sums of many rows take more registers than a program's share: fetching warps leave theirs.
   constexpr bool kTrades = !kNarrow<S> && S::kWarpgroups == 2;
   if (threadIdx.x >= 128 * S::kWarpgroups) {
     if constexpr (kTrades) hopper::give_registers<40>();
     fetch<S>(&x_map, &w_map, p, ring);
+    if (kJoins<S> && p.joined) {
+      // Every thread of a cluster meets the others twice.
+      hopper::cluster_wait();
+      hopper::cluster_arrive();
+      hopper::cluster_wait();
+    }
   } else {
     if constexpr (kTrades) hopper::take_registers<232>();
     if constexpr (kNarrow<S>) {
-      multiply_narrow<S>(p, ring, exchange);
+      multiply_narrow<S>(p, ring, exchange, parts);
     } else {
       multiply_wide<S>(p, ring);
     }
@@ -73,12 +81,14 @@ int launched(const Rows& x, const Rows& weight, const Product& p, int programs, 
   if (!rows_map(&x_map, x.codes, x.count, x.stride, p.groups, kBoxRows) ||
       !rows_map(&w_map, weight.codes, weight.count, weight.stride, p.groups, S::kColumns))
     return cudaErrorInvalidValue;
-  cudaLaunchAttribute early[1];
-  early[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early[0].val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchAttribute attributes[2];
+  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[0].val.programmaticStreamSerializationAllowed = 1;
+  attributes[1].id = cudaLaunchAttributeClusterDimension;
+  attributes[1].val.clusterDim.x = p.parts, attributes[1].val.clusterDim.y = 1, attributes[1].val.clusterDim.z = 1;
   cudaLaunchConfig_t config = {};
   config.gridDim = programs, config.blockDim = S::kThreads, config.dynamicSmemBytes = S::kBytes;
-  config.stream = stream, config.attrs = early, config.numAttrs = 1;
+  config.stream = stream, config.attrs = attributes, config.numAttrs = p.joined ? 2 : 1;
   return cudaLaunchKernelEx(&config, kernel, x_map, w_map, p);
 }
 

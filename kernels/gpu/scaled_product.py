@@ -32,6 +32,8 @@ class Tile(NamedTuple):
 DENSE_TILES = (Tile(16, 64), Tile(32, 64), Tile(64, 64), Tile(64, 128), Tile(64, 256), Tile(128, 256))
 # Programs that one multiprocessor holds: their rings are short.
 SHARING = {Tile(16, 64): 2, Tile(32, 64): 2, Tile(64, 64): 2}
+# Programs of a cluster.
+MOST_PARTS = 8
 
 _OUT = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
@@ -46,7 +48,7 @@ class Product(ctypes.Structure):
         )),
         *((name, ctypes.c_int) for name in (
             "x_scale_stride", "w_scale_stride", "scale_rows", "weight_rows", "rows", "top_k", "width", "groups",
-            "parts", "num_experts", "num_mapped", "ids_kind", "out_kind", "prefetch",
+            "parts", "num_experts", "num_mapped", "ids_kind", "out_kind", "prefetch", "joined",
         )),
     ]  # fmt: skip
 
@@ -74,11 +76,21 @@ def aligned(*tensors: Tensor) -> bool:
     return all(x.data_ptr() % 16 == 0 and x.stride(0) * x.element_size() % 16 == 0 for x in tensors)
 
 
+def joins(rows: int, parts: int, tiles: int, places: int) -> bool:
+    """Whether programs that make the parts of a tile add them up themselves: each has one tile, of one row."""
+    return rows == 1 and 1 < parts <= MOST_PARTS and tiles <= places
+
+
+def places_of(tile: Tile, device: torch.device) -> int:
+    """Programs of a tile that a GPU holds at once."""
+    return _multiprocessors(device.index or 0) * SHARING.get(tile, 1)
+
+
 def launch(
     mode: Mode, tile: Tile, weight: Tensor, *, x: Tensor, x_scale: Tensor, w_scale: Tensor, out: Tensor, rows: int,
     width: int, prefetch: bool, out_scale: Tensor | None = None, parts: int = 1, top_k: int = 1,
     sorting: Sorting | None = None, ids: Tensor | None = None, expert_map: Tensor | None = None,
-    weights: Tensor | None = None,
+    weights: Tensor | None = None, joined: bool = False,
 ) -> None:  # fmt: skip
     """Launch one product.
 
@@ -86,6 +98,7 @@ def launch(
     x         ``[rows, K]`` codes: tokens, or slots in the order of ``sorting``; without it each slot is a block of its
               own, and gate and up read its token
     prefetch  the kernel ahead writes nothing that says which tiles there are, so the weight may be read before it ends
+    joined    parts are added up in their order, as ``joins`` allows: ``out`` holds their sum
     """
     slots, experts, padded = sorting or (None, None, None)
     scale_rows = w_scale.shape[-2]
@@ -98,15 +111,14 @@ def launch(
         parts=parts, num_experts=weight.shape[0] if weight.dim() == 3 else 1,
         num_mapped=0 if expert_map is None else expert_map.numel(),
         ids_kind=2 if weights is None else int(ids is not None and ids.dtype == torch.int64),
-        out_kind=_OUT.get(out.dtype, 0), prefetch=prefetch,
+        out_kind=_OUT.get(out.dtype, 0), prefetch=prefetch, joined=joined,
     )  # fmt: skip
     blocks = -(-rows // tile.rows) if mode is Mode.DENSE else rows if experts is None else experts.numel()
     tiles = blocks * -(-width // tile.columns) * parts
-    places = _multiprocessors(x.device.index or 0) * SHARING.get(tile, 1)
     library = toolkit.loaded("scaled_product", "90a")
     wrong = library.minimax_m2_scaled_product(
         int(mode), tile.rows, tile.columns, *_rows(x), *_rows(weight.view(-1, weight.shape[-1])),
-        ctypes.byref(arguments), min(tiles, places),
+        ctypes.byref(arguments), min(tiles, places_of(tile, x.device)),
         ctypes.c_void_p(torch.cuda.current_stream(x.device).cuda_stream),
     )  # fmt: skip
     toolkit.demand_launched(library, wrong, f"scaled_product {mode.name} {tile}")

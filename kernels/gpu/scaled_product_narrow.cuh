@@ -10,6 +10,11 @@ struct Exchange {
   unsigned largest[8][64];
 };
 
+// Row 0 of a tile's parts but the first.
+struct Parts {
+  float sums[7][256];
+};
+
 // Values of a thread: rows 8j + 2q and the next of x, for the weight's rows r and r + 8 of its warp.
 template <class S>
 __device__ __forceinline__ void store_narrow_codes(const Product& p, const Tile& tile, float (&act)[S::kRows / 2],
@@ -52,8 +57,32 @@ __device__ __forceinline__ void store_one(const Product& p, long long at, float 
   if (p.out_kind == kFloat16) static_cast<__half*>(p.out)[at] = __float2half_rn(value);
 }
 
+// Adds up row 0 in the first program of a cluster, in the order of the parts; whether this is that program.
 template <class S>
-__device__ __forceinline__ void multiply_narrow(const Product& p, const Ring& ring, Exchange& exchange) {
+__device__ __forceinline__ bool added_up(const Product& p, const Tile& tile, float (&sums)[S::kBlocks][S::kRows / 2],
+                                         int weight_lane, Parts& parts) {
+  const bool has_row = (threadIdx.x & 3) == 0;
+  const auto each = [&](int part, auto use) {
+    if (!has_row) return;
+#pragma unroll
+    for (int block = 0; block < S::kBlocks; block++)
+#pragma unroll
+      for (int k = 0; k < 2; k++)
+        use(sums[block][2 * k], &parts.sums[part - 1][block * S::kColumns + weight_lane + 8 * k]);
+  };
+  // The first program runs: it has arrived once.
+  hopper::cluster_wait();
+  if (tile.part > 0)
+    each(tile.part, [](float sum, float* place) { hopper::write_to(0, hopper::shared_address(place), sum); });
+  hopper::cluster_arrive();
+  hopper::cluster_wait();
+  if (tile.part > 0) return false;
+  for (int part = 1; part < p.parts; part++) each(part, [](float& sum, const float* place) { sum += *place; });
+  return true;
+}
+
+template <class S>
+__device__ __forceinline__ void multiply_narrow(const Product& p, const Ring& ring, Exchange& exchange, Parts& parts) {
   constexpr int kCount = S::kRows / 2;
   static_assert(S::kColumns == 64 * S::kWarpgroups, "a warpgroup has 64 rows of each block of the weight");
   const int lane = threadIdx.x & 31, q = lane & 3, group_lane = threadIdx.x / 128 * 64;
@@ -107,6 +136,8 @@ __device__ __forceinline__ void multiply_narrow(const Product& p, const Ring& ri
       if (++stage == S::kStages) stage = 0, parity ^= 1;
     }
 
+    if constexpr (kJoins<S>)
+      if (p.joined && !added_up<S>(p, tile, sums, weight_lane, parts)) continue;
     if constexpr (S::kMode == kGateUp) {
 #pragma unroll
       for (int i = 0; i < kCount; i++) sums[0][i] = gated(sums[0][i], sums[1][i]);

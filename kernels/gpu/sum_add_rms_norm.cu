@@ -62,9 +62,11 @@ __device__ __forceinline__ uint2 narrowed(const float (&x)[4], __half) {
   return {*reinterpret_cast<const uint32_t*>(&first), *reinterpret_cast<const uint32_t*>(&second)};
 }
 
-// Nothing that another kernel writes may be touched before the wait; later kernels may then take their places.
+// Nothing that another kernel writes may be touched before the wait; later kernels may then take their places, behind a
+// single row before.
 __device__ __forceinline__ void begin() {
 #if __CUDA_ARCH__ >= 900
+  if (gridDim.x == 1) asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
   asm volatile("griddepcontrol.wait;" ::: "memory");
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif

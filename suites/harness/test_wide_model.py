@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from minimax_m2.harness.model_bench import Plan, timed_plan
-from minimax_m2.harness.model_tables import model_table, proof_table
+from minimax_m2.harness.model_tables import layer_table, model_table, proof_table
 from minimax_m2.harness.model_verdict import DEFECTS
 from minimax_m2.harness.provider import Provider
 from minimax_m2.harness.providers.plain import plain
@@ -26,6 +26,7 @@ CONFIG = MiniMaxM2Config(
     vocab_size=96, hidden_size=256, intermediate_size=256, num_hidden_layers=2, num_attention_heads=8,
     num_key_value_heads=2, head_dim=32, rotary_dim=16, num_local_experts=6, num_experts_per_tok=2,
 )  # fmt: skip
+PHASES = ("decode", "layer")
 PLAN = Plan(layers=2, loads=((2, 5),), prompts=((2, 5),), tokens=3)
 
 
@@ -105,6 +106,21 @@ def test_a_plan_is_proven_then_timed_and_its_table_says_so() -> None:
     assert decode.bytes > prefill.bytes // 3
     assert model_table(found, "decode").splitlines()[-1].startswith("| 2 | 1 |  | 2 | 5 | ")
     assert proof_table(found).count("| pass | relative error") == 2
+
+
+def test_a_layer_is_what_deep_steps_take_beside_shallow_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A step of three layers takes 5 s, one of the first two 3 s.
+    monkeypatch.setattr(
+        "minimax_m2.harness.continuation.Continuation.timed",
+        lambda going, tokens: [2 * going.static.model.config.num_hidden_layers - 1] * tokens,
+    )
+    found = list(timed_plan(dataclasses.replace(PLAN, layers=3), CONFIG, Single(), device="cpu"))
+    decode, layer = (next(r.timing for r in found if r.timing and r.case["phase"] == phase) for phase in PHASES)
+
+    assert (decode.median_us, layer.median_us) == (5e6, 2e6)
+    assert 0 < 3 * layer.bytes < decode.bytes
+    assert layer_table(found).splitlines()[-1].startswith("| 3 | 1 |  | 2 | 5 | 2000000.0 | ")
+    assert layer_table([record for record in found if record.case["phase"] != "layer"]) == ""
 
 
 def test_what_does_not_fit_is_told_before_it_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ pytest.importorskip("triton", reason="Triton is not installed; no GPU kernel can
 
 from minimax_m2.kernels.gpu.dense_tile import by_library
 from minimax_m2.kernels.gpu.experts import by_rows
-from minimax_m2.kernels.gpu.launch import ROOM, chained, converts_e4m3, overlaps
+from minimax_m2.kernels.gpu.launch import AFTER_WAITING, AT_ONCE, NEVER, ROOM, chained, converts_e4m3, overlaps
 from minimax_m2.kernels.gpu.parts import parts_of
 from minimax_m2.kernels.gpu.router_gemm import by_multiply_adds, on_tensor_cores
 from minimax_m2.kernels.gpu.row_products import fits
@@ -63,10 +63,12 @@ def test_a_sum_is_cut_where_tiles_are_few_and_by_shapes_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("capability", "warps", "early", "followed"),
-    [(89, 1, False, False), (90, 1, True, True), (90, ROOM, True, True), (90, ROOM + 1, True, False)],
-)
+    ("capability", "warps", "tokens", "early", "followed"),
+    [(89, 1, 1, False, NEVER), (90, 1, 0, True, AFTER_WAITING), (90, ROOM, 8, True, AFTER_WAITING),
+     (90, ROOM, 1, True, AT_ONCE), (90, ROOM + 1, 1, True, NEVER)],
+)  # fmt: skip
 def test_a_launch_of_few_warps_lets_the_next_one_begin(
-    capability: int, warps: int, early: bool, followed: bool
+    capability: int, warps: int, tokens: int, early: bool, followed: int
 ) -> None:
-    assert chained(capability, warps) == {"EARLY": early, "FOLLOWED": followed, "launch_pdl": early}
+    expected = {"EARLY": early, "FOLLOWED": followed, "launch_pdl": early}
+    assert chained(capability, warps, tokens=tokens) == expected
