@@ -20,7 +20,6 @@ from minimax_m2.harness.model_verdict import DEFECTS, ModelJudge, defective, wid
 from minimax_m2.harness.provider import Provider
 from minimax_m2.harness.random_fp8 import NAMES, random_fp8, tensors_of
 from minimax_m2.harness.verdict import Verdict
-from minimax_m2.harness.warming import warming
 from minimax_m2.reference.communicator import Communicator
 from minimax_m2.reference.config import MiniMaxM2Config
 from minimax_m2.reference.model import MiniMaxM2
@@ -72,12 +71,8 @@ def first_layers(wide: WideModel, count: int) -> WideModel:
 
 
 def _laid_out(config: MiniMaxM2Config, weights: ModelWeights, ops: OpTable, voice: Communicator) -> MiniMaxM2:
-    """The model over the ranks, whose layers ask for their weights ahead on a GPU."""
-    layers: dict[int, OpTable] = {}
-    if weights.norm.is_cuda:
-        ops, layers = warming(ops, weights.layers, weights.norm.device)
     layout = Layout(tp=voice.size, rank=voice.rank)
-    return MiniMaxM2(config, weights, ops=ops, layer_ops=layers, communicator=voice, layout=layout)
+    return MiniMaxM2(config, weights, ops=ops, communicator=voice, layout=layout)
 
 
 def drawn_bytes(config: MiniMaxM2Config, ranks: int) -> int:
