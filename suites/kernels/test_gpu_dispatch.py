@@ -15,6 +15,8 @@ from minimax_m2.kernels.gpu.router_gemm import by_multiply_adds, on_tensor_cores
 from minimax_m2.kernels.gpu.row_products import fits
 from minimax_m2.kernels.gpu.scaled_rows import fits as rows_fit
 from minimax_m2.kernels.gpu.scaled_rows import steps_of
+from minimax_m2.kernels.gpu.swiglu import is_quick
+from minimax_m2.kernels.gpu.swiglu_quant import group_tiles
 
 
 @pytest.mark.parametrize(
@@ -39,6 +41,8 @@ from minimax_m2.kernels.gpu.scaled_rows import steps_of
         pytest.param(by_rows(33, 3072, 1536, 128, scaled=True), False, id="M2's experts above in tiles"),
         pytest.param(by_rows(8, 3072, 1536, 128, scaled=False), False, id="bf16 experts in tiles"),
         pytest.param(by_rows(8, 16384, 1536, 128, scaled=True), False, id="rows too long for registers in tiles"),
+        pytest.param(is_quick(torch.bfloat16), True, id="SwiGLU of 16 bits by the hardware's power"),
+        pytest.param(is_quick(torch.float32), False, id="SwiGLU of float32 below one unit"),
         pytest.param(rows_fit(3072, 2048), False, id="a group wider than a step"),
     ],
 )
@@ -55,6 +59,19 @@ def test_steps_cover_a_row(size: int, width: int, expected: tuple[int, int, int]
 
     assert (groups, block, steps) == expected
     assert groups * steps * width >= size
+
+
+@pytest.mark.parametrize(
+    ("tokens", "group", "groups", "expected"),
+    [(1, 128, 12, (3, 4, 128, 4)), (1023, 128, 12, (3, 4, 128, 4)), (1024, 128, 12, (3, 4, 128, 1)),
+     (1, 2048, 1, (1, 1, 2048, 16)), (1024, 2048, 1, (1, 1, 2048, 4)), (1, 7, 2, (1, 2, 8, 1))],
+)  # fmt: skip
+def test_groups_of_swiglu_are_dealt_to_programs(
+    tokens: int, group: int, groups: int, expected: tuple[int, ...]
+) -> None:
+    programs, tile = group_tiles(tokens, group, groups)
+
+    assert (programs, *tile.values()) == expected
 
 
 def test_a_sum_is_cut_where_tiles_are_few_and_by_shapes_alone() -> None:
