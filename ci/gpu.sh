@@ -7,7 +7,8 @@ cd "$(dirname "$0")/.."
 PYTHON="${PYTHON:-python3}"
 export OMP_NUM_THREADS=1
 "$PYTHON" -m pip install -e . --no-deps --no-build-isolation
-cores=$(nproc)
+# nproc counts threads, where somebody limits them.
+cores=$(env -u OMP_NUM_THREADS nproc)
 # Without nvidia-smi there is no GPU: levels G0 and G1 are shown, the others say what is missing.
 room=$(nvidia-smi --id=0 --query-gpu=memory.free --format=csv,noheader,nounits 2>/dev/null || echo $((5000 * cores)))
 workers=$((room / 5000 < cores ? room / 5000 : cores))
