@@ -11,7 +11,7 @@ import torch
 from minimax_m2.harness.bits import Bits
 from minimax_m2.harness.case import Case, Field
 from minimax_m2.harness.cuda_graph import captured, on_a_stream
-from minimax_m2.harness.judge import moved
+from minimax_m2.harness.judge import on_device
 from minimax_m2.harness.judged_rows import judged
 from minimax_m2.harness.op import find_op
 from minimax_m2.harness.peers import absence, can, on_gpu
@@ -96,8 +96,8 @@ def test_a_graph_of_a_planned_call_reads_the_queries_of_its_replay(name: str) ->
     if (reason := absence(name)) is not None:
         pytest.skip(f"{name} is not here: {reason}")
     case = next(iter(can(name).fitting(OP, 1))).but(S=33)
-    given = {field: moved(value, "cuda") for field, value in drawn(case).items()}
     provider = on_gpu(name)
+    given = {field: on_device(value, provider) for field, value in drawn(case).items()}
     call = OP.bind(provider.functions("attention") or attention, given)
     on_a_stream(call)
     graph, returned = captured(call)
