@@ -107,3 +107,9 @@ def test_a_run_asks_the_provider_of_the_same_name_on_another_device(
     cell = next(cell for cell in planned(providers, ops=["rms_norm"]) if cell.device == "cpu")
     (found,) = (r.determinism for r in run(providers, chosen=[cell], count=8, name="one") if r.determinism)
     assert found.endswith(f"D5{mark}")
+
+
+def test_a_card_is_of_a_case_that_lets_every_corruption_show() -> None:
+    """The first sampled case of experts with rows routes none of them, so that every kernel gives the same zeros."""
+    (graded,) = (r for r in run([plain()], ops=["experts"], count=5, name="one") if r.determinism)
+    assert (graded.case["load"] != "none", graded.case["T"]) == (True, 2)
