@@ -21,10 +21,10 @@ RUNS = [
 @pytest.mark.parametrize("found", RUNS, ids=lambda found: f"{found['device']}-{found['commit']}")
 def test_a_run_stands_in_the_table_with_what_it_counted(found: dict[str, Any]) -> None:
     row = [found["device"], found["commit"], *(found[key] for key in ("passed", "failed", "skipped"))]
-    assert f"| {' | '.join(map(str, [*row, round(found['seconds'])]))} |" in TRUST
+    row += [round(found["seconds"]), found["stopped"] or "no"]
+    assert f"| {' | '.join(map(str, row))} |" in TRUST
     assert sum(found["skips"].values()) == found["skipped"]
     assert len(found["failures"]) == found["failed"]
-    assert found["stopped"] == "", "a run that was cut is no row of this table"
 
 
 def test_which_ops_have_the_same_bits_on_two_devices_is_counted_from_the_record() -> None:
