@@ -61,7 +61,9 @@ def spread_experts(packed: Any, count: int) -> Any:
         if part.numel() == 0 or len(part) != experts:
             return part
         far = _untouched(count * part[0].numel(), part).view(count, *part.shape[1:])
-        far[places(experts, count).to(part.device)] = part
+        # Written one by one: not every device can scatter 8-bit floats.
+        for place, one in zip(places(experts, count).tolist(), part, strict=True):
+            far[place].copy_(one)
         return far
 
     return type(packed)(*(among(part) for part in packed))
