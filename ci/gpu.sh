@@ -12,8 +12,9 @@ cores=$(env -u OMP_NUM_THREADS nproc)
 # Without nvidia-smi there is no GPU: levels G0 and G1 are shown, the others say what is missing.
 room=$(nvidia-smi --id=0 --query-gpu=memory.free --format=csv,noheader,nounits 2>/dev/null || echo $((5000 * cores)))
 workers=$((room / 5000 < cores ? room / 5000 : cores))
-huge=suites/kernels/test_gpu_huge.py
+huge=suites/kernels/test_gpu_huge.py failed=0
 "$PYTHON" -m pytest -m gpu -n "$workers" --dist worksteal --ignore "$huge" --ignore-glob='*/bench_*.py' \
-    suites suites/drift "$@"
+    suites suites/drift "$@" || failed=1
 # One test at a time: what takes 20 GB, and ranks over NCCL, of which tests say so where there are fewer than two GPUs.
-exec "$PYTHON" -m pytest -m gpu "$huge" suites/parallel "$@"
+"$PYTHON" -m pytest -m gpu "$huge" suites/parallel "$@" || failed=1
+exit $failed
