@@ -17,6 +17,8 @@ from minimax_m2.kernels.gpu.scaled_product import (
     Tile,
     aligned,
     available,
+    clusters_on,
+    even_parts,
     fits,
     launch,
     places_of,
@@ -71,9 +73,10 @@ def quantised_once(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return q, scale
 
 
-def gate_parts(rows: int, tiles: int, groups: int, places: int) -> int:
-    """Parts of gate's and up's sums where nothing is sorted: two where that many programs still run at once."""
-    return 2 if rows == 1 and 2 * tiles <= places and groups % 2 == 0 else 1
+def parts_of(mode: Mode, tile: Tile, tiles: int, groups: int, device: torch.device) -> int:
+    """The parts that the sums of a slot alone are made in."""
+    columns = 2 * tile.columns if mode is Mode.GATE_UP else tile.columns
+    return even_parts(tiles, groups, columns, places_of(tile, device), clusters_on(mode, device))
 
 
 def launch_products(
@@ -99,7 +102,10 @@ def launch_products(
 
     act, act_scale = allocated(places, I, group=GROUP, dtype=w13.dtype, device=x.device)
     gate, down = Tile(max(rows, 16), 128), Tile(max(rows, 16), 256)
-    parts = gate_parts(rows, num_slots * -(-I // gate.columns), H // GROUP, places_of(gate, x.device))
+    gate_parts, down_parts = (
+        parts_of(mode, tile, num_slots * -(-columns // tile.columns), channels // GROUP, x.device) if rows == 1 else 1
+        for mode, tile, columns, channels in ((Mode.GATE_UP, gate, I, H), (Mode.DOWN, down, H, I))
+    )
     shared: dict[str, Any] = {
         "rows": num_slots,
         "sorting": sorting,
@@ -110,9 +116,10 @@ def launch_products(
     # Ids and sorted slots are older than the launch just ahead, which began after they were written.
     launch(
         Mode.GATE_UP, gate, w13, x=x, x_scale=x_scale, w_scale=w13_scale, out=act, out_scale=act_scale,
-        width=I, top_k=top_k, prefetch=quantised or rows > 1, parts=parts, joined=parts > 1, **shared,
+        width=I, top_k=top_k, prefetch=quantised or rows > 1, parts=gate_parts,
+        joined=gate_parts > 1, **shared,
     )  # fmt: skip
     launch(
         Mode.DOWN, down, w2, x=act, x_scale=act_scale, w_scale=w2_scale, out=y, width=H, prefetch=True,
-        **shared,
+        parts=down_parts, joined=down_parts > 1, **shared,
     )  # fmt: skip

@@ -178,8 +178,9 @@ def _launch_product(
     x: Tensor, weight: Tensor, scale: Tensor, x_scale: Tensor, out: Tensor, tile: scaled_product.Tile, parts: int
 ) -> None:
     num_tokens, num_columns = out.shape
-    tiles = triton.cdiv(num_tokens, tile.rows) * triton.cdiv(num_columns, tile.columns) * parts
-    joined = scaled_product.joins(num_tokens, parts, tiles, scaled_product.places_of(tile, x.device))
+    clusters = scaled_product.clusters_on(scaled_product.Mode.DENSE, x.device)
+    tiles = triton.cdiv(num_columns, tile.columns)
+    joined = num_tokens == 1 and scaled_product.joins(tiles, parts, tile.columns, clusters)
     sums = out if joined else part_sums(parts, out)
     scaled_product.launch(
         scaled_product.Mode.DENSE, tile, weight, x=x, x_scale=x_scale, w_scale=scale, out=sums, rows=num_tokens,

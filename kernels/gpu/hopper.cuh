@@ -54,13 +54,34 @@ __device__ __forceinline__ void copy_tile(uint32_t to, const CUtensorMap* map, i
           "r"(to), "l"(map), "r"(column), "r"(row), "r"(barrier) : "memory");
 }
 
-// Programs of a cluster: what was written to another's shared memory before the first is there after the second.
+// Programs of a cluster have all begun after this.
 __device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.release;" ::: "memory"); }
 __device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
-__device__ __forceinline__ void write_to(int program, uint32_t address, float value) {
+
+// Where shared memory of the cluster's first program lies, for all of them.
+__device__ __forceinline__ uint32_t in_first_program(uint32_t address) {
   uint32_t there;
-  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(program));
+  asm volatile("mapa.shared::cluster.u32 %0, %1, 0;" : "=r"(there) : "r"(address));
+  return there;
+}
+__device__ __forceinline__ void write_there(uint32_t there, float value) {
   asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(there), "f"(value) : "memory");
+}
+__device__ __forceinline__ void arrive_there(uint32_t there) {
+  asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(there) : "memory");
+}
+__device__ __forceinline__ void wait_for_cluster(uint32_t barrier, uint32_t parity) {
+  asm volatile(
+      "{\n\t.reg .pred done;\n"
+      "again:\n\t"
+      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n\t"
+      "@done bra over;\n\tbra again;\n"
+      "over:\n\t}" ::"r"(barrier), "r"(parity) : "memory");
+}
+
+// What the copy engine reads of a tensor is on its way before the first copy.
+__device__ __forceinline__ void fetch_map(const CUtensorMap* map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }
 
 // A launch may begin before the one ahead of it has ended: nothing that others write may be touched before this.

@@ -19,19 +19,16 @@ __global__ void __launch_bounds__(S::kThreads, S::kPrograms)
   extern __shared__ uint8_t bytes[];
   __shared__ Exchange exchange;
   __shared__ Parts parts;
+  if (threadIdx.x == 0) hopper::fetch_map(&w_map), hopper::fetch_map(&x_map);
   const Ring ring = ring_at<S>(bytes);
-  if (kJoins<S> && p.joined) hopper::cluster_arrive();
+  if constexpr (kJoins<S>)
+    if (p.joined) begin_joined<S>(p, parts);
   // Sums of many rows take more registers than a program's share: fetching warps leave theirs.
   constexpr bool kTrades = !kNarrow<S> && S::kWarpgroups == 2;
   if (threadIdx.x >= 128 * S::kWarpgroups) {
     if constexpr (kTrades) hopper::give_registers<40>();
     fetch<S>(&x_map, &w_map, p, ring);
-    if (kJoins<S> && p.joined) {
-      // Every thread of a cluster meets the others twice.
-      hopper::cluster_wait();
-      hopper::cluster_arrive();
-      hopper::cluster_wait();
-    }
+    if (kJoins<S> && p.joined) hopper::cluster_wait();
   } else {
     if constexpr (kTrades) hopper::take_registers<232>();
     if constexpr (kNarrow<S>) {
@@ -71,6 +68,32 @@ struct Rows {
 };
 
 template <class S>
+cudaLaunchConfig_t configured(int programs, int joined, cudaStream_t stream, cudaLaunchAttribute (&attributes)[2]) {
+  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[0].val.programmaticStreamSerializationAllowed = 1;
+  attributes[1].id = cudaLaunchAttributeClusterDimension;
+  attributes[1].val.clusterDim.x = joined, attributes[1].val.clusterDim.y = 1, attributes[1].val.clusterDim.z = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = programs, config.blockDim = S::kThreads, config.dynamicSmemBytes = S::kBytes;
+  config.stream = stream, config.attrs = attributes, config.numAttrs = joined > 1 ? 2 : 1;
+  return config;
+}
+
+// Clusters of so many programs that the current device holds at once; none where it cannot.
+template <class S>
+int clusters(int programs) {
+  cudaLaunchAttribute attributes[2];
+  int found = 0;
+  if (cudaFuncSetAttribute(scaled_product<S>, cudaFuncAttributeMaxDynamicSharedMemorySize, S::kBytes) != cudaSuccess)
+    return 0;
+  cudaLaunchConfig_t config = configured<S>(programs, programs, nullptr, attributes);
+  config.attrs = attributes + 1, config.numAttrs = 1;
+  if (cudaOccupancyMaxActiveClusters(&found, scaled_product<S>, &config) == cudaSuccess) return found;
+  cudaGetLastError();
+  return 0;
+}
+
+template <class S>
 int launched(const Rows& x, const Rows& weight, const Product& p, int programs, cudaStream_t stream) {
   auto* kernel = scaled_product<S>;
   // At every launch: it holds for the current device only.
@@ -82,13 +105,7 @@ int launched(const Rows& x, const Rows& weight, const Product& p, int programs, 
       !rows_map(&w_map, weight.codes, weight.count, weight.stride, p.groups, S::kColumns))
     return cudaErrorInvalidValue;
   cudaLaunchAttribute attributes[2];
-  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[0].val.programmaticStreamSerializationAllowed = 1;
-  attributes[1].id = cudaLaunchAttributeClusterDimension;
-  attributes[1].val.clusterDim.x = p.parts, attributes[1].val.clusterDim.y = 1, attributes[1].val.clusterDim.z = 1;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = programs, config.blockDim = S::kThreads, config.dynamicSmemBytes = S::kBytes;
-  config.stream = stream, config.attrs = attributes, config.numAttrs = p.joined ? 2 : 1;
+  const cudaLaunchConfig_t config = configured<S>(programs, p.joined ? p.parts : 1, stream, attributes);
   return cudaLaunchKernelEx(&config, kernel, x_map, w_map, p);
 }
 
@@ -120,4 +137,14 @@ extern "C" int minimax_m2_scaled_product(int mode, int rows, int columns, const 
   LAUNCH(kDown, 128, 256, 2, 128, 2, 4)
 #undef LAUNCH
   return cudaErrorInvalidValue;
+}
+
+// Clusters of so many programs of a kernel that the current device holds at once: tiles are of 16 rows.
+extern "C" int minimax_m2_clusters(int mode, int programs) {
+  switch (mode) {
+    case kDense: return clusters<Shape<kDense, 16, 1, 64, 1, 8>>(programs);
+    case kGateUp: return clusters<Shape<kGateUp, 16, 2, 128, 2, 6>>(programs);
+    case kDown: return clusters<Shape<kDown, 16, 2, 128, 2, 6>>(programs);
+  }
+  return 0;
 }

@@ -38,7 +38,7 @@ struct Product {
   int groups, parts;           // a part adds groups / parts steps
   int num_experts, num_mapped, ids_kind, out_kind;
   int prefetch;                // which tiles there are is known before the kernel ahead has ended
-  int joined;                  // programs of a tile's parts are a cluster, whose first adds up row 0
+  int joined;                  // programs of a tile's parts are a cluster, whose first adds up row 0 of each tile
 };
 
 // A program's tile: rows of x, and columns of the result in blocks of the weight's rows: gate's and up's, or neighbours.
@@ -58,7 +58,7 @@ struct Shape {
 
 // Tiles whose parts may be joined.
 template <class S>
-constexpr bool kJoins = S::kRows == kBoxRows && S::kMode != kDown;
+constexpr bool kJoins = S::kRows == kBoxRows;
 
 struct Tile {
   int block, column, part, expert;

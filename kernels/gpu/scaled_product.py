@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from enum import IntEnum
 from functools import cache
 from typing import NamedTuple
@@ -32,8 +33,8 @@ class Tile(NamedTuple):
 DENSE_TILES = (Tile(16, 64), Tile(32, 64), Tile(64, 64), Tile(64, 128), Tile(64, 256), Tile(128, 256))
 # Programs that one multiprocessor holds: their rings are short.
 SHARING = {Tile(16, 64): 2, Tile(32, 64): 2, Tile(64, 64): 2}
-# Programs of a cluster.
-MOST_PARTS = 8
+# Programs of a cluster, and what the first of them keeps of the others: sums of a row, of so many tiles.
+MOST_PARTS, MOST_SUMS, MOST_TILES = 8, 3072, 12
 
 _OUT = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
@@ -76,14 +77,44 @@ def aligned(*tensors: Tensor) -> bool:
     return all(x.data_ptr() % 16 == 0 and x.stride(0) * x.element_size() % 16 == 0 for x in tensors)
 
 
-def joins(rows: int, parts: int, tiles: int, places: int) -> bool:
-    """Whether programs that make the parts of a tile add them up themselves: each has one tile, of one row."""
-    return rows == 1 and 1 < parts <= MOST_PARTS and tiles <= places
+def joins(tiles: int, parts: int, columns: int, clusters: Callable[[int], int]) -> bool:
+    """Whether the programs that make the parts of a row are a cluster, whose first adds them up.
+
+    columns   that a program keeps sums of: gate's and up's apart
+    clusters  how many of so many programs run at once
+    """
+    if not 1 < parts <= MOST_PARTS or clusters(parts) < 1:
+        return False
+    turns = -(-tiles // clusters(parts))
+    return turns <= MOST_TILES and turns * (parts - 1) * columns <= MOST_SUMS
+
+
+def even_parts(tiles: int, groups: int, columns: int, places: int, clusters: Callable[[int], int]) -> int:
+    """The parts of a row's sums that leave the busiest program the fewest steps; ``places`` programs run alone."""
+    best, least = 1, groups * -(-tiles // places)
+    for parts in range(2, MOST_PARTS + 1):
+        if groups % parts == 0 and joins(tiles, parts, columns, clusters):
+            steps = groups // parts * -(-tiles // clusters(parts))
+            if steps < least:
+                best, least = parts, steps
+    return best
+
+
+@cache
+def clusters_of(mode: Mode, parts: int, device: int) -> int:
+    """How many clusters of so many programs a GPU holds at once, for tiles of 16 rows."""
+    with torch.cuda.device(device):
+        return int(toolkit.loaded("scaled_product", "90a").minimax_m2_clusters(int(mode), parts))
 
 
 def places_of(tile: Tile, device: torch.device) -> int:
     """Programs of a tile that a GPU holds at once."""
     return _multiprocessors(device.index or 0) * SHARING.get(tile, 1)
+
+
+def clusters_on(mode: Mode, device: torch.device) -> Callable[[int], int]:
+    """``clusters_of`` by their programs."""
+    return lambda parts: clusters_of(mode, parts, device.index or 0)
 
 
 def launch(
@@ -114,11 +145,14 @@ def launch(
         out_kind=_OUT.get(out.dtype, 0), prefetch=prefetch, joined=joined,
     )  # fmt: skip
     blocks = -(-rows // tile.rows) if mode is Mode.DENSE else rows if experts is None else experts.numel()
-    tiles = blocks * -(-width // tile.columns) * parts
+    tiles = blocks * -(-width // tile.columns)
+    programs = min(tiles * parts, places_of(tile, x.device))
+    if joined:
+        programs = parts * min(tiles, clusters_of(mode, parts, x.device.index or 0))
     library = toolkit.loaded("scaled_product", "90a")
     wrong = library.minimax_m2_scaled_product(
         int(mode), tile.rows, tile.columns, *_rows(x), *_rows(weight.view(-1, weight.shape[-1])),
-        ctypes.byref(arguments), min(tiles, places_of(tile, x.device)),
+        ctypes.byref(arguments), programs,
         ctypes.c_void_p(torch.cuda.current_stream(x.device).cuda_stream),
     )  # fmt: skip
     toolkit.demand_launched(library, wrong, f"scaled_product {mode.name} {tile}")

@@ -10,10 +10,24 @@ struct Exchange {
   unsigned largest[8][64];
 };
 
-// Row 0 of a tile's parts but the first.
+// Row 0 of the parts but the first, of as many tiles of a program as fit, and who has written it.
+constexpr int kPartSums = 3072, kMostTiles = 12;
 struct Parts {
-  float sums[7][256];
+  float sums[kPartSums];
+  uint64_t written[kMostTiles];
 };
+
+// Every warp that multiplies arrives for its part of a tile; all threads of the cluster begin so.
+template <class S>
+__device__ __forceinline__ void begin_joined(const Product& p, Parts& parts) {
+  if (threadIdx.x == 0) {
+    for (uint64_t& written : parts.written)
+      hopper::barrier_init(hopper::shared_address(&written), (p.parts - 1) * 4 * S::kWarpgroups);
+    hopper::barriers_made();
+  }
+  __syncthreads();
+  hopper::cluster_arrive();
+}
 
 // Values of a thread: rows 8j + 2q and the next of x, for the weight's rows r and r + 8 of its warp.
 template <class S>
@@ -57,26 +71,29 @@ __device__ __forceinline__ void store_one(const Product& p, long long at, float 
   if (p.out_kind == kFloat16) static_cast<__half*>(p.out)[at] = __float2half_rn(value);
 }
 
-// Adds up row 0 in the first program of a cluster, in the order of the parts; whether this is that program.
+// Adds up row 0 of a program's tile in the first program of the cluster, in the order of the parts; whether this is it.
 template <class S>
 __device__ __forceinline__ bool added_up(const Product& p, const Tile& tile, float (&sums)[S::kBlocks][S::kRows / 2],
-                                         int weight_lane, Parts& parts) {
+                                         int weight_lane, int turn, Parts& parts) {
   const bool has_row = (threadIdx.x & 3) == 0;
   const auto each = [&](int part, auto use) {
     if (!has_row) return;
+    float* place = parts.sums + (turn * (p.parts - 1) + part - 1) * S::kBlocks * S::kColumns;
 #pragma unroll
     for (int block = 0; block < S::kBlocks; block++)
 #pragma unroll
-      for (int k = 0; k < 2; k++)
-        use(sums[block][2 * k], &parts.sums[part - 1][block * S::kColumns + weight_lane + 8 * k]);
+      for (int k = 0; k < 2; k++) use(sums[block][2 * k], place + block * S::kColumns + weight_lane + 8 * k);
   };
-  // The first program runs: it has arrived once.
-  hopper::cluster_wait();
-  if (tile.part > 0)
-    each(tile.part, [](float sum, float* place) { hopper::write_to(0, hopper::shared_address(place), sum); });
-  hopper::cluster_arrive();
-  hopper::cluster_wait();
-  if (tile.part > 0) return false;
+  const uint32_t written = hopper::shared_address(&parts.written[turn]);
+  if (tile.part > 0) {
+    each(tile.part, [](float sum, float* place) {
+      hopper::write_there(hopper::in_first_program(hopper::shared_address(place)), sum);
+    });
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) hopper::arrive_there(hopper::in_first_program(written));
+    return false;
+  }
+  hopper::wait_for_cluster(written, 0);
   for (int part = 1; part < p.parts; part++) each(part, [](float& sum, const float* place) { sum += *place; });
   return true;
 }
@@ -89,8 +106,9 @@ __device__ __forceinline__ void multiply_narrow(const Product& p, const Ring& ri
   const int weight_lane = group_lane + (threadIdx.x % 128) / 32 * 16 + lane / 4, steps = p.groups / p.parts;
   hopper::wait_for_predecessor();
 
+  if (kJoins<S> && p.joined) hopper::cluster_wait();
   const int tiles = tiles_of<S>(p);
-  int stage = 0;
+  int stage = 0, turn = 0;
   uint32_t parity = 0;
   for (int index = blockIdx.x; index < tiles; index += gridDim.x) {
     const Tile tile = tile_at<S>(p, index);
@@ -137,7 +155,7 @@ __device__ __forceinline__ void multiply_narrow(const Product& p, const Ring& ri
     }
 
     if constexpr (kJoins<S>)
-      if (p.joined && !added_up<S>(p, tile, sums, weight_lane, parts)) continue;
+      if (p.joined && !added_up<S>(p, tile, sums, weight_lane, turn++, parts)) continue;
     if constexpr (S::kMode == kGateUp) {
 #pragma unroll
       for (int i = 0; i < kCount; i++) sums[0][i] = gated(sums[0][i], sums[1][i]);
@@ -147,6 +165,7 @@ __device__ __forceinline__ void multiply_narrow(const Product& p, const Ring& ri
       for (int i = 0; i < kCount; i++) {
         const Row row = row_of<S>(p, tile, i / 4 * 8 + 2 * q + (i & 1));
         if (row.owner < 0) continue;
+        // Of joined parts only the first comes here.
         const long long at = (static_cast<long long>(tile.part) * p.rows + row.owner) * p.width;
         const float factor = factor_of<S>(p, row.owner);
 #pragma unroll

@@ -10,28 +10,33 @@ pytest.importorskip("triton", reason="Triton is not installed; no GPU kernel can
 from minimax_m2.harness.devices import absence
 from minimax_m2.kernels.gpu import experts_products, fp8_linear, toolkit
 from minimax_m2.kernels.gpu.experts import experts, pack_experts
-from minimax_m2.kernels.gpu.experts_products import gate_parts
 from minimax_m2.kernels.gpu.launch import capability
-from minimax_m2.kernels.gpu.scaled_product import available, joins
+from minimax_m2.kernels.gpu.scaled_product import available, even_parts, joins
+
+# Clusters of so many programs, one a multiprocessor, that an H200 whose groups have 16 and 18 of them holds at once.
+CLUSTERS = {2: 66, 3: 43, 4: 32, 5: 24, 6: 20, 7: 18, 8: 16}
 
 
 @pytest.mark.parametrize(
-    ("rows", "parts", "tiles", "joined"),
-    [(1, 4, 192, True), (1, 8, 264, True), (1, 1, 128, False), (1, 9, 144, False), (2, 4, 192, False),
-     (1, 4, 268, False)],
+    ("tiles", "parts", "columns", "joined"),
+    [(48, 4, 64, True), (48, 8, 64, True), (96, 4, 256, True), (48, 1, 64, False), (48, 9, 64, False),
+     (160, 4, 256, False), (800, 2, 64, False)],
 )  # fmt: skip
-def test_parts_of_one_row_are_added_up_where_all_programs_run_at_once(
-    rows: int, parts: int, tiles: int, joined: bool
+def test_parts_of_a_row_are_added_up_where_the_first_program_can_keep_them(
+    tiles: int, parts: int, columns: int, joined: bool
 ) -> None:
-    assert joins(rows, parts, tiles, places=264) == joined
+    assert joins(tiles, parts, columns, lambda programs: CLUSTERS[programs]) == joined
+
+
+def test_no_parts_are_joined_where_no_cluster_runs() -> None:
+    assert not joins(48, 4, 64, lambda programs: 0)
 
 
 @pytest.mark.parametrize(
-    ("rows", "tiles", "groups", "parts"),
-    [(1, 96, 24, 1), (1, 66, 24, 2), (1, 67, 24, 1), (1, 48, 24, 2), (1, 48, 3, 1), (16, 48, 24, 1)],
+    ("tiles", "groups", "parts"), [(96, 24, 4), (96, 12, 4), (48, 24, 2), (96, 6, 1), (132, 24, 1), (192, 24, 2)]
 )
-def test_gate_and_up_are_cut_where_half_the_gpu_would_idle(rows: int, tiles: int, groups: int, parts: int) -> None:
-    assert gate_parts(rows, tiles, groups, places=132) == parts
+def test_parts_leave_the_busiest_program_the_fewest_steps(tiles: int, groups: int, parts: int) -> None:
+    assert even_parts(tiles, groups, 256, 132, lambda programs: CLUSTERS[programs]) == parts
 
 
 def _codes(*shape: int) -> torch.Tensor:
@@ -70,18 +75,22 @@ def test_joined_parts_have_the_bits_of_parts_that_a_launch_adds(
 
 @pytest.mark.gpu
 @pytest.mark.skipif(absence("gpu") is not None, reason=f"{absence('gpu')}")
-@pytest.mark.parametrize("ids", [[0, 9, 3, 4, 15, 6, 7, 8], [0, 9, -1, 4, 15, 6, 99, 8], [-1] * 8], ids=str)
-def test_gate_and_up_in_two_parts_are_those_in_one(ids: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("width", [1536, 768])
+@pytest.mark.parametrize(
+    "ids", [[[0, 9, 3, 4, 15, 6, 7, 8]], [[0, 9, -1, 4, 15, 6, 99, 8], [1] * 8], [[-1] * 8]], ids=str
+)
+def test_experts_in_parts_are_those_in_one(ids: list[list[int]], width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     packed = pack_experts(
-        _codes(16, 1536, 3072), _codes(16, 3072, 768), w13_scale=_scales(16, 12, 24), w2_scale=_scales(16, 24, 6)
-    )
-    x, weights = _token(3072, torch.bfloat16), torch.rand(1, 8, device="cuda")
-    chosen = torch.tensor([ids], dtype=torch.int32, device="cuda")
+        _codes(16, 2 * width, 3072), _codes(16, 3072, width), w13_scale=_scales(16, width // 64, 24),
+        w2_scale=_scales(16, 24, width // 128),
+    )  # fmt: skip
+    x, weights = _token(3072, torch.bfloat16).repeat(len(ids), 1), torch.rand(len(ids), 8, device="cuda")
+    chosen = torch.tensor(ids, dtype=torch.int32, device="cuda")
     found = [experts(x, packed, weights, chosen) for _ in range(50)]
 
-    monkeypatch.setattr(experts_products, "gate_parts", lambda *given: 1)
+    monkeypatch.setattr(experts_products, "parts_of", lambda *given: 1)
     whole = experts(x, packed, weights, chosen).float()
     assert all(torch.equal(y, found[0]) for y in found)
     # derived: sums in another order move a code in thousands of act by a sixteenth of itself
     assert float((found[0].float() - whole).norm()) <= 1e-3 * float(whole.norm())
-    assert bool(whole.any()) == any(0 <= expert < 16 for expert in ids)
+    assert bool(whole.any()) == any(0 <= expert < 16 for row in ids for expert in row)
