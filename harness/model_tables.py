@@ -51,6 +51,16 @@ def layer_table(records: Sequence[Record]) -> str:
     return "\n".join([head, "|---|---|---|---|---|---|---|", *rows]) if rows else ""
 
 
+def forms_table(path: Path) -> str:
+    """Markdown: what a layer of a token takes in each single form that was tried, and half of one."""
+    found: dict[str, dict[str, str]] = {}
+    for _, line in parsed(path, lambda text: None):
+        if line["run"] == 1 and line["batch"] == 1 and "layer_us" in line and len(line["forms"]) == 1:
+            found.setdefault(line["forms"][0], {})[line["what"]] = f"{line['layer_us']:.1f}"
+    rows = [f"| {form} | {us.get('a layer', '')} | {us.get('half a layer', '')} |" for form, us in found.items()]
+    return "\n".join(["| form | a layer us | half a layer us |", "|---|---|---|", *rows])
+
+
 def caption(records: Sequence[Record], path: Path) -> str:
     """The line above a table: that it is measured, from which record, and on what."""
     machine = records[0].machine

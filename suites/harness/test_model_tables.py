@@ -7,7 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from minimax_m2.harness.model_tables import HEADERS, caption, language_table, model_table, proof_table, read_model_steps
+from minimax_m2.harness.model_tables import (
+    HEADERS,
+    caption,
+    forms_table,
+    language_table,
+    layer_table,
+    model_table,
+    proof_table,
+    read_model_steps,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORDS = sorted((ROOT / "ci" / "results").glob("gpu-*-model.jsonl"))
@@ -17,8 +26,12 @@ PAGE = (ROOT / "docs" / "models_gpu.md").read_text()
 @pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
 def test_the_page_has_what_the_records_give(path: Path) -> None:
     records = read_model_steps(path)
-    tables = [proof_table(records), *(model_table(records, phase) for phase in HEADERS)]
-    assert [table for table in tables if f"{caption(records, path)}\n{table}\n" not in PAGE] == []
+    tables = [proof_table(records), *(model_table(records, phase) for phase in HEADERS), layer_table(records)]
+    assert [table for table in tables if table and f"{caption(records, path)}\n{table}\n" not in PAGE] == []
+
+
+def test_the_page_has_every_form_of_a_layer_that_was_tried() -> None:
+    assert forms_table(ROOT / "ci" / "results" / "gpu-h200-20261123-layer.jsonl") in PAGE
 
 
 def test_the_page_has_what_a_trained_model_made_of_a_text() -> None:
