@@ -13,11 +13,13 @@ import triton.language as tl
 from torch import Tensor
 
 from minimax_m2.kernels.gpu.launch import capability, let_next_start, on_device_of, overlaps, wait_for_predecessor
-from minimax_m2.kernels.gpu.parts import add_parts, part_sums, parts_of
+from minimax_m2.kernels.gpu.parts import PROGRAMS, add_parts, part_sums, parts_of
 from minimax_m2.kernels.gpu.row_products import fits, row_products
 
 # Column tiles that share rows of x in the cache before the next rows come.
 GROUP = 8
+# Architectures whose programs may share 163 KB; programs of a large GPU, each alone on its multiprocessor.
+ROOMY, ALONE = (80, 90, 100), 132
 
 
 def by_library(num_tokens: int, dtype: torch.dtype) -> bool:
@@ -35,13 +37,29 @@ class Tiling(NamedTuple):
     stages: int
 
 
-def tiling(num_tokens: int, dtype: torch.dtype) -> Tiling:
-    """Narrow tiles where the weight's bytes set the time, wide ones where products do; float32 has no tensor core."""
+def tiling(num_tokens: int, num_columns: int, dtype: torch.dtype, capability: int) -> Tiling:
+    """Narrow tiles where the weight's bytes set the time, wide ones where products do; float32 has no tensor core.
+
+    Of few rows the narrowest where they are as many as the programs that keep a GPU busy: no sum is cut into parts.
+    Where tiles are fewer a program is alone on its multiprocessor, and has more loads under way.
+    """
     if dtype == torch.float32:
         return Tiling(16 if num_tokens <= 16 else 64, 64, 32, 4, 3)
+    if num_tokens <= 32:
+        tokens = 16 if num_tokens <= 16 else 32
+        if PROGRAMS <= triton.cdiv(num_columns, 32) < 2 * PROGRAMS:
+            return Tiling(tokens, 32, 256 if num_tokens <= 16 else 128, 2, 4)
+        alone = num_columns < 32 * PROGRAMS and capability in ROOMY
+        return Tiling(tokens, 64, 128, 4, 6 if alone else 4)
     if num_tokens <= 64:
-        return Tiling(16 if num_tokens <= 16 else 32 if num_tokens <= 32 else 64, 64, 128, 4, 4)
+        return Tiling(64, 64, 128, 4, 4)
     return Tiling(64, 128, 64, 4, 4) if num_tokens <= 256 else Tiling(128, 256, 64, 8, 3)
+
+
+def parts_of_tiles(cut: Tiling, num_tokens: int, num_columns: int, hidden: int) -> int:
+    """Parts of a product's sum: of tiles with many loads under way a multiprocessor holds one."""
+    tiles = triton.cdiv(num_columns, cut.columns) * triton.cdiv(num_tokens, cut.tokens)
+    return parts_of(tiles, triton.cdiv(hidden, cut.channels), ALONE if cut.stages == 6 else PROGRAMS)
 
 
 @triton.jit
@@ -90,15 +108,15 @@ def dense_product(x: Tensor, weight: Tensor, rows: Tensor | None, out: Tensor) -
     (num_tokens, num_columns), hidden = out.shape, x.shape[1]
     arch = capability(x)
     with on_device_of(x):
-        if fits(num_tokens, hidden):
+        if fits(num_tokens, hidden, x.dtype):
             row_products(x, weight, out, capability=arch, rows=rows)
             return
         if by_library(num_tokens, x.dtype) and rows is None and x.is_cuda:
             torch.mm(x, weight[:num_columns].mT, **({"out_dtype": out.dtype} if out.dtype != x.dtype else {}), out=out)
             return
-        cut = tiling(num_tokens, x.dtype)
+        cut = tiling(num_tokens, num_columns, x.dtype, arch)
         tiles = triton.cdiv(num_columns, cut.columns) * triton.cdiv(num_tokens, cut.tokens)
-        parts = parts_of(tiles, triton.cdiv(hidden, cut.channels))
+        parts = parts_of_tiles(cut, num_tokens, num_columns, hidden)
         steps = triton.cdiv(triton.cdiv(hidden, cut.channels), parts)
         sums, overlap = part_sums(parts, out), overlaps(arch)
         dense_tile_kernel[(tiles, parts)](

@@ -21,7 +21,8 @@ def contract(case: Mapping[str, Any]) -> dict[str, Any]:
 
 def tensor_core(num_tokens: int, hidden: int, dtype: str) -> dict[str, Any]:
     """The contract's field ``tensor_core`` of a dense product."""
-    return {"tensor_core": None if fits(num_tokens, hidden) or dtype == "float32" else "bfloat16"}
+    alone = dtype == "float32" or fits(num_tokens, hidden, getattr(torch, dtype))
+    return {"tensor_core": None if alone else "bfloat16"}
 
 
 def _launch(x: Tensor, weight: Tensor, out: Tensor) -> None:

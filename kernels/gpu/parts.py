@@ -14,12 +14,13 @@ PROGRAMS = 256
 ADDED = 512
 
 
-def parts_of(tiles: int, steps: int) -> int:
+def parts_of(tiles: int, steps: int, programs: int = PROGRAMS) -> int:
     """Into how many parts the ``steps`` of a sum are cut where ``tiles`` programs make one part: at least 2 steps each.
 
-    It hangs on shapes alone, so a sum has the same order whatever the values beside it.
+    None is empty. It hangs on shapes alone, so a sum has the same order whatever the values beside it.
     """
-    return max(1, min(PROGRAMS // max(tiles, 1), steps // 2))
+    parts = max(1, min(programs // max(tiles, 1), steps // 2))
+    return triton.cdiv(steps, triton.cdiv(steps, parts))
 
 
 @triton.jit

@@ -7,7 +7,7 @@ import torch
 
 pytest.importorskip("triton", reason="Triton is not installed; no GPU kernel can be imported")
 
-from minimax_m2.kernels.gpu.dense_tile import by_library
+from minimax_m2.kernels.gpu.dense_tile import by_library, parts_of_tiles, tiling
 from minimax_m2.kernels.gpu.experts import by_rows
 from minimax_m2.kernels.gpu.launch import AFTER_WAITING, AT_ONCE, NEVER, ROOM, chained, converts_e4m3, overlaps
 from minimax_m2.kernels.gpu.parts import parts_of
@@ -26,9 +26,11 @@ from minimax_m2.kernels.gpu.swiglu_quant import group_tiles
         pytest.param(converts_e4m3(89), True, id="sm_89 converts e4m3"),
         pytest.param(overlaps(89), False, id="sm_89 launches one kernel after the other"),
         pytest.param(overlaps(90), True, id="sm_90 lets launches overlap"),
-        pytest.param(fits(2, 8192), True, id="two dense rows by multiply-adds"),
-        pytest.param(fits(3, 3072), False, id="three dense rows in tiles"),
-        pytest.param(fits(1, 8193), False, id="a dense row too long for registers"),
+        pytest.param(fits(1, 8192, torch.bfloat16), True, id="a dense row by multiply-adds"),
+        pytest.param(fits(2, 3072, torch.bfloat16), False, id="two dense rows in tiles"),
+        pytest.param(fits(2, 8192, torch.float32), True, id="two dense rows of float32 by multiply-adds"),
+        pytest.param(fits(3, 3072, torch.float32), False, id="three dense rows of float32 in tiles"),
+        pytest.param(fits(1, 8193, torch.bfloat16), False, id="a dense row too long for registers"),
         pytest.param(by_library(32, torch.bfloat16), False, id="32 dense rows by our tiles"),
         pytest.param(by_library(33, torch.bfloat16), True, id="33 dense rows by cuBLAS"),
         pytest.param(by_library(4096, torch.float32), False, id="float32 never by cuBLAS"),
@@ -74,9 +76,32 @@ def test_groups_of_swiglu_are_dealt_to_programs(
     assert (programs, *tile.values()) == expected
 
 
+@pytest.mark.parametrize(
+    ("tokens", "columns", "dtype", "capability", "expected"),
+    [
+        (16, 8192, torch.bfloat16, 90, (32, 4, 1)), (32, 8192, torch.float16, 90, (32, 4, 1)),
+        (33, 8192, torch.bfloat16, 90, (64, 4, 2)), (16, 3072, torch.bfloat16, 90, (64, 6, 2)),
+        (16, 3072, torch.bfloat16, 120, (64, 4, 5)), (2, 25008, torch.bfloat16, 90, (64, 4, 1)),
+        (16, 8192, torch.float32, 90, (64, 3, 2)), (300, 8192, torch.bfloat16, 90, (256, 3, 2)),
+    ],
+)  # fmt: skip
+def test_few_dense_rows_take_tiles_that_fill_the_machine(
+    tokens: int, columns: int, dtype: torch.dtype, capability: int, expected: tuple[int, int, int]
+) -> None:
+    cut = tiling(tokens, columns, dtype, capability)
+
+    assert (cut.columns, cut.stages, parts_of_tiles(cut, tokens, columns, 3072)) == expected
+
+
 def test_a_sum_is_cut_where_tiles_are_few_and_by_shapes_alone() -> None:
     assert [parts_of(tiles, 24) for tiles in (1, 32, 128, 256, 10_000)] == [12, 8, 2, 1, 1]
     assert parts_of(1, 1) == 1
+    # 12 steps in 5 parts would be 3 each, and the fifth would read behind the row.
+    assert parts_of(48, 12) == 4
+    for tiles in (1, 7, 48, 64, 100):
+        for steps in range(1, 100):
+            parts = parts_of(tiles, steps)
+            assert (parts - 1) * -(-steps // parts) < steps, (tiles, steps)
 
 
 @pytest.mark.parametrize(
