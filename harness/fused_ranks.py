@@ -199,13 +199,22 @@ def summed_rows(ranks: Ranks, rows: Rows) -> tuple[Tensor, Tensor]:
     return found[0][0].cpu(), found[0][1].cpu()
 
 
-def held_rows(rows: Rows, actual: tuple[Tensor, Tensor], *, running: str = "float32") -> list[Comparison]:
+def held_rows(
+    rows: Rows, actual: tuple[Tensor, Tensor], *, running: str = "float32", variance_of: str = "unrounded"
+) -> list[Comparison]:
     """Hold ``y, residual`` against the budget of a sum of shares as they travel, in ``running``, then the norm."""
-    dtype, arithmetic = str(rows.residual.dtype).removeprefix("torch."), Arithmetic()
-    sent: list[Any] = [Budgeted.exact(share, arithmetic) for share in rows.shares]
-    reduction = Contract({"partial": None, "running": running, "out": running})
-    total: Any = reduced(sent, contract=reduction)
-    norm = Contract({"residual": dtype, "variance_of": "unrounded", "normalised": None, "out": dtype})
-    residual, weight = Budgeted.exact(rows.residual, arithmetic), rows.weight.double()
-    expected: Any = add_rms_norm(total, residual, weight, eps=EPS, contract=norm)  # type: ignore[arg-type]
+    dtype = str(rows.residual.dtype).removeprefix("torch.")
+    norm = Contract({"residual": dtype, "variance_of": variance_of, "normalised": None, "out": dtype})
+    residual, weight = Budgeted.exact(rows.residual, Arithmetic()), rows.weight.double()
+    expected: Any = add_rms_norm(_total(rows, running), residual, weight, eps=EPS, contract=norm)  # type: ignore[arg-type]
     return [compare(name, found, right) for name, found, right in zip(("y", "residual"), actual, expected, strict=True)]
+
+
+def held_sum(rows: Rows, actual: Tensor) -> Comparison:
+    """Hold a sum of shares against the budget of one that is rounded to their dtype at every addition."""
+    return compare("sum", actual, _total(rows, str(rows.residual.dtype).removeprefix("torch.")))
+
+
+def _total(rows: Rows, running: str) -> Any:
+    sent: list[Any] = [Budgeted.exact(share, Arithmetic()) for share in rows.shares]
+    return reduced(sent, contract=Contract({"partial": None, "running": running, "out": running}))

@@ -12,11 +12,12 @@ from torch import Tensor
 def rope(q: Tensor, k: Tensor, cos_sin: Tensor, positions: Tensor, *, rotary_dim: int) -> tuple[Tensor, Tensor]:
     """rotary_embedding on copies."""
     q, k = q.clone(memory_format=torch.contiguous_format), k.clone(memory_format=torch.contiguous_format)
-    _rotate(q.flatten(1), k.flatten(1), cos_sin, positions, q.shape[-1])
+    rotate(q.flatten(1), k.flatten(1), cos_sin, positions, q.shape[-1])
     return q, k
 
 
-def _rotate(q: Tensor, k: Tensor, cos_sin: Tensor, positions: Tensor, head_dim: int) -> None:
+def rotate(q: Tensor, k: Tensor, cos_sin: Tensor, positions: Tensor, head_dim: int) -> None:
+    """rotary_embedding in place, of rows of heads."""
     # The engine keeps the table in the model's dtype: a case in another is converted first.
     table = cos_sin if cos_sin.dtype == q.dtype and cos_sin.is_contiguous() else cos_sin.to(q.dtype).contiguous()
     torch.ops._C.rotary_embedding(positions, q, k, head_dim, table, True)
@@ -30,7 +31,7 @@ def qk_norm_rope_in_place(
     """``norm`` is the wheel's rms_norm; v stays where it is."""
     q, k, v = qkv.split([num_heads * head_dim, num_kv_heads * head_dim, num_kv_heads * head_dim], -1)
     q, k = norm(q, q_weight, eps=eps), norm(k, k_weight, eps=eps)
-    _rotate(q, k, cos_sin, positions, head_dim)
+    rotate(q, k, cos_sin, positions, head_dim)
     kv_heads = (num_kv_heads, head_dim)
     return q.unflatten(1, (num_heads, head_dim)), k.unflatten(1, kv_heads), v.unflatten(1, kv_heads)
 

@@ -45,7 +45,12 @@ def rounds_both_ways(case: Case) -> bool:
 
 
 # Cases that no contract describes.
-UNDESCRIBED = {("sglang-cpu-fp8", "experts"): rounds_both_ways}
+UNDESCRIBED: dict[tuple[str, str], Callable[[Case], bool]] = {
+    ("sglang-cpu-fp8", "experts"): rounds_both_ways,
+    # Parts of a cut sequence are rounded; prompts are not cut.
+    ("flashinfer", "attention"): lambda case: case["queries"] != "all",
+    ("flashinfer-xqa", "attention"): lambda case: True,
+}
 ALL = [(name, op) for name in PEERS for op in offers(name)]
 # A compiler takes seconds for each case.
 PAIRS = [pytest.param(*pair, marks=pytest.mark.nightly if pair[0].startswith("torch-compile") else ()) for pair in ALL]
@@ -75,6 +80,8 @@ def test_a_peer_is_right_where_no_fault_is_known(peers: Callable[[str], Provider
     provider, (is_faulty, _) = peers(name), FAULTS.get((name, op), SOUND)
     unheard = UNDESCRIBED.get((name, op), lambda case: False)
     sound = [case for case in can(name).fitting(find_op(op), 48) if not is_faulty(case) and not unheard(case)][:12]
+    if not sound:
+        pytest.skip(f"no contract describes a case of {name}'s {op}")
     verdicts = [judge(case, provider) for case in sound]
     known = ALWAYS.get((name, op), "nothing")
     unknown = [v for v in verdicts if v.evidence and not v.evidence[0].startswith(known)]

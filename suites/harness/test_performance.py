@@ -26,6 +26,7 @@ PAGES = [
         "pairs-amx-1-20261122.jsonl",
         "pairs-amx-2-20261122.jsonl",
         "gpu-h200-20261122-pairs-2.jsonl",
+        "gpu-h200-20261123-peers.jsonl",
     )
 ]
 TIMING = Timing(

@@ -52,7 +52,7 @@ def test_the_measured_sums_of_the_docs_are_what_the_records_give() -> None:
 
 
 def test_the_sums_inside_kernels_of_the_docs_are_what_the_records_give() -> None:
-    records = ROOT / "ci" / "results" / "gpu-h200x2-20261122-fused.jsonl"
+    records = ROOT / "ci" / "results" / "gpu-h200x2-20261123-fused.jsonl"
     assert fused_bench.table(records) in (ROOT / "docs" / "parallel.md").read_text()
 
 
