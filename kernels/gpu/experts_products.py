@@ -28,11 +28,11 @@ from minimax_m2.kernels.schema.block_quant import allocated
 # Up to so many slots each is a block of its own: sorting costs more than reading an expert twice.
 UNSORTED = 48
 # The most slots an expert, on average, for blocks of so many: few experts then have more than one block.
-BLOCKS = {16: 8, 32: 20}
+BLOCKS = {16: 8, 32: 12, 64: 40}
 # In blocks of more rows, slots are many more than tokens are groups of: codes are made before they are gathered.
 FEW_ROWS = 16
 # Rows of a block by path; 1 where nothing is sorted.
-PRODUCTS = {f"products of {rows}": rows for rows in (1, 16, 32, 128)}
+PRODUCTS = {f"products of {rows}": rows for rows in (1, 16, 32, 64, 128)}
 
 
 def by_products(

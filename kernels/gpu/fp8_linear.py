@@ -35,8 +35,8 @@ contract = {"activation": "e4m3", "reciprocal": "float32", "tensor_core": "e4m3"
 ROW_COLUMNS = 4
 # The code paths beside the products of sm_90.
 ROW, TILES = "row", "tiles"
-# Programs of the kernel of sm_90 that keep a GPU's memory or tensor cores busy.
-BUSY = 96
+# Programs of the kernel of sm_90 that keep a GPU's memory or tensor cores busy, and its multiprocessors.
+BUSY, PLACES = 96, 132
 
 
 class PackedFp8Linear(NamedTuple):
@@ -76,11 +76,13 @@ def by_product(channels: int, columns: int, block: tuple[int, int], *, capabilit
 
 def product_cut(num_tokens: int, columns: int, groups: int) -> tuple[scaled_product.Tile, int]:
     """The widest tile that leaves few multiprocessors idle, and the parts of its sum where even narrow ones are few."""
-    for tile in (scaled_product.Tile(128, 256), scaled_product.Tile(64, 256)):
-        if triton.cdiv(num_tokens, tile.rows) * triton.cdiv(columns, tile.columns) >= BUSY and num_tokens > tile.rows:
-            return tile, 1
-    rows = next((rows for rows in (16, 32) if num_tokens <= rows), 64)
-    tile = scaled_product.Tile(rows, 64 if num_tokens <= 64 else 128)
+    for width, parts in ((256, 1), (128, 1), (96, 2)) if num_tokens > 64 else ():
+        tile = scaled_product.Tile(128, width)
+        programs = triton.cdiv(num_tokens, tile.rows) * triton.cdiv(columns, tile.columns) * parts
+        if programs >= BUSY and (parts == 1 or (programs <= PLACES and groups % parts == 0)):
+            return tile, parts
+    rows = next((rows for rows in (16, 32, 64) if num_tokens <= rows), 128)
+    tile = scaled_product.Tile(rows, 64)
     tiles = triton.cdiv(num_tokens, tile.rows) * triton.cdiv(columns, tile.columns)
     most = BUSY * scaled_product.SHARING.get(tile, 1) // tiles
     return tile, max((parts for parts in range(1, min(most, groups) + 1) if groups % parts == 0), default=1)
@@ -106,8 +108,7 @@ def paths(
     products: tuple[str, ...] = ()
     if by_product(hidden, columns, block, capability=capability, compiler=compiler, aligned=aligned):
         products = tuple(products_of(num_tokens, columns, hidden // block[1]))
-    # Up to 64 tokens they are half of a tensor core's rows either way: tiles were up to 10 % ahead, and 4 % behind.
-    return (TILES, *products) if 32 < num_tokens <= 64 else (*products, *row, TILES)
+    return (*products, *row, TILES)
 
 
 def bucket(num_tokens: int, columns: int, hidden: int) -> str:
@@ -180,7 +181,9 @@ def _launch_product(
     num_tokens, num_columns = out.shape
     clusters = scaled_product.clusters_on(scaled_product.Mode.DENSE, x.device)
     tiles = triton.cdiv(num_columns, tile.columns)
+    programs = triton.cdiv(num_tokens, tile.rows) * tiles * parts
     joined = num_tokens == 1 and scaled_product.joins(tiles, parts, tile.columns, clusters)
+    joined = joined or scaled_product.halves(tile, parts, programs, scaled_product.places_of(tile, x.device))
     sums = out if joined else part_sums(parts, out)
     scaled_product.launch(
         scaled_product.Mode.DENSE, tile, weight, x=x, x_scale=x_scale, w_scale=scale, out=sums, rows=num_tokens,

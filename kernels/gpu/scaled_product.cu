@@ -1,16 +1,13 @@
 // Products of e4m3 rows and an e4m3 weight with a scale a block of 128 x 128, on sm_90a.
 //
 // One thread has the copy engine fetch tiles of x and of the weight into a ring in shared memory; its warps fetch the
-// scales. One or two groups of four warps multiply a step of 128 channels on the tensor cores and add it, times both
+// scales, where those that multiply do not. One or two groups of four warps multiply a step of 128 channels on the tensor cores and add it, times both
 // scales, to float32 sums in registers. A program takes one tile after the other; the ring knows no tile's end.
+#include "scaled_product_ahead.cuh"
 #include "scaled_product_narrow.cuh"
 #include "scaled_product_wide.cuh"
 
 namespace {
-
-// Of so few rows of x the weight's rows are the tensor core's rows.
-template <class S>
-constexpr bool kNarrow = S::kRows <= 64;
 
 template <class S>
 __global__ void __launch_bounds__(S::kThreads, S::kPrograms)
@@ -23,16 +20,20 @@ __global__ void __launch_bounds__(S::kThreads, S::kPrograms)
   const Ring ring = ring_at<S>(bytes);
   if constexpr (kJoins<S>)
     if (p.joined) begin_joined<S>(p, parts);
+  if constexpr (kHalves<S>)
+    if (p.joined) hopper::cluster_arrive(), hopper::cluster_wait();
   // Sums of many rows take more registers than a program's share: fetching warps leave theirs.
-  constexpr bool kTrades = !kNarrow<S> && S::kWarpgroups == 2;
+  constexpr bool kTrades = S::kForm != kNarrow && S::kWarpgroups == 2;
   if (threadIdx.x >= 128 * S::kWarpgroups) {
     if constexpr (kTrades) hopper::give_registers<40>();
     fetch<S>(&x_map, &w_map, p, ring);
     if (kJoins<S> && p.joined) hopper::cluster_wait();
   } else {
     if constexpr (kTrades) hopper::take_registers<232>();
-    if constexpr (kNarrow<S>) {
+    if constexpr (S::kForm == kNarrow) {
       multiply_narrow<S>(p, ring, exchange, parts);
+    } else if constexpr (S::kForm == kAhead) {
+      multiply_ahead<S>(p, ring);
     } else {
       multiply_wide<S>(p, ring);
     }
@@ -101,7 +102,7 @@ int launched(const Rows& x, const Rows& weight, const Product& p, int programs, 
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::kBytes);
   if (allowed != cudaSuccess) return allowed;
   CUtensorMap x_map, w_map;
-  if (!rows_map(&x_map, x.codes, x.count, x.stride, p.groups, kBoxRows) ||
+  if (!rows_map(&x_map, x.codes, x.count, x.stride, p.groups, S::kBox) ||
       !rows_map(&w_map, weight.codes, weight.count, weight.stride, p.groups, S::kColumns))
     return cudaErrorInvalidValue;
   cudaLaunchAttribute attributes[2];
@@ -120,21 +121,24 @@ extern "C" int minimax_m2_scaled_product(int mode, int rows, int columns, const 
   const Rows left{x, x_rows, x_stride}, right{weight, weight_rows, weight_stride};
   const Product& p = *static_cast<const Product*>(arguments);
   const auto at = static_cast<cudaStream_t>(stream);
-#define LAUNCH(MODE, ROWS, COLUMNS, BLOCKS, EACH, WARPGROUPS, STAGES) \
-  if (mode == MODE && rows == ROWS && columns == COLUMNS)             \
-    return launched<Shape<MODE, ROWS, BLOCKS, EACH, WARPGROUPS, STAGES>>(left, right, p, programs, at);
-  LAUNCH(kDense, 16, 64, 1, 64, 1, 8)
-  LAUNCH(kDense, 32, 64, 1, 64, 1, 8)
-  LAUNCH(kDense, 64, 64, 1, 64, 1, 6)
-  LAUNCH(kDense, 64, 128, 1, 128, 2, 8)
-  LAUNCH(kDense, 64, 256, 2, 128, 2, 5)
-  LAUNCH(kDense, 128, 256, 2, 128, 2, 4)
-  LAUNCH(kGateUp, 16, 128, 2, 128, 2, 6)
-  LAUNCH(kGateUp, 32, 128, 2, 128, 2, 5)
-  LAUNCH(kGateUp, 128, 128, 2, 128, 2, 4)
-  LAUNCH(kDown, 16, 256, 2, 128, 2, 6)
-  LAUNCH(kDown, 32, 256, 2, 128, 2, 5)
-  LAUNCH(kDown, 128, 256, 2, 128, 2, 4)
+#define LAUNCH(MODE, ROWS, COLUMNS, BLOCKS, EACH, WARPGROUPS, STAGES, FORM) \
+  if (mode == MODE && rows == ROWS && columns == COLUMNS)                   \
+    return launched<Shape<MODE, ROWS, BLOCKS, EACH, WARPGROUPS, STAGES, FORM>>(left, right, p, programs, at);
+  LAUNCH(kDense, 16, 64, 1, 64, 1, 8, kNarrow)
+  LAUNCH(kDense, 32, 64, 1, 64, 1, 8, kNarrow)
+  LAUNCH(kDense, 64, 64, 1, 64, 1, 12, kAhead)
+  LAUNCH(kDense, 128, 64, 1, 64, 2, 8, kAhead)
+  LAUNCH(kDense, 128, 96, 1, 96, 2, 7, kAhead)
+  LAUNCH(kDense, 128, 128, 1, 128, 2, 6, kAhead)
+  LAUNCH(kDense, 128, 256, 2, 128, 2, 4, kWide)
+  LAUNCH(kGateUp, 16, 128, 2, 128, 2, 6, kNarrow)
+  LAUNCH(kGateUp, 32, 128, 2, 128, 2, 5, kNarrow)
+  LAUNCH(kGateUp, 64, 128, 2, 128, 2, 5, kNarrow)
+  LAUNCH(kGateUp, 128, 128, 2, 128, 2, 4, kWide)
+  LAUNCH(kDown, 16, 256, 2, 128, 2, 6, kNarrow)
+  LAUNCH(kDown, 32, 256, 2, 128, 2, 5, kNarrow)
+  LAUNCH(kDown, 64, 256, 2, 128, 2, 5, kAhead)
+  LAUNCH(kDown, 128, 256, 2, 128, 2, 4, kWide)
 #undef LAUNCH
   return cudaErrorInvalidValue;
 }
@@ -142,9 +146,9 @@ extern "C" int minimax_m2_scaled_product(int mode, int rows, int columns, const 
 // Clusters of so many programs of a kernel that the current device holds at once: tiles are of 16 rows.
 extern "C" int minimax_m2_clusters(int mode, int programs) {
   switch (mode) {
-    case kDense: return clusters<Shape<kDense, 16, 1, 64, 1, 8>>(programs);
-    case kGateUp: return clusters<Shape<kGateUp, 16, 2, 128, 2, 6>>(programs);
-    case kDown: return clusters<Shape<kDown, 16, 2, 128, 2, 6>>(programs);
+    case kDense: return clusters<Shape<kDense, 16, 1, 64, 1, 8, kNarrow>>(programs);
+    case kGateUp: return clusters<Shape<kGateUp, 16, 2, 128, 2, 6, kNarrow>>(programs);
+    case kDown: return clusters<Shape<kDown, 16, 2, 128, 2, 6, kNarrow>>(programs);
   }
   return 0;
 }

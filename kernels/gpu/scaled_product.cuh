@@ -18,6 +18,9 @@ constexpr int kBoxRows = 16;
 enum Mode { kDense, kGateUp, kDown };
 enum Ids { kInt32, kInt64, kWords };
 enum Out { kFloat32, kBfloat16, kFloat16 };
+// Whose rows are the tensor core's, the weight's (narrow) or x's; ahead, the next products are made while the last are
+// added up, for which wide tiles have no registers.
+enum Form { kNarrow, kWide, kAhead };
 
 // Rows lie as they are multiplied: tokens of a dense product; slots in moe_align's order, or as they come, each alone.
 struct Product {
@@ -38,27 +41,37 @@ struct Product {
   int groups, parts;           // a part adds groups / parts steps
   int num_experts, num_mapped, ids_kind, out_kind;
   int prefetch;                // which tiles there are is known before the kernel ahead has ended
-  int joined;                  // programs of a tile's parts are a cluster, whose first adds up row 0 of each tile
+  int joined;                  // programs of a tile's parts are a cluster, which adds them up
 };
 
 // A program's tile: rows of x, and columns of the result in blocks of the weight's rows: gate's and up's, or neighbours.
-template <Mode mode, int rows, int blocks, int columns, int warpgroups, int stages>
+template <Mode mode, int rows, int blocks, int columns, int warpgroups, int stages, Form form>
 struct Shape {
   static constexpr Mode kMode = mode;
+  static constexpr Form kForm = form;
   static constexpr int kRows = rows, kBlocks = blocks, kColumns = columns, kWarpgroups = warpgroups, kStages = stages;
   static constexpr int kXBytes = kRows * kStep, kBlockBytes = kColumns * kStep, kWBytes = kBlocks * kBlockBytes;
-  static constexpr int kScales = kRows + 2;
+  // Threads that add up ahead load their scales themselves.
+  static constexpr int kScales = kForm == kAhead ? 0 : kRows + 2;
+  static constexpr int kArrivals = kForm == kAhead ? 1 : kFetchers + 1;
+  // Rows of x that are fetched at once: of tokens all, as one thread takes 70 cycles for each copy; of slots few.
+  static constexpr int kBox = kForm == kAhead && kMode == kDense ? kRows : kBoxRows;
+  // Where each warp turns results of 16 bits, 16 rows by 64 columns at a time.
+  static constexpr bool kTurns = kForm == kAhead && kMode == kDense && kColumns % 64 == 0;
+  static constexpr int kTurnBytes = kTurns ? 4 * kWarpgroups * 2048 : 0;
   static constexpr int kTileColumns = kMode == kGateUp ? kColumns : kBlocks * kColumns;
   static constexpr int kThreads = 128 * kWarpgroups + kFetchers;
   // Swizzled tiles begin at multiples of 1024 bytes.
-  static constexpr int kBytes = 1024 + kStages * (kXBytes + kWBytes + kScales * 4 + 16);
+  static constexpr int kBytes = 1024 + kStages * (kXBytes + kWBytes + kScales * 4 + 16) + kTurnBytes;
   // Two programs share a multiprocessor where both fit.
   static constexpr int kPrograms = kBytes <= 113 * 1024 ? 2 : 1;
 };
 
-// Tiles whose parts may be joined.
+// Tiles whose parts may be joined: row 0 in the first program of a cluster, or all rows, in each of two half the columns.
 template <class S>
 constexpr bool kJoins = S::kRows == kBoxRows;
+template <class S>
+constexpr bool kHalves = S::kForm == kAhead && S::kMode == kDense;
 
 struct Tile {
   int block, column, part, expert;
@@ -117,9 +130,14 @@ __device__ __forceinline__ int weight_row(const Product& p, const Tile& tile, in
   return (tile.column * S::kBlocks + block) * S::kColumns;
 }
 
+// Where a row of blocks of the weight has its scales.
+__device__ __forceinline__ long long w_scale_at(const Product& p, const Tile& tile, int row) {
+  return (static_cast<long long>(tile.expert) * p.scale_rows + min(row, p.scale_rows - 1)) * p.w_scale_stride;
+}
+
 // The ring in shared memory, in bytes of the shared window; ``scales_here`` is the address of its scales.
 struct Ring {
-  uint32_t x, w, scales, full, empty;
+  uint32_t x, w, turn, scales, full, empty;
   const float* scales_here;
 };
 
@@ -129,14 +147,15 @@ __device__ __forceinline__ Ring ring_at(uint8_t* bytes) {
   const uint32_t given = hopper::shared_address(bytes);
   ring.x = (given + 1023) & ~1023u;
   ring.w = ring.x + S::kStages * S::kXBytes;
-  ring.scales = ring.w + S::kStages * S::kWBytes;
+  ring.turn = ring.w + S::kStages * S::kWBytes;
+  ring.scales = ring.turn + S::kTurnBytes;
   ring.full = ring.scales + S::kStages * S::kScales * 4;
   ring.empty = ring.full + 8 * S::kStages;
   ring.scales_here = reinterpret_cast<const float*>(bytes + (ring.scales - given));
   if (threadIdx.x == 0) {
     for (int stage = 0; stage < S::kStages; stage++) {
-      // All fetching threads arrive when their scales have, and one more for the copy engine's bytes.
-      hopper::barrier_init(ring.full + 8 * stage, kFetchers + 1);
+      // Threads that fetch scales arrive when these have, and one more for the copy engine's bytes.
+      hopper::barrier_init(ring.full + 8 * stage, S::kArrivals);
       hopper::barrier_init(ring.empty + 8 * stage, 4 * S::kWarpgroups);
     }
     hopper::barriers_made();
@@ -167,6 +186,7 @@ __device__ __forceinline__ void fetch(const CUtensorMap* x_map, const CUtensorMa
   }
   hopper::wait_for_predecessor();
   hopper::let_next_start();
+  if (S::kForm == kAhead && thread != 0) return;
 
   const int tiles = tiles_of<S>(p);
   int stage = 0, count = 0;
@@ -176,32 +196,31 @@ __device__ __forceinline__ void fetch(const CUtensorMap* x_map, const CUtensorMa
     if (tile.expert < 0) continue;
     int boxes = 0;
 #pragma unroll
-    for (int box = 0; box < S::kRows / kBoxRows; box++) boxes += row_of<S>(p, tile, box * kBoxRows).owner >= 0;
+    for (int box = 0; box < S::kRows / S::kBox; box++) boxes += row_of<S>(p, tile, box * S::kBox).owner >= 0;
     const int first = source_of<S>(p, row_of<S>(p, tile, 0));
     const Row own = row_of<S>(p, tile, thread % S::kRows);
     const bool there = own.owner >= 0;
     const float* x_scale = p.x_scale + static_cast<long long>(there ? source_of<S>(p, own) : 0) * p.x_scale_stride;
     const float* w_scale = p.w_scale;
-    if (thread < S::kBlocks) {
-      const int scale_row = min(weight_row<S>(p, tile, thread) / kStep, p.scale_rows - 1);
-      w_scale += (static_cast<long long>(tile.expert) * p.scale_rows + scale_row) * p.w_scale_stride;
-    }
+    if (thread < S::kBlocks) w_scale += w_scale_at(p, tile, weight_row<S>(p, tile, thread) / kStep);
 #pragma unroll 1
     for (int step = 0; step < steps; step++) {
       hopper::wait(ring.empty + 8 * stage, parity);
       const int group = tile.part * steps + step;
       if (thread == 0) {
-        hopper::arrive_and_expect(ring.full + 8 * stage, S::kWBytes + boxes * kBoxRows * kStep);
+        hopper::arrive_and_expect(ring.full + 8 * stage, S::kWBytes + boxes * S::kBox * kStep);
         if (count >= ahead) fetch_weight(tile, step, stage);
 #pragma unroll 1
         for (int box = 0; box < boxes; box++)
-          hopper::copy_tile(ring.x + stage * S::kXBytes + box * kBoxRows * kStep, x_map, group * kStep,
-                            first + box * kBoxRows, ring.full + 8 * stage);
+          hopper::copy_tile(ring.x + stage * S::kXBytes + box * S::kBox * kStep, x_map, group * kStep,
+                            first + box * S::kBox, ring.full + 8 * stage);
       }
-      const uint32_t scale = ring.scales + stage * S::kScales * 4;
-      if (thread < S::kRows) hopper::copy4(scale + 4 * thread, x_scale + group, there);
-      if (thread < S::kBlocks) hopper::copy4(scale + 4 * (S::kRows + thread), w_scale + group, true);
-      hopper::arrive_after_copies(ring.full + 8 * stage);
+      if constexpr (S::kForm != kAhead) {
+        const uint32_t scale = ring.scales + stage * S::kScales * 4;
+        if (thread < S::kRows) hopper::copy4(scale + 4 * thread, x_scale + group, there);
+        if (thread < S::kBlocks) hopper::copy4(scale + 4 * (S::kRows + thread), w_scale + group, true);
+        hopper::arrive_after_copies(ring.full + 8 * stage);
+      }
       count++;
       if (++stage == S::kStages) stage = 0, parity ^= 1;
     }

@@ -30,9 +30,13 @@ class Tile(NamedTuple):
     columns: int
 
 
-DENSE_TILES = (Tile(16, 64), Tile(32, 64), Tile(64, 64), Tile(64, 128), Tile(64, 256), Tile(128, 256))
+DENSE_TILES = (
+    Tile(16, 64), Tile(32, 64), Tile(64, 64), Tile(128, 64), Tile(128, 96), Tile(128, 128), Tile(128, 256),
+)  # fmt: skip
+# Tiles that two programs of a cluster may make, of half the channels each.
+HALVED = (Tile(64, 64), Tile(128, 64), Tile(128, 96), Tile(128, 128))
 # Programs that one multiprocessor holds: their rings are short.
-SHARING = {Tile(16, 64): 2, Tile(32, 64): 2, Tile(64, 64): 2}
+SHARING = {Tile(16, 64): 2, Tile(32, 64): 2}
 # Programs of a cluster, and what the first of them keeps of the others: sums of a row, of so many tiles.
 MOST_PARTS, MOST_SUMS, MOST_TILES = 8, 3072, 12
 
@@ -107,6 +111,14 @@ def clusters_of(mode: Mode, parts: int, device: int) -> int:
         return int(toolkit.loaded("scaled_product", "90a").minimax_m2_clusters(int(mode), parts))
 
 
+def halves(tile: Tile, parts: int, programs: int, places: int) -> bool:
+    """Whether two programs that make the parts of a tile add them up themselves, each in half of its columns.
+
+    Each has one tile then, so all of them must run at once.
+    """
+    return parts == 2 and tile in HALVED and programs <= places
+
+
 def places_of(tile: Tile, device: torch.device) -> int:
     """Programs of a tile that a GPU holds at once."""
     return _multiprocessors(device.index or 0) * SHARING.get(tile, 1)
@@ -129,7 +141,7 @@ def launch(
     x         ``[rows, K]`` codes: tokens, or slots in the order of ``sorting``; without it each slot is a block of its
               own, and gate and up read its token
     prefetch  the kernel ahead writes nothing that says which tiles there are, so the weight may be read before it ends
-    joined    parts are added up in their order, as ``joins`` allows: ``out`` holds their sum
+    joined    parts are added up in their order, as ``joins`` or ``halves`` allows: ``out`` holds their sum
     """
     slots, experts, padded = sorting or (None, None, None)
     scale_rows = w_scale.shape[-2]
@@ -147,7 +159,7 @@ def launch(
     blocks = -(-rows // tile.rows) if mode is Mode.DENSE else rows if experts is None else experts.numel()
     tiles = blocks * -(-width // tile.columns)
     programs = min(tiles * parts, places_of(tile, x.device))
-    if joined:
+    if joined and tile not in HALVED:
         programs = parts * min(tiles, clusters_of(mode, parts, x.device.index or 0))
     library = toolkit.loaded("scaled_product", "90a")
     wrong = library.minimax_m2_scaled_product(

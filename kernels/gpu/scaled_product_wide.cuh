@@ -1,76 +1,9 @@
 // Many rows of x: they are the tensor core's rows, 64 a warpgroup, and columns of the result lie along a register file.
 #pragma once
 
-#include "scaled_product.cuh"
+#include "scaled_product_store.cuh"
 
 namespace {
-
-// Codes of a row of act, whose lanes q = 0..3 hold two of every eight columns, and their scale; a row -1 is not stored.
-__device__ __forceinline__ void store_codes(const Product& p, float (&act)[64], int half, int at, int column) {
-  const int q = threadIdx.x & 3;
-  unsigned largest = 0;
-#pragma unroll
-  for (int j = 0; j < 16; j++)
-#pragma unroll
-    for (int k = 0; k < 2; k++) largest = max(largest, magnitude_bits(act[4 * j + 2 * half + k]));
-  largest = max(largest, __shfl_xor_sync(~0u, largest, 1));
-  largest = max(largest, __shfl_xor_sync(~0u, largest, 2));
-  const float scale = group_scale(largest), inverse = __frcp_rn(scale);
-  if (q == 0 && at >= 0) p.out_scale[static_cast<long long>(at) * (p.width / kStep) + column / kStep] = scale;
-  uint8_t* row = static_cast<uint8_t*>(p.out) + static_cast<long long>(at) * p.width + column;
-#pragma unroll
-  for (int four = 0; four < 4; four++) {
-    // A transposition of pairs of codes over the four lanes: each lane then has 8 codes in a row.
-    uint32_t pair[4];
-#pragma unroll
-    for (int j = 0; j < 4; j++) {
-      const int i = 4 * (4 * four + j) + 2 * half;
-      pair[j] = __nv_cvt_float2_to_fp8x2(make_float2(act[i] * inverse, act[i + 1] * inverse), __NV_SATFINITE, __NV_E4M3);
-    }
-    const uint32_t first = pair[0] | pair[1] << 16, second = pair[2] | pair[3] << 16;
-    const uint32_t far = __shfl_xor_sync(~0u, q & 2 ? first : second, 2), near = q & 2 ? second : first;
-    const uint32_t low = q & 2 ? far : near, high = q & 2 ? near : far;
-    const uint32_t even = __byte_perm(low, high, 0x5410), odd = __byte_perm(low, high, 0x7632);
-    const uint32_t other = __shfl_xor_sync(~0u, q & 1 ? even : odd, 1), mine = q & 1 ? odd : even;
-    const uint32_t left = q & 1 ? other : mine, right = q & 1 ? mine : other;
-    const uint2 codes = make_uint2(__byte_perm(left, right, 0x5410), __byte_perm(left, right, 0x7632));
-    if (at >= 0) *reinterpret_cast<uint2*>(row + 8 * (4 * four + q)) = codes;
-  }
-}
-
-__device__ __forceinline__ uint32_t packed16(float low, float high, int kind) {
-  if (kind == kBfloat16) {
-    const __nv_bfloat162 two = __floats2bfloat162_rn(low, high);
-    return *reinterpret_cast<const uint32_t*>(&two);
-  }
-  const __half2 two = __floats2half2_rn(low, high);
-  return *reinterpret_cast<const uint32_t*>(&two);
-}
-
-// A row of sums, or a half of it: 16 columns at once, so that lanes q = 0..3 write 32 bytes in a row.
-template <int kCount>
-__device__ __forceinline__ void store_sums(const Product& p, float (&y)[kCount], int half, long long row, int column,
-                                           float factor) {
-  const int q = threadIdx.x & 3;
-#pragma unroll
-  for (int j = 0; j < kCount / 4; j += 2) {
-    const bool inside = row >= 0 && column + 8 * j < p.width;
-    const float* a = &y[4 * j + 2 * half];
-    const long long place = row * p.width + column + 8 * j;
-    if (p.out_kind == kFloat32) {
-      float* to = static_cast<float*>(p.out) + place + 2 * q;
-      if (inside) *reinterpret_cast<float2*>(to) = make_float2(a[0] * factor, a[1] * factor);
-      if (inside) *reinterpret_cast<float2*>(to + 8) = make_float2(a[4] * factor, a[5] * factor);
-    } else {
-      const uint32_t first = packed16(a[0] * factor, a[1] * factor, p.out_kind);
-      const uint32_t second = packed16(a[4] * factor, a[5] * factor, p.out_kind);
-      const uint32_t other = __shfl_xor_sync(~0u, q & 1 ? first : second, 1);
-      const uint2 four = q & 1 ? make_uint2(other, second) : make_uint2(first, other);
-      uint16_t* to = static_cast<uint16_t*>(p.out) + place + (q & 1 ? 8 + 2 * (q - 1) : 2 * q);
-      if (inside) *reinterpret_cast<uint2*>(to) = four;
-    }
-  }
-}
 
 template <class S>
 __device__ __forceinline__ void multiply_wide(const Product& p, const Ring& ring) {

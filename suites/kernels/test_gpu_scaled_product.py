@@ -27,7 +27,7 @@ from minimax_m2.kernels.gpu.experts import paths
 from minimax_m2.kernels.gpu.experts_products import by_products, rows_of_block
 from minimax_m2.kernels.gpu.fp8_linear import by_product, product_cut
 from minimax_m2.kernels.gpu.gathered_rows import gathered_rows
-from minimax_m2.kernels.gpu.scaled_product import Product
+from minimax_m2.kernels.gpu.scaled_product import Product, Tile, halves
 
 M2: dict[str, Any] = {"hidden": 3072, "width": 1536, "block": (128, 128), "capability": 90, "compiler": "nvcc",
       "scaled": True, "aligned": True}  # fmt: skip
@@ -67,7 +67,8 @@ def test_dense_layers_take_it_where_it_can_run(change: dict[str, Any]) -> None:
     ("slots", "first"),
     [
         (1, "products of 1"), (48, "products of 1"), (49, "products of 16"), (2048, "products of 16"),
-        (2049, "products of 32"), (5120, "products of 32"), (5121, "products of 128"), (131072, "products of 128"),
+        (2049, "products of 32"), (3072, "products of 32"), (3073, "products of 64"), (10240, "products of 64"),
+        (10241, "products of 128"), (131072, "products of 128"),
     ],
 )  # fmt: skip
 def test_m2_experts_change_paths_with_their_slots(slots: int, first: str) -> None:
@@ -76,8 +77,8 @@ def test_m2_experts_change_paths_with_their_slots(slots: int, first: str) -> Non
 
 @pytest.mark.parametrize(
     ("tokens", "first"),
-    [(1, "products of 16 x 64 in 1"), (32, "products of 32 x 64 in 1"), (33, "tiles"), (64, "tiles"),
-     (65, "products of 64 x 128 in 1"), (257, "products of 128 x 256 in 1")],
+    [(1, "products of 16 x 64 in 1"), (32, "products of 32 x 64 in 1"), (33, "products of 64 x 64 in 1"),
+     (65, "products of 128 x 64 in 1"), (129, "products of 128 x 128 in 1"), (257, "products of 128 x 256 in 1")],
 )  # fmt: skip
 def test_dense_layers_change_paths_with_their_tokens(tokens: int, first: str) -> None:
     assert fp8_linear.paths(tokens, 8192, 3072, (128, 128), capability=90, compiler="nvcc", aligned=True)[0] == first
@@ -92,7 +93,16 @@ def test_without_sm_90_or_its_compiler_the_other_paths_remain() -> None:
 
 @pytest.mark.parametrize(
     ("slots", "experts", "rows"),
-    [(1, 256, 1), (48, 256, 1), (49, 256, 16), (2048, 256, 16), (2049, 256, 32), (5121, 256, 128), (65, 1, 128)],
+    [
+        (1, 256, 1),
+        (48, 256, 1),
+        (49, 256, 16),
+        (2048, 256, 16),
+        (2049, 256, 32),
+        (3073, 256, 64),
+        (10241, 256, 128),
+        (65, 1, 128),
+    ],
 )
 def test_blocks_grow_with_the_slots_of_an_expert(slots: int, experts: int, rows: int) -> None:
     assert rows_of_block(slots, experts) == rows
@@ -101,8 +111,10 @@ def test_blocks_grow_with_the_slots_of_an_expert(slots: int, experts: int, rows:
 @pytest.mark.parametrize(
     ("tokens", "columns", "groups", "cut"),
     [
-        (4096, 8192, 24, ((128, 256), 1)), (1024, 3072, 48, ((128, 256), 1)), (512, 3072, 48, ((64, 256), 1)),
-        (128, 3072, 48, ((64, 128), 2)), (64, 8192, 24, ((64, 64), 1)), (64, 3072, 48, ((64, 64), 4)),
+        (4096, 8192, 24, ((128, 256), 1)), (1024, 3072, 48, ((128, 256), 1)), (512, 3072, 48, ((128, 128), 1)),
+        (256, 8192, 24, ((128, 128), 1)), (256, 3072, 48, ((128, 96), 2)), (256, 3072, 5, ((128, 64), 1)),
+        (128, 8192, 24, ((128, 64), 1)), (128, 3072, 48, ((128, 64), 2)), (65, 1024, 24, ((128, 64), 6)),
+        (64, 8192, 24, ((64, 64), 1)), (64, 3072, 48, ((64, 64), 2)),
         (17, 8192, 24, ((32, 64), 1)), (1, 8192, 24, ((16, 64), 1)), (2, 1024, 24, ((16, 64), 12)),
         (2, 128, 1, ((16, 64), 1)),
     ],
@@ -110,6 +122,15 @@ def test_blocks_grow_with_the_slots_of_an_expert(slots: int, experts: int, rows:
 def test_tiles_are_as_wide_as_leaves_all_busy(tokens: int, columns: int, groups: int, cut: tuple[Any, int]) -> None:
     assert product_cut(tokens, columns, groups) == cut
     assert groups % cut[1] == 0
+
+
+@pytest.mark.parametrize(
+    ("tile", "parts", "programs", "joined"),
+    [(Tile(64, 64), 2, 96, True), (Tile(128, 96), 2, 132, True), (Tile(128, 96), 2, 134, False),
+     (Tile(128, 64), 4, 96, False), (Tile(128, 64), 1, 96, False), (Tile(32, 64), 2, 96, False)],
+)  # fmt: skip
+def test_two_programs_add_up_a_tile_where_all_run_at_once(tile: Tile, parts: int, programs: int, joined: bool) -> None:
+    assert halves(tile, parts, programs, places=132) == joined
 
 
 def test_python_declares_the_arguments_as_the_source_does() -> None:
@@ -148,7 +169,7 @@ def machine_code(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[st
 def test_machine_code_has_tensor_cores_and_the_copy_engine_and_spills_nothing(
     machine_code: dict[str, tuple[str, str]],
 ) -> None:
-    assert len(machine_code) == 12
+    assert len(machine_code) == 15
     for name, (usage, code) in machine_code.items():
         assert "STACK:0" in usage, f"{name} keeps registers in memory: {usage}"
         assert "QGMMA" in code, f"{name} multiplies without the tensor cores of sm_90"
@@ -159,7 +180,7 @@ def _cases() -> Iterator[Case]:
     """Sizes on both sides of every change of path, loads that are skewed or empty, all kinds of ids, all dtypes."""
     experts, dense = find_op("experts"), find_op("fp8_linear")
     small: dict[str, Field] = {"H": 256, "I": 128, "E": 16, "K": 2, "active": 32, "quant": "weights"}
-    for T in (16, 32, 33, 64, 65, 160, 161, 353):
+    for T in (16, 32, 33, 64, 65, 96, 97, 160, 161, 320, 321, 353):
         yield experts.case(**small, T=T, seed=T)
     for load in ("hot", "same", "holes", "none"):
         for T, ids, mapped in ((20, "int32", 1), (50, "int64", 0), (100, "packed", 1), (300, "int32", 0),
@@ -174,8 +195,11 @@ def _cases() -> Iterator[Case]:
             yield dense.case(T=T, N=272, H=384, x="e4m3", dtype=dtype, out=out, gap=16)
     for T in (16, 17, 32, 33, 64, 65, 121, 300):
         yield dense.case(T=T, N=1024, H=3072, seed=T)
-    for T in (700, 1600):
-        yield dense.case(T=T, N=2048, H=384, seed=T)
+    # 2048 and 3072 columns: tiles of 64, 128 and 256, and of 96 in two parts, whole and with rows or columns left over.
+    for T, N, H in ((700, 2048, 384), (1600, 2048, 384), (64, 3072, 512), (100, 3072, 512), (127, 2976, 256),
+                    (256, 3072, 512), (200, 2976, 256), (250, 8192, 384), (129, 8144, 256)):  # fmt: skip
+        yield dense.case(T=T, N=N, H=H, seed=T)
+        yield dense.case(T=T, N=N, H=H, dtype="float16", out="float32", seed=T)
     for regime in ("heavy", "tiny", "huge", "equal", "signed_zero"):
         yield dense.case(T=130, N=128, H=128, regime=regime)
 
