@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from minimax_m2.kernels import schema
-from minimax_m2.kernels.gpu import router_rows, router_tiles, toolkit
+from minimax_m2.kernels.gpu import router_rows, router_tiles, router_wide, toolkit
 from minimax_m2.kernels.gpu.launch import (
     capability,
     let_next_start,
@@ -58,12 +58,17 @@ def by_multiply_adds(num_tokens: int, hidden: int) -> bool:
 
 def by_cuda(
     num_tokens: int, num_experts: int, hidden: int, dtype: torch.dtype, *, capability: int, compiler: str | None,
-    aligned: bool,
+    aligned: bool, copied: bool,
 ) -> ModuleType | None:  # fmt: skip
-    """The kernel of CUDA C++ that makes these logits: tensor cores, else multiply-adds, else none."""
+    """The kernel of CUDA C++ that makes these logits: warpgroups, tensor cores, multiply-adds, else none.
+
+    aligned, copied: whether rows begin where threads read, and where the copy engine does.
+    """
+    sizes = (num_tokens, num_experts, hidden, dtype)
+    if router_wide.available(capability, compiler) and router_wide.fits(*sizes, aligned=copied):
+        return router_wide
     if not router_rows.available(capability, compiler):
         return None
-    sizes = (num_tokens, num_experts, hidden, dtype)
     return next((unit for unit in (router_tiles, router_rows) if unit.fits(*sizes, aligned=aligned)), None)
 
 
@@ -122,6 +127,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None, logits: Tensor, *, f
         unit = by_cuda(
             num_tokens, num_experts, hidden, x.dtype, capability=arch, compiler=toolkit.compiler(),
             aligned=x.is_cuda and router_rows.aligned(x, weight),
+            copied=x.is_cuda and router_wide.aligned(x, weight, logits),
         )  # fmt: skip
         if unit is not None:
             unit.launch(x, weight, bias, logits, arch)

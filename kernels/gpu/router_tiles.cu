@@ -4,8 +4,8 @@
 // a tile of tokens reads the weight once, and x once for 16 experts. The weight is on its way before x is waited for.
 // Slices are added in one order, in the shared memory of the program that stores the logit.
 #include <cuda_bf16.h>
-#include <cuda_runtime.h>
-#include <stdint.h>
+
+#include "cluster.cuh"
 
 namespace {
 
@@ -20,10 +20,6 @@ struct Product {
   long long x_stride, weight_stride;
   int tokens, experts;
 };
-
-__device__ __forceinline__ uint32_t shared_address(const void* p) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
-}
 
 __device__ __forceinline__ uint32_t pair(float low, float high) {
   uint32_t word;
@@ -48,27 +44,6 @@ __device__ __forceinline__ void multiply(float (&sums)[4], const uint32_t (&a)[4
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b.x), "r"(b.y));
 }
 
-__device__ __forceinline__ uint32_t in_program(uint32_t address, int program) {
-  uint32_t there;
-  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(program));
-  return there;
-}
-
-// Stores into another program's memory; its barrier counts the bytes.
-__device__ __forceinline__ void send(uint32_t to, float4 x, uint32_t barrier) {
-  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(to),
-               "f"(x.x), "f"(x.y), "f"(x.z), "f"(x.w), "r"(barrier) : "memory");
-}
-
-__device__ __forceinline__ void wait(uint32_t barrier) {
-  asm volatile(
-      "{\n\t.reg .pred done;\n"
-      "again:\n\t"
-      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], 0;\n\t"
-      "@done bra over;\n\tbra again;\n"
-      "over:\n\t}" ::"r"(barrier) : "memory");
-}
-
 template <int kSteps, int kTokens, int kWarps>
 __global__ void __launch_bounds__(kWarps * 32) router_tiles(const __grid_constant__ Product p) {
   constexpr int kTiles = kTokens / 8, kSums = kTokens * kExperts, kOwn = kSums / kSlices;
@@ -78,14 +53,9 @@ __global__ void __launch_bounds__(kWarps * 32) router_tiles(const __grid_constan
   const int warp = threadIdx.x / 32, group = threadIdx.x % 32 / 4, quad = threadIdx.x % 4;
   const int slice = blockIdx.x % kSlices, expert = blockIdx.x / kSlices * kExperts, first = blockIdx.y * kTokens;
   const int channel = (slice * kWarps + warp) * kSteps * kChannels + quad * 4;
-  const uint32_t barrier = shared_address(&arrived);
-  if (threadIdx.x == 0) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(barrier) : "memory");
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "n"(kSums * 4) : "memory");
-  }
-  // Nobody stores into a program that has not begun.
-  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+  const uint32_t barrier = cluster::shared_address(&arrived);
+  if (threadIdx.x == 0) cluster::expect(barrier, kSums * 4);
+  cluster::arrive();
 
   // A step's channels come in any order, the same for both factors: a thread's four lie side by side.
   float4 w[kSteps][2];
@@ -124,7 +94,7 @@ __global__ void __launch_bounds__(kWarps * 32) router_tiles(const __grid_constan
 #pragma unroll
     for (int i = 0; i < 4; i++) parts[warp][tile * 8 + quad * 2 + i % 2][group + i / 2 * 8] = sums[tile][i];
   __syncthreads();
-  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+  cluster::wait_for_all();
 
   for (int at = threadIdx.x * 4; at < kSums; at += kWarps * 32 * 4) {
     float4 total = {};
@@ -133,9 +103,10 @@ __global__ void __launch_bounds__(kWarps * 32) router_tiles(const __grid_constan
       const float4 part = *reinterpret_cast<const float4*>(&parts[other][at / kExperts][at % kExperts]);
       total.x += part.x, total.y += part.y, total.z += part.z, total.w += part.w;
     }
-    send(in_program(shared_address(&slices[slice][at % kOwn]), at / kOwn), total, in_program(barrier, at / kOwn));
+    cluster::send(cluster::in_program(cluster::shared_address(&slices[slice][at % kOwn]), at / kOwn), total,
+                  cluster::in_program(barrier, at / kOwn));
   }
-  wait(barrier);
+  cluster::wait(barrier, 0);
   for (int at = threadIdx.x; at < kOwn; at += kWarps * 32) {
     const int token = first + (slice * kOwn + at) / kExperts, column = expert + at % kExperts;
     if (token >= p.tokens) break;

@@ -28,6 +28,7 @@ ARCHITECTURES = {
     "sum_add_rms_norm": ("80", "90", "100", "120"),
     "router_rows": EVERY,
     "router_tiles": EVERY,
+    "router_wide": ("90a",),
 }
 # By compute capability, where a kernel may start before the one ahead has ended.
 EARLY = {90: "90a", 100: "100a", 120: "120a"}
