@@ -11,6 +11,7 @@ import torch
 import triton
 from torch import Tensor
 
+from minimax_m2.kernels.gpu import attention_rows, toolkit
 from minimax_m2.kernels.gpu.attention_prefill import ROWS, prefill_kernel
 from minimax_m2.kernels.gpu.attention_tiles import attention_kernel, fill_kernel, sum_parts_kernel
 from minimax_m2.kernels.gpu.launch import (
@@ -133,6 +134,18 @@ def _launch(
             fill_kernel[(sequences + 1, FILLERS)](
                 out, query_start, num_tokens, sequences, max_query_len, Hq * D, FILLERS=FILLERS, BLOCK=1024, num_warps=4
             )
+        return
+    few = attention_rows.cut(sequences * Hk, max_seq_len) if attention_rows.fits(
+        capability=arch, compiler=toolkit.compiler(), rows=max_query_len * (Hq // Hk), head_dim=D, dtype=q.dtype,
+        cache=k_cache.dtype, scaled=k_scale is not None,
+        aligned=q.is_cuda and attention_rows.aligned(q, (k_cache, v_cache)),
+    ) else None  # fmt: skip
+    if few is not None and sequences and attention_rows.is_held(q.device, few):
+        with on_device_of(q):
+            attention_rows.launch(
+                q, k_cache, v_cache, block_table, seq_lens, query_start, out, few, scale=scale,
+                max_query_len=max_query_len, max_seq_len=max_seq_len, capacity=capacity,
+            )  # fmt: skip
         return
     tiles = plan(
         sequences=sequences, queries=max_query_len, length=max_seq_len, heads=Hk, group=Hq // Hk, channels=channels,

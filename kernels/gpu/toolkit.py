@@ -29,6 +29,7 @@ ARCHITECTURES = {
     "router_rows": EVERY,
     "router_tiles": EVERY,
     "router_wide": ("90a",),
+    "attention_rows": ("90a",),
 }
 # By compute capability, where a kernel may start before the one ahead has ended.
 EARLY = {90: "90a", 100: "100a", 120: "120a"}
