@@ -54,7 +54,7 @@ struct Shape {
   // Threads that add up ahead load their scales themselves.
   static constexpr int kScales = kForm == kAhead ? 0 : kRows + 2;
   static constexpr int kArrivals = kForm == kAhead ? 1 : kFetchers + 1;
-  // Rows of x that are fetched at once: of tokens all, as one thread takes 70 cycles for each copy; of slots few.
+  // Rows of x that are fetched at once: of tokens all, as one thread takes 30 ns for each copy; of slots few.
   static constexpr int kBox = kForm == kAhead && kMode == kDense ? kRows : kBoxRows;
   // Where each warp turns results of 16 bits, 16 rows by 64 columns at a time.
   static constexpr bool kTurns = kForm == kAhead && kMode == kDense && kColumns % 64 == 0;
