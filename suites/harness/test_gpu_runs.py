@@ -33,6 +33,6 @@ def test_which_ops_have_the_same_bits_on_two_devices_is_counted_from_the_record(
     assert {"cpu", "gpu"} == {found["device"] for found in cards}
     marks = {op: {found["determinism"][-1] for found in cards if found["op"] == op} for op in {f["op"] for f in cards}}
     assert set().union(*marks.values()) == {"+", "-"}
-    (same, other) = re.findall(r"\(D5\): (.*?) have them; (.*?) have other last", TRUST, re.DOTALL)[0]
+    (same, other) = re.findall(r"\(D5\): (.*?) have them; (.*?) have\s+other last", TRUST, re.DOTALL)[0]
     for words, mark in ((same, "+"), (other, "-")):
         assert re.findall(r"`(\w+)`", words) == sorted(op for op, found in marks.items() if found == {mark})
