@@ -199,6 +199,7 @@ def _cases() -> Iterator[Case]:
     for T, N, H in ((700, 2048, 384), (1600, 2048, 384), (64, 3072, 512), (100, 3072, 512), (127, 2976, 256),
                     (256, 3072, 512), (200, 2976, 256), (250, 8192, 384), (129, 8144, 256)):  # fmt: skip
         yield dense.case(T=T, N=N, H=H, seed=T)
+        yield dense.case(T=T, N=N, H=H, dtype="float16", out="float32", seed=T)
     for regime in ("heavy", "tiny", "huge", "equal", "signed_zero"):
         yield dense.case(T=130, N=128, H=128, regime=regime)
 
