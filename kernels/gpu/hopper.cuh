@@ -70,15 +70,6 @@ __device__ __forceinline__ void write_there(uint32_t there, float value) {
 __device__ __forceinline__ void arrive_there(uint32_t there) {
   asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(there) : "memory");
 }
-__device__ __forceinline__ void wait_for_cluster(uint32_t barrier, uint32_t parity) {
-  asm volatile(
-      "{\n\t.reg .pred done;\n"
-      "again:\n\t"
-      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n\t"
-      "@done bra over;\n\tbra again;\n"
-      "over:\n\t}" ::"r"(barrier), "r"(parity) : "memory");
-}
-
 // What the copy engine reads of a tensor is on its way before the first copy.
 __device__ __forceinline__ void fetch_map(const CUtensorMap* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");

@@ -1,11 +1,13 @@
 // Products of e4m3 rows and an e4m3 weight with a scale a block of 128 x 128, on sm_90a.
 //
 // One thread has the copy engine fetch tiles of x and of the weight into a ring in shared memory; its warps fetch the
-// scales, where those that multiply do not. One or two groups of four warps multiply a step of 128 channels on the tensor cores and add it, times both
-// scales, to float32 sums in registers. A program takes one tile after the other; the ring knows no tile's end.
+// scales, where those that multiply do not. One or two groups of four warps multiply a step of 128 channels on the tensor
+// cores and add it, times both scales, to float32 sums in registers. A program takes one tile after the other; the ring
+// knows no tile's end.
 #include "scaled_product_ahead.cuh"
 #include "scaled_product_narrow.cuh"
 #include "scaled_product_wide.cuh"
+#include "tensor_map.cuh"
 
 namespace {
 
@@ -40,33 +42,16 @@ __global__ void __launch_bounds__(S::kThreads, S::kPrograms)
   }
 }
 
-using Encode = decltype(&cuTensorMapEncodeTiled);
-
-Encode encoder() {
-  static const Encode found = [] {
-    void* function = nullptr;
-    cudaDriverEntryPointQueryResult result;
-    cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &result);
-    return result == cudaDriverEntryPointSuccess ? reinterpret_cast<Encode>(function) : nullptr;
-  }();
-  return found;
-}
-
-// Rows of codes, ``box_rows`` of which are fetched at a time, a step of channels wide.
-bool rows_map(CUtensorMap* map, const void* codes, long long rows, long long stride, int groups, int box_rows) {
-  const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(groups) * kStep, static_cast<cuuint64_t>(rows)};
-  const cuuint64_t strides[1] = {static_cast<cuuint64_t>(stride)};
-  const cuuint32_t box[2] = {kStep, static_cast<cuuint32_t>(box_rows)}, every[2] = {1, 1};
-  return encoder() != nullptr &&
-         encoder()(map, CU_TENSOR_MAP_DATA_TYPE_UINT8, 2, const_cast<void*>(codes), sizes, strides, box, every,
-                   CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                   CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
-}
-
 struct Rows {
   const void* codes;
   long long count, stride;
 };
+
+// A step of channels of some rows is fetched at a time.
+bool codes_map(CUtensorMap* map, const Rows& rows, int groups, int box_rows) {
+  return rows_map(map, CU_TENSOR_MAP_DATA_TYPE_UINT8, 1, rows.codes, rows.count, static_cast<long long>(groups) * kStep,
+                  rows.stride, box_rows);
+}
 
 template <class S>
 cudaLaunchConfig_t configured(int programs, int joined, cudaStream_t stream, cudaLaunchAttribute (&attributes)[2]) {
@@ -102,8 +87,7 @@ int launched(const Rows& x, const Rows& weight, const Product& p, int programs, 
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::kBytes);
   if (allowed != cudaSuccess) return allowed;
   CUtensorMap x_map, w_map;
-  if (!rows_map(&x_map, x.codes, x.count, x.stride, p.groups, S::kBox) ||
-      !rows_map(&w_map, weight.codes, weight.count, weight.stride, p.groups, S::kColumns))
+  if (!codes_map(&x_map, x, p.groups, S::kBox) || !codes_map(&w_map, weight, p.groups, S::kColumns))
     return cudaErrorInvalidValue;
   cudaLaunchAttribute attributes[2];
   const cudaLaunchConfig_t config = configured<S>(programs, p.joined ? p.parts : 1, stream, attributes);

@@ -1,6 +1,7 @@
 // Few rows of x: the weight's rows are the tensor core's, 64 a warpgroup and block, so that no row of it stays empty.
 #pragma once
 
+#include "cluster.cuh"
 #include "scaled_product.cuh"
 
 namespace {
@@ -93,7 +94,7 @@ __device__ __forceinline__ bool added_up(const Product& p, const Tile& tile, flo
     if (threadIdx.x % 32 == 0) hopper::arrive_there(hopper::in_first_program(written));
     return false;
   }
-  hopper::wait_for_cluster(written, 0);
+  cluster::wait(written, 0);
   for (int part = 1; part < p.parts; part++) each(part, [](float& sum, const float* place) { sum += *place; });
   return true;
 }
