@@ -96,11 +96,12 @@ class Continuation:
 def behind_drawn_keys(
     model: MiniMaxM2, *, sequences: int, held: int, most: int, is_captured: bool
 ) -> Continuation:  # fmt: skip
-    """Sequences that hold ``held`` tokens each, whose keys and values are normally distributed numbers."""
+    """Sequences that hold ``held`` tokens each; keys and values are normally distributed, the same in every run."""
     cache = model.new_cache(tokens=[held + most] * sequences)
     cache.append(dict.fromkeys(range(sequences), held))
+    generator = torch.Generator(device=cache.k[0].device).manual_seed(0)
     for part in (*cache.k, *cache.v):
-        part.normal_()
+        part.normal_(generator=generator)
     return Continuation(model, cache, sequences=sequences, most=most, is_captured=is_captured)
 
 

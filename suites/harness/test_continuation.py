@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from minimax_m2.harness.continuation import Continuation, continued, prefilled
+from minimax_m2.harness.continuation import Continuation, behind_drawn_keys, continued, prefilled
 from minimax_m2.harness.parallel import CONFIGS
 from minimax_m2.harness.random_weights import random_weights
 from minimax_m2.reference.generation import likeliest
@@ -59,6 +59,12 @@ def test_a_prefill_in_passes_has_the_last_logits_of_every_prompt(chunk: int) -> 
     expected = torch.stack([model()(ids)[-1] for ids in given])
     # derived: products of another number of rows may add in another order; 2^-53 a rounding, thousands of them
     assert torch.allclose(found, expected, rtol=0, atol=2.0**-40 * float(expected.abs().max()))
+
+
+def test_drawn_keys_are_the_same_in_every_run() -> None:
+    caches = [behind_drawn_keys(model(), sequences=2, held=5, most=3, is_captured=False).static.cache for _ in range(2)]
+    assert all(map(torch.equal, caches[0].k, caches[1].k))
+    assert not torch.equal(caches[0].k[0], caches[0].v[0])
 
 
 def test_a_second_start_repeats_the_first() -> None:
