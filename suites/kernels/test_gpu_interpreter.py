@@ -33,16 +33,20 @@ def test_the_source_is_right_in_the_interpreter(op: str) -> None:
     assert found.launches >= busy, f"{found.launches} launches for {busy} cases of {op} with tokens"
 
 
+def wrong_norm(file: Path, right: str, wrong: str) -> str:
+    """Write our kernel of rms_norm with something wrong in it."""
+    source = Path(kernel_file("rms_norm")).read_text()
+    assert right in source
+    # Registered once by our own kernel; a second registration is refused.
+    file.write_text(source.replace(right, wrong).replace('registered("rms_norm", _launch)', "_launch"))
+    return str(file)
+
+
 @pytest.mark.gpu
 def test_a_wrong_kernel_is_caught_in_the_interpreter(tmp_path: Path) -> None:
-    source = Path(kernel_file("rms_norm")).read_text()
-    wrong = source.replace("width) + eps))", "width)) + eps)")
-    assert wrong != source
-    file = tmp_path / "eps_outside_the_root.py"
-    # Registered once by our own kernel; a second registration is refused.
-    file.write_text(wrong.replace('registered("rms_norm", _launch)', "_launch"))
+    file = wrong_norm(tmp_path / "eps_outside_the_root.py", "width) + eps))", "width)) + eps)")
 
-    found = in_own_process("rms_norm", CASES, str(file))
+    found = in_own_process("rms_norm", CASES, file)
 
     assert found.launches >= found.judged
     assert any("rms_norm" in failure for failure in found.failures), "eps added to the root passed"
@@ -50,13 +54,9 @@ def test_a_wrong_kernel_is_caught_in_the_interpreter(tmp_path: Path) -> None:
 
 @pytest.mark.gpu
 def test_an_offset_of_32_bits_is_caught_in_the_interpreter(tmp_path: Path) -> None:
-    source = Path(kernel_file("rms_norm")).read_text()
-    wrong = source.replace("program_id(0).to(tl.int64)", "program_id(0)")
-    assert wrong != source
-    file = tmp_path / "row_in_32_bits.py"
-    file.write_text(wrong.replace('registered("rms_norm", _launch)', "_launch"))
+    file = wrong_norm(tmp_path / "row_in_32_bits.py", "program_id(0).to(tl.int64)", "program_id(0)")
 
-    told = told_of("rms_norm", str(file))
+    told = told_of("rms_norm", file)
 
     # What lies 2^31 elements before a tensor is another's, or nobody's.
     assert "rms_norm, rows past 2^31 elements: y at [" in told or "G0 rms_norm ended with -11" in told, told
