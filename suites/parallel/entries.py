@@ -138,6 +138,11 @@ def keeps_groups(case: Case, ranks: int) -> bool:
     return case.op != "experts" or case["quant"] == "none" or case.number("I") % (ranks * case.number("block")) == 0
 
 
+def whole_blocks(ranks: int) -> Case:
+    """A case of M2's own experts, whose shares are whole blocks, of enough tokens that tensor cores can be judged."""
+    return find_op("experts").case(T=24, E=4, K=2, H=256, I=128 * ranks, quant="weights")
+
+
 def every_op(communicator: Communicator, cases: str = "4") -> str:
     """Judge our kernels of each op that ranks share, every rank its share, by the budgets of the unsplit op."""
     device = "gpu" if device_of_ranks() == "cuda" else "cpu"
@@ -147,8 +152,7 @@ def every_op(communicator: Communicator, cases: str = "4") -> str:
         for op in SPLIT_OPS
         for case in [case for case in split_cases(op, 40) if keeps_groups(case, communicator.size)][: int(cases)]
     ]
-    # M2's own: shares are whole blocks.
-    drawn.append(find_op("experts").case(T=5, E=4, K=2, H=256, I=128 * communicator.size, quant="weights"))
+    drawn.append(whole_blocks(communicator.size))
     verdicts = [judge(case, provider, provider.variants[-1]) for case in drawn]
     wrong = [verdict.explain() for verdict in verdicts if not verdict.passed]
     return said(what="ops", cases=Counter(v.outcome.value for v in verdicts), wrong=wrong)

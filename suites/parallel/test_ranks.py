@@ -16,6 +16,8 @@ import pytest
 import torch
 
 from minimax_m2.harness.collective_order import SUMS
+from minimax_m2.harness.judge import expected
+from minimax_m2.harness.op import find_op
 from minimax_m2.harness.ranks import RanksFailed, launch, shortage
 from minimax_m2.harness.roll_call import Hang, RollCall
 from minimax_m2.reference.communicator import Communicator, Threads
@@ -53,6 +55,15 @@ def test_real_and_simulated_ranks_agree(device: str, ranks: int) -> None:
     collectives = runpy.run_path(ENTRIES)["collectives"]
     found = launch(f"{ENTRIES}:collectives", ranks=ranks, device=device, deadline_s=120)
     assert found == Threads(ranks).run(collectives)
+
+
+def test_the_experts_of_whole_blocks_show_more_than_the_noise_of_tensor_cores() -> None:
+    pytest.importorskip("triton", reason="Triton is not installed; no GPU kernel can be imported")
+    from minimax_m2.kernels.gpu.experts import contract
+
+    case = runpy.run_path(ENTRIES)["whole_blocks"](2)
+
+    assert expected(find_op("experts"), case, contract(case))[1] == ()
 
 
 @pytest.mark.parametrize(("device", "ranks"), [on("cpu", 2), on("gpu", 2)])
