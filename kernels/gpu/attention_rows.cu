@@ -7,6 +7,7 @@
 #include <math.h>
 
 #include "cluster.cuh"
+#include "early_launch.cuh"
 
 namespace {
 
@@ -311,56 +312,51 @@ __global__ void __launch_bounds__(kWarps * 32, 8 / kWarps) attention_rows(const 
   }
 }
 
+// The kernel of a shape, allowed what it needs, its threads and its shared memory.
+struct Chosen {
+  const void* kernel;
+  int threads, bytes;
+  cudaError_t wrong;
+};
+
 template <int kWarps, int kStages>
-cudaError_t configured(const void** kernel, cudaLaunchConfig_t* config) {
-  *kernel = reinterpret_cast<const void*>(attention_rows<kWarps, kStages>);
-  config->blockDim = kWarps * 32, config->dynamicSmemBytes = kWarps * kStages * 2 * kTileBytes;
+Chosen chosen() {
+  Chosen found{reinterpret_cast<const void*>(attention_rows<kWarps, kStages>), kWarps * 32,
+               kWarps * kStages * 2 * kTileBytes};
   // At every launch: they hold for the current device only.
-  cudaError_t wrong =
-      cudaFuncSetAttribute(*kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, config->dynamicSmemBytes);
-  if (wrong == cudaSuccess) wrong = cudaFuncSetAttribute(*kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
-  return wrong;
+  found.wrong = cudaFuncSetAttribute(found.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, found.bytes);
+  if (found.wrong == cudaSuccess)
+    found.wrong = cudaFuncSetAttribute(found.kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+  return found;
 }
 
-cudaError_t configured(int warps, int stages, const void** kernel, cudaLaunchConfig_t* config) {
+Chosen chosen(int warps, int stages) {
 #define SHAPE(WARPS, STAGES) \
-  if (warps == WARPS && stages == STAGES) return configured<WARPS, STAGES>(kernel, config);
+  if (warps == WARPS && stages == STAGES) return chosen<WARPS, STAGES>();
   SHAPE(8, 3) SHAPE(4, 3)
 #undef SHAPE
-  return cudaErrorInvalidValue;
+  return {nullptr, 0, 0, cudaErrorInvalidValue};
 }
 
 }  // namespace
 
-extern "C" const char* minimax_m2_error(int code) { return cudaGetErrorString(static_cast<cudaError_t>(code)); }
-
 // How many clusters of so many programs the current device holds at once; negative: a cudaError_t.
 extern "C" int minimax_m2_attention_rows_places(int warps, int stages, int programs) {
-  cudaLaunchAttribute how[1];
-  how[0].id = cudaLaunchAttributeClusterDimension;
-  how[0].val.clusterDim.x = programs, how[0].val.clusterDim.y = how[0].val.clusterDim.z = 1;
-  cudaLaunchConfig_t config = {};
-  const void* kernel;
-  if (const cudaError_t wrong = configured(warps, stages, &kernel, &config)) return -wrong;
-  config.gridDim = programs, config.attrs = how, config.numAttrs = 1;
+  const Chosen shape = chosen(warps, stages);
+  if (shape.wrong) return -shape.wrong;
+  EarlyLaunch how(programs, shape.threads, shape.bytes, nullptr, programs);
   int count = 0;
-  const cudaError_t wrong = cudaOccupancyMaxActiveClusters(&count, kernel, &config);
+  const cudaError_t wrong = how.clusters_held(shape.kernel, &count);
   return wrong ? -wrong : count;
 }
 
 // Launches the kernel in clusters of so many programs, a power of two; returns a cudaError_t.
 extern "C" int minimax_m2_attention_rows(int warps, int stages, int programs, const void* arguments, void* stream) {
   const Attention& p = *static_cast<const Attention*>(arguments);
-  cudaLaunchAttribute how[2];
-  how[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  how[0].val.programmaticStreamSerializationAllowed = 1;
-  how[1].id = cudaLaunchAttributeClusterDimension;
-  how[1].val.clusterDim.x = programs, how[1].val.clusterDim.y = how[1].val.clusterDim.z = 1;
-  cudaLaunchConfig_t config = {};
-  const void* kernel;
-  if (const cudaError_t wrong = configured(warps, stages, &kernel, &config)) return wrong;
-  config.gridDim = p.sequences * p.heads * programs;
-  config.stream = static_cast<cudaStream_t>(stream), config.attrs = how, config.numAttrs = 2;
+  const Chosen shape = chosen(warps, stages);
+  if (shape.wrong) return shape.wrong;
+  const EarlyLaunch how(p.sequences * p.heads * programs, shape.threads, shape.bytes,
+                        static_cast<cudaStream_t>(stream), programs);
   void* given[1] = {const_cast<void*>(arguments)};
-  return cudaLaunchKernelExC(&config, kernel, given);
+  return cudaLaunchKernelExC(&how.config, shape.kernel, given);
 }

@@ -5,6 +5,8 @@
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
+#include "early_launch.cuh"
+
 namespace {
 
 constexpr int kThreads = 256, kWarps = kThreads / 32, kExperts = 2, kMostTokens = 32;
@@ -102,18 +104,11 @@ __global__ void __launch_bounds__(kThreads) router_rows(const __grid_constant__ 
 
 template <int kSteps, int kTokens>
 int launched(const Rows& p, cudaStream_t stream) {
-  cudaLaunchAttribute early[1];
-  early[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early[0].val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = p.experts / kExperts, config.blockDim = kThreads;
-  config.stream = stream, config.attrs = early, config.numAttrs = 1;
-  return cudaLaunchKernelEx(&config, router_rows<kSteps, kTokens>, p);
+  const EarlyLaunch how(p.experts / kExperts, kThreads, 0, stream);
+  return cudaLaunchKernelEx(&how.config, router_rows<kSteps, kTokens>, p);
 }
 
 }  // namespace
-
-extern "C" const char* minimax_m2_error(int code) { return cudaGetErrorString(static_cast<cudaError_t>(code)); }
 
 // Launches the kernel for so many steps of 1024 channels and so many tokens at once; returns a cudaError_t.
 extern "C" int minimax_m2_router_rows(int steps, int at_once, const void* x, long long x_stride, const void* weight,

@@ -6,6 +6,7 @@
 #include <cuda_bf16.h>
 
 #include "cluster.cuh"
+#include "early_launch.cuh"
 
 namespace {
 
@@ -120,20 +121,12 @@ __global__ void __launch_bounds__(kWarps * 32) router_tiles(const __grid_constan
 
 template <int kSteps, int kTokens, int kWarps>
 int launched(const Product& p, cudaStream_t stream) {
-  cudaLaunchAttribute how[2];
-  how[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  how[0].val.programmaticStreamSerializationAllowed = 1;
-  how[1].id = cudaLaunchAttributeClusterDimension;
-  how[1].val.clusterDim.x = kSlices, how[1].val.clusterDim.y = how[1].val.clusterDim.z = 1;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(p.experts / kExperts * kSlices, (p.tokens + kTokens - 1) / kTokens);
-  config.blockDim = kWarps * 32, config.stream = stream, config.attrs = how, config.numAttrs = 2;
-  return cudaLaunchKernelEx(&config, router_tiles<kSteps, kTokens, kWarps>, p);
+  const dim3 programs(p.experts / kExperts * kSlices, (p.tokens + kTokens - 1) / kTokens);
+  const EarlyLaunch how(programs, kWarps * 32, 0, stream, kSlices);
+  return cudaLaunchKernelEx(&how.config, router_tiles<kSteps, kTokens, kWarps>, p);
 }
 
 }  // namespace
-
-extern "C" const char* minimax_m2_error(int code) { return cudaGetErrorString(static_cast<cudaError_t>(code)); }
 
 // Launches the kernel for so many channels, in tiles of 16 or 32 tokens; returns a cudaError_t.
 extern "C" int minimax_m2_router_tiles(int channels, int tile, const void* x, long long x_stride, const void* weight,

@@ -8,6 +8,7 @@
 #include <cuda_bf16.h>
 
 #include "cluster.cuh"
+#include "early_launch.cuh"
 #include "hopper.cuh"
 #include "tensor_map.cuh"
 
@@ -249,21 +250,12 @@ int launched(const CUtensorMap& x_map, const CUtensorMap& w_map, const Product& 
   const cudaError_t allowed =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Shape<kTokens>::kBytes);
   if (allowed != cudaSuccess) return allowed;
-  cudaLaunchAttribute how[2];
-  how[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  how[0].val.programmaticStreamSerializationAllowed = 1;
-  how[1].id = cudaLaunchAttributeClusterDimension;
-  how[1].val.clusterDim.x = slices, how[1].val.clusterDim.y = how[1].val.clusterDim.z = 1;
-  cudaLaunchConfig_t config = {};
   const int tiles = (p.tokens + kTokens - 1) / kTokens * ((p.experts + kExperts - 1) / kExperts);
-  config.gridDim = tiles * slices, config.blockDim = kThreads;
-  config.dynamicSmemBytes = Shape<kTokens>::kBytes, config.stream = stream, config.attrs = how, config.numAttrs = 2;
-  return cudaLaunchKernelEx(&config, kernel, x_map, w_map, p);
+  const EarlyLaunch how(tiles * slices, kThreads, Shape<kTokens>::kBytes, stream, slices);
+  return cudaLaunchKernelEx(&how.config, kernel, x_map, w_map, p);
 }
 
 }  // namespace
-
-extern "C" const char* minimax_m2_error(int code) { return cudaGetErrorString(static_cast<cudaError_t>(code)); }
 
 // Launches the kernel in tiles of 64 or 128 tokens and so many slices of the channels; returns a cudaError_t.
 extern "C" int minimax_m2_router_wide(int tile, int slices, const void* x, long long x_stride,

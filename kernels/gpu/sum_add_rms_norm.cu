@@ -2,6 +2,7 @@
 //
 // A program sends its row to every other rank, word by word, and adds theirs as they arrive, in the order of the ranks,
 // in float32. Whatever is not another rank's is read before it waits.
+#include "early_launch.cuh"
 #include "mailbox.cuh"
 
 #include <cuda_bf16.h>
@@ -214,13 +215,9 @@ __global__ void __launch_bounds__(kMostThreads) sum_add_rms_norm(const __grid_co
 
 template <class T, int CHUNKS, bool CODED>
 int launched(const Row& r, const Mailbox& m, int programs, int threads, bool early, cudaStream_t stream) {
-  cudaLaunchAttribute attribute[1];
-  attribute[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute[0].val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = programs, config.blockDim = threads, config.stream = stream;
-  config.attrs = attribute, config.numAttrs = early ? 1 : 0;
-  return cudaLaunchKernelEx(&config, sum_add_rms_norm<T, CHUNKS, CODED>, r, m);
+  EarlyLaunch how(programs, threads, 0, stream);
+  if (!early) how.config.numAttrs = 0;
+  return cudaLaunchKernelEx(&how.config, sum_add_rms_norm<T, CHUNKS, CODED>, r, m);
 }
 
 template <class T>
@@ -244,8 +241,6 @@ int cut(const Row& r, const Mailbox& m, int programs, bool early, cudaStream_t s
 }
 
 }  // namespace
-
-extern "C" const char* minimax_m2_error(int code) { return cudaGetErrorString(static_cast<cudaError_t>(code)); }
 
 // Launches a program a row; dtype is 0 for float32, 1 for bfloat16, 2 for float16. Returns a cudaError_t.
 extern "C" int minimax_m2_sum_add_rms_norm(int dtype, const void* row, const void* mailbox, int programs, int early,
