@@ -51,6 +51,11 @@ __device__ __forceinline__ void send(uint32_t to, float2 x, uint32_t barrier) {
                "f"(x.x), "f"(x.y), "r"(barrier) : "memory");
 }
 
+__device__ __forceinline__ void send(uint32_t to, uint32_t x, uint32_t barrier) {
+  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.u32 [%0], %1, [%2];" ::"r"(to), "r"(x),
+               "r"(barrier) : "memory");
+}
+
 // Waits for the phase of a barrier, and sees what other programs stored before it ended.
 __device__ __forceinline__ void wait(uint32_t barrier, uint32_t parity) {
   asm volatile(

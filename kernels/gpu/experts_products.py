@@ -27,12 +27,13 @@ from minimax_m2.kernels.schema.block_quant import allocated
 
 # Up to so many slots each is a block of its own: sorting costs more than reading an expert twice.
 UNSORTED = 48
-# The most slots an expert, on average, for blocks of so many: few experts then have more than one block.
-BLOCKS = {16: 8, 32: 12, 64: 40}
+# The most slots an expert, on average, for blocks of so many: few experts then have more than one block. With still
+# more they are of 128 again.
+BLOCKS = {16: 8, 32: 12, 64: 40, 128: 120, 192: 160}
 # In blocks of more rows, slots are many more than tokens are groups of: codes are made before they are gathered.
 FEW_ROWS = 16
 # Rows of a block by path; 1 where nothing is sorted.
-PRODUCTS = {f"products of {rows}": rows for rows in (1, 16, 32, 64, 128)}
+PRODUCTS = {f"products of {rows}": rows for rows in (1, 16, 32, 64, 128, 192)}
 
 
 def by_products(

@@ -37,6 +37,8 @@ ROW_COLUMNS = 4
 ROW, TILES = "row", "tiles"
 # Programs of the kernel of sm_90 that keep a GPU's memory or tensor cores busy, and its multiprocessors.
 BUSY, PLACES = 96, 132
+# The widest tile of a program, a pair's taller one, the time that this takes beside it, and tokens from which on.
+WIDE, TALL, TALL_TURN, MANY = scaled_product.Tile(128, 256), scaled_product.Tile(192, 256), 0.66, 1024
 
 
 class PackedFp8Linear(NamedTuple):
@@ -74,8 +76,16 @@ def by_product(channels: int, columns: int, block: tuple[int, int], *, capabilit
     return scaled_product.available(capability, compiler) and scaled_product.fits(channels, columns, block) and aligned
 
 
+def _turns(num_tokens: int, columns: int, tile: scaled_product.Tile, places: int) -> int:
+    """Tiles that the busiest place makes one after the other."""
+    return triton.cdiv(triton.cdiv(num_tokens, tile.rows) * triton.cdiv(columns, tile.columns), places)
+
+
 def product_cut(num_tokens: int, columns: int, groups: int) -> tuple[scaled_product.Tile, int]:
     """The widest tile that leaves few multiprocessors idle, and the parts of its sum where even narrow ones are few."""
+    turns = _turns(num_tokens, columns, TALL, PLACES // 2)
+    if num_tokens >= MANY and turns > 1 and turns * TALL_TURN < _turns(num_tokens, columns, WIDE, PLACES):
+        return TALL, 1
     for width, parts in ((256, 1), (128, 1), (96, 2)) if num_tokens > 64 else ():
         tile = scaled_product.Tile(128, width)
         programs = triton.cdiv(num_tokens, tile.rows) * triton.cdiv(columns, tile.columns) * parts

@@ -54,6 +54,21 @@ __device__ __forceinline__ void copy_tile(uint32_t to, const CUtensorMap* map, i
           "r"(to), "l"(map), "r"(column), "r"(row), "r"(barrier) : "memory");
 }
 
+// The same into shared memory of both programs of a pair, at the same address; each one's own barrier counts its bytes.
+__device__ __forceinline__ void copy_tile_to_both(uint32_t to, const CUtensorMap* map, int column, int row,
+                                                  uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster "
+      "[%0], [%1, {%2, %3}], [%4], %5;" ::
+          "r"(to), "l"(map), "r"(column), "r"(row), "r"(barrier), "h"(static_cast<uint16_t>(3)) : "memory");
+}
+
+// Arrives at a barrier of the cluster, after what this thread has read. Told to release what it wrote to the cluster, it
+// would wait for all memory.
+__device__ __forceinline__ void arrive_at(uint32_t there) {
+  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(there) : "memory");
+}
+
 // Programs of a cluster have all begun after this.
 __device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.release;" ::: "memory"); }
 __device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
@@ -118,12 +133,20 @@ __device__ __forceinline__ uint64_t matrix_at(uint32_t address) {
   return kSwizzle128 | kEightRows | kUnused | ((address & 0x3ffff) >> 4);
 }
 
+// A descriptor whose lower half is given.
+__device__ __forceinline__ uint64_t matrix_of(uint32_t low) {
+  uint64_t matrix;
+  asm("mov.b64 %0, {%1, %2};" : "=l"(matrix) : "r"(low), "n"(0x40000040));
+  return matrix;
+}
+
 __device__ __forceinline__ void products_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 // Ends a group of products, and waits until all groups are made but the last kLeft.
 template <int kLeft = 0>
 __device__ __forceinline__ void products_end() {
   asm volatile("wgmma.commit_group.sync.aligned;\n\twgmma.wait_group.sync.aligned %0;" ::"n"(kLeft) : "memory");
 }
+__device__ __forceinline__ void products_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void products_wait() { asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory"); }
 
 // Registers that a product writes while other code runs: no use of them may move across this.

@@ -1,11 +1,13 @@
 // Products of e4m3 rows and an e4m3 weight with a scale a block of 128 x 128, on sm_90a.
 //
 // One thread has the copy engine fetch tiles of x and of the weight into a ring in shared memory; its warps fetch the
-// scales, where those that multiply do not. One or two groups of four warps multiply a step of 128 channels on the tensor
-// cores and add it, times both scales, to float32 sums in registers. A program takes one tile after the other; the ring
+// scales, where those that multiply do not. One to three groups of four warps multiply a step of 128 channels on the
+// tensor cores and add it, times both scales, to float32 sums in registers. A program takes one tile after the other; the ring
 // knows no tile's end.
+#include "early_launch.cuh"
 #include "scaled_product_ahead.cuh"
 #include "scaled_product_narrow.cuh"
+#include "scaled_product_pair.cuh"
 #include "scaled_product_wide.cuh"
 #include "tensor_map.cuh"
 
@@ -18,28 +20,39 @@ __global__ void __launch_bounds__(S::kThreads, S::kPrograms)
   extern __shared__ uint8_t bytes[];
   __shared__ Exchange exchange;
   __shared__ Parts parts;
+  __shared__ Halves halves;
   if (threadIdx.x == 0) hopper::fetch_map(&w_map), hopper::fetch_map(&x_map);
   const Ring ring = ring_at<S>(bytes);
   if constexpr (kJoins<S>)
     if (p.joined) begin_joined<S>(p, parts);
   if constexpr (kHalves<S>)
     if (p.joined) hopper::cluster_arrive(), hopper::cluster_wait();
+  constexpr bool kPaired = S::kForm == kPair;
+  if constexpr (kPaired) begin_pair<S>(halves);
   // Sums of many rows take more registers than a program's share: fetching warps leave theirs.
-  constexpr bool kTrades = S::kForm != kNarrow && S::kWarpgroups == 2;
+  constexpr bool kTrades = S::kForm != kNarrow && S::kWarpgroups >= 2;
+  constexpr int kFew = S::kWarpgroups == 3 ? 32 : 40, kMany = S::kWarpgroups == 3 ? 160 : 232;
   if (threadIdx.x >= 128 * S::kWarpgroups) {
-    if constexpr (kTrades) hopper::give_registers<40>();
-    fetch<S>(&x_map, &w_map, p, ring);
+    if constexpr (kTrades) hopper::give_registers<kFew>();
+    if constexpr (kPaired) {
+      fetch_for_both<S>(&x_map, &w_map, p, ring);
+    } else {
+      fetch<S>(&x_map, &w_map, p, ring);
+    }
     if (kJoins<S> && p.joined) hopper::cluster_wait();
   } else {
-    if constexpr (kTrades) hopper::take_registers<232>();
+    if constexpr (kTrades) hopper::take_registers<kMany>();
     if constexpr (S::kForm == kNarrow) {
       multiply_narrow<S>(p, ring, exchange, parts);
     } else if constexpr (S::kForm == kAhead) {
       multiply_ahead<S>(p, ring);
+    } else if constexpr (kPaired) {
+      multiply_paired<S>(p, ring, halves);
     } else {
       multiply_wide<S>(p, ring);
     }
   }
+  if constexpr (kPaired) end_pair();
 }
 
 struct Rows {
@@ -53,28 +66,14 @@ bool codes_map(CUtensorMap* map, const Rows& rows, int groups, int box_rows) {
                   rows.stride, box_rows);
 }
 
-template <class S>
-cudaLaunchConfig_t configured(int programs, int joined, cudaStream_t stream, cudaLaunchAttribute (&attributes)[2]) {
-  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[0].val.programmaticStreamSerializationAllowed = 1;
-  attributes[1].id = cudaLaunchAttributeClusterDimension;
-  attributes[1].val.clusterDim.x = joined, attributes[1].val.clusterDim.y = 1, attributes[1].val.clusterDim.z = 1;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = programs, config.blockDim = S::kThreads, config.dynamicSmemBytes = S::kBytes;
-  config.stream = stream, config.attrs = attributes, config.numAttrs = joined > 1 ? 2 : 1;
-  return config;
-}
-
 // Clusters of so many programs that the current device holds at once; none where it cannot.
 template <class S>
 int clusters(int programs) {
-  cudaLaunchAttribute attributes[2];
   int found = 0;
   if (cudaFuncSetAttribute(scaled_product<S>, cudaFuncAttributeMaxDynamicSharedMemorySize, S::kBytes) != cudaSuccess)
     return 0;
-  cudaLaunchConfig_t config = configured<S>(programs, programs, nullptr, attributes);
-  config.attrs = attributes + 1, config.numAttrs = 1;
-  if (cudaOccupancyMaxActiveClusters(&found, scaled_product<S>, &config) == cudaSuccess) return found;
+  EarlyLaunch launch(programs, S::kThreads, S::kBytes, nullptr, programs);
+  if (launch.clusters_held(reinterpret_cast<const void*>(scaled_product<S>), &found) == cudaSuccess) return found;
   cudaGetLastError();
   return 0;
 }
@@ -89,14 +88,12 @@ int launched(const Rows& x, const Rows& weight, const Product& p, int programs, 
   CUtensorMap x_map, w_map;
   if (!codes_map(&x_map, x, p.groups, S::kBox) || !codes_map(&w_map, weight, p.groups, S::kColumns))
     return cudaErrorInvalidValue;
-  cudaLaunchAttribute attributes[2];
-  const cudaLaunchConfig_t config = configured<S>(programs, p.joined ? p.parts : 1, stream, attributes);
-  return cudaLaunchKernelEx(&config, kernel, x_map, w_map, p);
+  const int together = p.joined ? p.parts : S::kSharing;
+  const EarlyLaunch launch(programs, S::kThreads, S::kBytes, stream, together > 1 ? together : 0);
+  return cudaLaunchKernelEx(&launch.config, kernel, x_map, w_map, p);
 }
 
 }  // namespace
-
-extern "C" const char* minimax_m2_error(int code) { return cudaGetErrorString(static_cast<cudaError_t>(code)); }
 
 // Launches the kernel of a mode and a tile (rows, columns); returns a cudaError_t.
 extern "C" int minimax_m2_scaled_product(int mode, int rows, int columns, const void* x, long long x_rows,
@@ -115,14 +112,17 @@ extern "C" int minimax_m2_scaled_product(int mode, int rows, int columns, const 
   LAUNCH(kDense, 128, 96, 1, 96, 2, 7, kAhead)
   LAUNCH(kDense, 128, 128, 1, 128, 2, 6, kAhead)
   LAUNCH(kDense, 128, 256, 2, 128, 2, 4, kWide)
+  LAUNCH(kDense, 192, 256, 1, 128, 3, 5, kPair)
   LAUNCH(kGateUp, 16, 128, 2, 128, 2, 6, kNarrow)
   LAUNCH(kGateUp, 32, 128, 2, 128, 2, 5, kNarrow)
   LAUNCH(kGateUp, 64, 128, 2, 128, 2, 5, kNarrow)
   LAUNCH(kGateUp, 128, 128, 2, 128, 2, 4, kWide)
+  LAUNCH(kGateUp, 192, 128, 2, 64, 3, 5, kPair)
   LAUNCH(kDown, 16, 256, 2, 128, 2, 6, kNarrow)
   LAUNCH(kDown, 32, 256, 2, 128, 2, 5, kNarrow)
   LAUNCH(kDown, 64, 256, 2, 128, 2, 5, kAhead)
   LAUNCH(kDown, 128, 256, 2, 128, 2, 4, kWide)
+  LAUNCH(kDown, 192, 256, 1, 128, 3, 5, kPair)
 #undef LAUNCH
   return cudaErrorInvalidValue;
 }

@@ -19,8 +19,9 @@ enum Mode { kDense, kGateUp, kDown };
 enum Ids { kInt32, kInt64, kWords };
 enum Out { kFloat32, kBfloat16, kFloat16 };
 // Whose rows are the tensor core's, the weight's (narrow) or x's; ahead, the next products are made while the last are
-// added up, for which wide tiles have no registers.
-enum Form { kNarrow, kWide, kAhead };
+// added up, for which wide tiles have no registers. Pairs of programs, which are clusters, make a tile together: each has
+// half of the columns, and fetches half of the rows of x for both.
+enum Form { kNarrow, kWide, kAhead, kPair };
 
 // Rows lie as they are multiplied: tokens of a dense product; slots in moe_align's order, or as they come, each alone.
 struct Product {
@@ -52,14 +53,18 @@ struct Shape {
   static constexpr int kRows = rows, kBlocks = blocks, kColumns = columns, kWarpgroups = warpgroups, kStages = stages;
   static constexpr int kXBytes = kRows * kStep, kBlockBytes = kColumns * kStep, kWBytes = kBlocks * kBlockBytes;
   // Threads that add up ahead load their scales themselves.
-  static constexpr int kScales = kForm == kAhead ? 0 : kRows + 2;
-  static constexpr int kArrivals = kForm == kAhead ? 1 : kFetchers + 1;
+  static constexpr bool kOwnScales = kForm == kAhead || kForm == kPair;
+  static constexpr int kScales = kOwnScales ? 0 : kRows + 2;
+  static constexpr int kArrivals = kOwnScales ? 1 : kFetchers + 1;
+  // Programs that make a tile together.
+  static constexpr int kSharing = kForm == kPair ? 2 : 1;
   // Rows of x that are fetched at once: of tokens all, as one thread takes 30 ns for each copy; of slots few.
-  static constexpr int kBox = kForm == kAhead && kMode == kDense ? kRows : kBoxRows;
+  static constexpr int kBox = kOwnScales && kMode == kDense ? kRows / kSharing : kBoxRows * kSharing;
   // Where each warp turns results of 16 bits, 16 rows by 64 columns at a time.
-  static constexpr bool kTurns = kForm == kAhead && kMode == kDense && kColumns % 64 == 0;
+  static constexpr bool kTurns =
+      kOwnScales && kColumns % 64 == 0 && (kMode == kDense || (kMode == kDown && kForm == kPair));
   static constexpr int kTurnBytes = kTurns ? 4 * kWarpgroups * 2048 : 0;
-  static constexpr int kTileColumns = kMode == kGateUp ? kColumns : kBlocks * kColumns;
+  static constexpr int kTileColumns = kSharing * (kMode == kGateUp ? kColumns : kBlocks * kColumns);
   static constexpr int kThreads = 128 * kWarpgroups + kFetchers;
   // Swizzled tiles begin at multiples of 1024 bytes.
   static constexpr int kBytes = 1024 + kStages * (kXBytes + kWBytes + kScales * 4 + 16) + kTurnBytes;
@@ -156,7 +161,7 @@ __device__ __forceinline__ Ring ring_at(uint8_t* bytes) {
     for (int stage = 0; stage < S::kStages; stage++) {
       // Threads that fetch scales arrive when these have, and one more for the copy engine's bytes.
       hopper::barrier_init(ring.full + 8 * stage, S::kArrivals);
-      hopper::barrier_init(ring.empty + 8 * stage, 4 * S::kWarpgroups);
+      hopper::barrier_init(ring.empty + 8 * stage, 4 * S::kWarpgroups * S::kSharing);
     }
     hopper::barriers_made();
   }

@@ -24,7 +24,7 @@ class Mode(IntEnum):
 
 
 class Tile(NamedTuple):
-    """Rows of x and columns of the result that a program makes at a time."""
+    """Rows of x and columns of the result that a program, or a pair of them, makes at a time."""
 
     rows: int
     columns: int
@@ -32,9 +32,12 @@ class Tile(NamedTuple):
 
 DENSE_TILES = (
     Tile(16, 64), Tile(32, 64), Tile(64, 64), Tile(128, 64), Tile(128, 96), Tile(128, 128), Tile(128, 256),
+    Tile(192, 256),
 )  # fmt: skip
 # Tiles that two programs of a cluster may make, of half the channels each.
 HALVED = (Tile(64, 64), Tile(128, 64), Tile(128, 96), Tile(128, 128))
+# Tiles that two programs make together.
+PAIRED = (Tile(192, 128), Tile(192, 256))
 # Programs that one multiprocessor holds: their rings are short.
 SHARING = {Tile(16, 64): 2, Tile(32, 64): 2}
 # Programs of a cluster, and what the first of them keeps of the others: sums of a row, of so many tiles.
@@ -124,6 +127,12 @@ def places_of(tile: Tile, device: torch.device) -> int:
     return _multiprocessors(device.index or 0) * SHARING.get(tile, 1)
 
 
+def programs_of(tile: Tile, tiles: int, places: int) -> int:
+    """Programs that make so many tiles, of which ``places`` run at once: pairs are whole."""
+    together = 2 if tile in PAIRED else 1
+    return together * min(tiles, places // together)
+
+
 def clusters_on(mode: Mode, device: torch.device) -> Callable[[int], int]:
     """``clusters_of`` by their programs."""
     return lambda parts: clusters_of(mode, parts, device.index or 0)
@@ -158,7 +167,7 @@ def launch(
     )  # fmt: skip
     blocks = -(-rows // tile.rows) if mode is Mode.DENSE else rows if experts is None else experts.numel()
     tiles = blocks * -(-width // tile.columns)
-    programs = min(tiles * parts, places_of(tile, x.device))
+    programs = programs_of(tile, tiles * parts, places_of(tile, x.device))
     if joined and tile not in HALVED:
         programs = parts * min(tiles, clusters_of(mode, parts, x.device.index or 0))
     library = toolkit.loaded("scaled_product", "90a")

@@ -5,21 +5,29 @@
 
 namespace {
 
-// Codes of a row of act, whose lanes q = 0..3 hold two of every eight columns, and their scale; a row -1 is not stored.
-__device__ __forceinline__ void store_codes(const Product& p, float (&act)[64], int half, int at, int column) {
-  const int q = threadIdx.x & 3;
+// The largest magnitude of a row of act, whose lanes q = 0..3 hold two of every eight columns.
+template <int kCount>
+__device__ __forceinline__ unsigned row_largest(const float (&act)[kCount], int half) {
   unsigned largest = 0;
 #pragma unroll
-  for (int j = 0; j < 16; j++)
+  for (int j = 0; j < kCount / 4; j++)
 #pragma unroll
     for (int k = 0; k < 2; k++) largest = max(largest, magnitude_bits(act[4 * j + 2 * half + k]));
   largest = max(largest, __shfl_xor_sync(~0u, largest, 1));
-  largest = max(largest, __shfl_xor_sync(~0u, largest, 2));
+  return max(largest, __shfl_xor_sync(~0u, largest, 2));
+}
+
+// Codes of such a row, and the scale of the group that its columns are of; a row -1 is not stored.
+template <int kCount>
+__device__ __forceinline__ void store_codes(const Product& p, const float (&act)[kCount], int half, unsigned largest,
+                                            int at, int column) {
+  const int q = threadIdx.x & 3;
   const float scale = group_scale(largest), inverse = __frcp_rn(scale);
-  if (q == 0 && at >= 0) p.out_scale[static_cast<long long>(at) * (p.width / kStep) + column / kStep] = scale;
+  if (q == 0 && at >= 0 && column % kStep == 0)
+    p.out_scale[static_cast<long long>(at) * (p.width / kStep) + column / kStep] = scale;
   uint8_t* row = static_cast<uint8_t*>(p.out) + static_cast<long long>(at) * p.width + column;
 #pragma unroll
-  for (int four = 0; four < 4; four++) {
+  for (int four = 0; four < kCount / 16; four++) {
     // A transposition of pairs of codes over the four lanes: each lane then has 8 codes in a row.
     uint32_t pair[4];
 #pragma unroll

@@ -64,7 +64,8 @@ __device__ __forceinline__ void multiply_wide(const Product& p, const Ring& ring
     for (int half = 0; half < 2; half++) {
       const Row row = row_of<S>(p, tile, own_row + 8 * half);
       if constexpr (S::kMode == kGateUp) {
-        store_codes(p, sums[0], half, row.owner < 0 ? -1 : row.place, tile.column * S::kColumns);
+        const int at = row.owner < 0 ? -1 : row.place;
+        store_codes(p, sums[0], half, row_largest(sums[0], half), at, tile.column * S::kColumns);
       } else {
         const long long at = row.owner < 0 ? -1 : static_cast<long long>(tile.part) * p.rows + row.owner;
 #pragma unroll

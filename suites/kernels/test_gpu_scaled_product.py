@@ -27,7 +27,7 @@ from minimax_m2.kernels.gpu.experts import contract, paths
 from minimax_m2.kernels.gpu.experts_products import by_products, rows_of_block
 from minimax_m2.kernels.gpu.fp8_linear import by_product, product_cut
 from minimax_m2.kernels.gpu.gathered_rows import gathered_rows
-from minimax_m2.kernels.gpu.scaled_product import Product, Tile, halves
+from minimax_m2.kernels.gpu.scaled_product import Product, Tile, halves, programs_of
 
 M2: dict[str, Any] = {"hidden": 3072, "width": 1536, "block": (128, 128), "capability": 90, "compiler": "nvcc",
       "scaled": True, "aligned": True}  # fmt: skip
@@ -68,7 +68,8 @@ def test_dense_layers_take_it_where_it_can_run(change: dict[str, Any]) -> None:
     [
         (1, "products of 1"), (48, "products of 1"), (49, "products of 16"), (2048, "products of 16"),
         (2049, "products of 32"), (3072, "products of 32"), (3073, "products of 64"), (10240, "products of 64"),
-        (10241, "products of 128"), (131072, "products of 128"),
+        (10241, "products of 128"), (30720, "products of 128"), (30721, "products of 192"), (40960, "products of 192"),
+        (40961, "products of 128"), (131072, "products of 128"),
     ],
 )  # fmt: skip
 def test_m2_experts_change_paths_with_their_slots(slots: int, first: str) -> None:
@@ -101,7 +102,10 @@ def test_without_sm_90_or_its_compiler_the_other_paths_remain() -> None:
         (2049, 256, 32),
         (3073, 256, 64),
         (10241, 256, 128),
+        (30721, 256, 192),
+        (40961, 256, 128),
         (65, 1, 128),
+        (121, 1, 192),
     ],
 )
 def test_blocks_grow_with_the_slots_of_an_expert(slots: int, experts: int, rows: int) -> None:
@@ -111,7 +115,8 @@ def test_blocks_grow_with_the_slots_of_an_expert(slots: int, experts: int, rows:
 @pytest.mark.parametrize(
     ("tokens", "columns", "groups", "cut"),
     [
-        (4096, 8192, 24, ((128, 256), 1)), (1024, 3072, 48, ((128, 256), 1)), (512, 3072, 48, ((128, 128), 1)),
+        (4096, 8192, 24, ((192, 256), 1)), (4096, 3072, 48, ((192, 256), 1)), (2048, 3072, 48, ((192, 256), 1)),
+        (1024, 3072, 48, ((128, 256), 1)), (1023, 8192, 24, ((128, 256), 1)), (512, 3072, 48, ((128, 128), 1)),
         (256, 8192, 24, ((128, 128), 1)), (256, 3072, 48, ((128, 96), 2)), (256, 3072, 5, ((128, 64), 1)),
         (128, 8192, 24, ((128, 64), 1)), (128, 3072, 48, ((128, 64), 2)), (65, 1024, 24, ((128, 64), 6)),
         (64, 8192, 24, ((64, 64), 1)), (64, 3072, 48, ((64, 64), 2)),
@@ -131,6 +136,15 @@ def test_tiles_are_as_wide_as_leaves_all_busy(tokens: int, columns: int, groups:
 )  # fmt: skip
 def test_two_programs_add_up_a_tile_where_all_run_at_once(tile: Tile, parts: int, programs: int, joined: bool) -> None:
     assert halves(tile, parts, programs, places=132) == joined
+
+
+@pytest.mark.parametrize(
+    ("tile", "tiles", "programs"),
+    [(Tile(192, 256), 1, 2), (Tile(192, 256), 66, 132), (Tile(192, 256), 900, 132), (Tile(192, 128), 7, 14),
+     (Tile(128, 256), 67, 67), (Tile(128, 128), 200, 133)],
+)  # fmt: skip
+def test_pairs_of_programs_are_whole(tile: Tile, tiles: int, programs: int) -> None:
+    assert programs_of(tile, tiles, places=133) == programs
 
 
 def test_python_declares_the_arguments_as_the_source_does() -> None:
@@ -169,11 +183,23 @@ def machine_code(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[st
 def test_machine_code_has_tensor_cores_and_the_copy_engine_and_spills_nothing(
     machine_code: dict[str, tuple[str, str]],
 ) -> None:
-    assert len(machine_code) == 15
+    assert len(machine_code) == 18
     for name, (usage, code) in machine_code.items():
         assert "STACK:0" in usage, f"{name} keeps registers in memory: {usage}"
         assert "QGMMA" in code, f"{name} multiplies without the tensor cores of sm_90"
         assert "UTMALDG" in code, f"{name} fetches weights without the copy engine"
+
+
+@pytest.mark.gpu
+@pytest.mark.nightly
+def test_pairs_fetch_for_both_and_wait_for_no_memory_at_a_step(machine_code: dict[str, tuple[str, str]]) -> None:
+    pairs = [code for _, code in machine_code.values() if "UTMALDG.2D.MULTICAST" in code]
+
+    assert len(pairs) == 3
+    for code in pairs:
+        # Of barriers, of the cluster's beginning and of its end.
+        assert code.count("MEMBAR.ALL.GPU") == 2
+        assert "SYNCS.ARRIVE.TRANS64.RED" in code
 
 
 def _cases() -> Iterator[Case]:
@@ -186,7 +212,14 @@ def _cases() -> Iterator[Case]:
         for T, ids, mapped in ((20, "int32", 1), (50, "int64", 0), (100, "packed", 1), (300, "int32", 0),
                                (400, "packed", 0), (400, "int64", 1)):  # fmt: skip
             yield experts.case(**small, T=T, load=load, ids=ids, map=mapped, seed=T)
+    # Blocks of 192 slots: one, two, and parts of them.
+    few: dict[str, Field] = {**small, "E": 4, "active": 4}
+    for T in (240, 241, 300, 320, 321):
+        yield experts.case(**few, T=T, seed=T)
+    for load, ids, mapped in (("hot", "int32", 1), ("same", "packed", 0), ("holes", "int64", 1), ("none", "int32", 0)):
+        yield experts.case(**few, T=300, load=load, ids=ids, map=mapped)
     for regime in ("heavy", "tiny", "huge", "equal", "signed_zero"):
+        yield experts.case(**{**few, "I": 384, "H": 640}, T=300, regime=regime)
         for T in (30, 70, 400):
             yield experts.case(**{**small, "I": 256, "H": 384}, T=T, regime=regime)
     for dtype, out in (("float16", "same"), ("float32", "same"), ("bfloat16", "float32")):
@@ -196,9 +229,10 @@ def _cases() -> Iterator[Case]:
             yield dense.case(T=T, N=272, H=384, x="e4m3", dtype=dtype, out=out, gap=16)
     for T in (16, 17, 32, 33, 64, 65, 121, 300):
         yield dense.case(T=T, N=1024, H=3072, seed=T)
-    # 2048 and 3072 columns: tiles of 64, 128 and 256, and of 96 in two parts, whole and with rows or columns left over.
+    # Tiles of 64, 128 and 256 columns, of 96 in two parts, of 192 rows; whole and with rows or columns left over.
     for T, N, H in ((700, 2048, 384), (1600, 2048, 384), (64, 3072, 512), (100, 3072, 512), (127, 2976, 256),
-                    (256, 3072, 512), (200, 2976, 256), (250, 8192, 384), (129, 8144, 256)):  # fmt: skip
+                    (256, 3072, 512), (200, 2976, 256), (250, 8192, 384), (129, 8144, 256), (2100, 4096, 256),
+                    (2050, 4112, 256)):  # fmt: skip
         yield dense.case(T=T, N=N, H=H, seed=T)
         yield dense.case(T=T, N=N, H=H, dtype="float16", out="float32", seed=T)
     for regime in ("heavy", "tiny", "huge", "equal", "signed_zero"):
@@ -278,7 +312,7 @@ SMALL_EXPERTS: dict[str, Field] = {"H": 512, "I": 256, "E": 4, "K": 2, "quant": 
 @pytest.mark.skipif(absence("gpu") is not None, reason=f"{absence('gpu')}")
 @pytest.mark.parametrize(
     ("op", "fields", "tokens"),
-    [("experts", SMALL_EXPERTS, (1, 8, 16, 17, 32, 33, 40, 41, 88, 130)),
+    [("experts", SMALL_EXPERTS, (1, 8, 16, 17, 32, 33, 40, 41, 88, 130, 260)),
      ("fp8_linear", {"N": 1024, "H": 512}, (1, 2, 16, 17, 32, 33, 64, 65, 300, 1600))],
     ids=["G2-experts", "G2-fp8_linear"],
 )  # fmt: skip
