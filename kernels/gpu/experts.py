@@ -12,6 +12,7 @@ from torch import Tensor
 from minimax_m2.kernels import schema
 from minimax_m2.kernels.gpu import toolkit, tuned
 from minimax_m2.kernels.gpu.block_quant import block_quant
+from minimax_m2.kernels.gpu.experts_halves import FEWEST_SLOTS, by_halves, launch_halves
 from minimax_m2.kernels.gpu.experts_products import (
     PRODUCTS,
     UNSORTED,
@@ -45,7 +46,7 @@ GATE_ROWS, DOWN_ROWS = 4, 16
 # Columns of a program that sums: few where tokens are few, a thread's 16 bytes of a row where they are many.
 FEW_COLUMNS, MANY_COLUMNS, MANY_TOKENS = 256, 1024, 512
 # The code paths beside the products of sm_90.
-ROWS, TILES = "rows", "tiles"
+ROWS, HALVES, TILES = "rows", "halves", "tiles"
 # Cases that no kernel runs.
 refused = {"quant": {"int8": "int8 weights have no kernel on a GPU"}}
 
@@ -106,9 +107,13 @@ def by_rows(num_slots: int, hidden: int, width: int, columns: int, *, scaled: bo
 
 def paths(
     num_slots: int, num_experts: int, hidden: int, width: int, block: tuple[int, int], *, capability: int,
-    compiler: str | None, scaled: bool, aligned: bool,
+    compiler: str | None, scaled: bool, aligned: bool, halves: bool = False,
 ) -> tuple[str, ...]:  # fmt: skip
     """The code paths that can run, the one that is taken first; a tuned choice is one of the others."""
+    if num_slots > UNSORTED_SLOTS and by_halves(
+        hidden, width, capability=capability, compiler=compiler, halves=halves, aligned=aligned
+    ):
+        return (HALVES, TILES) if num_slots >= FEWEST_SLOTS * num_experts else (TILES, HALVES)
     products: tuple[str, ...] = ()
     if by_products(hidden, width, block, capability=capability, compiler=compiler, scaled=scaled, aligned=aligned):
         products = products_of(num_slots, num_experts)
@@ -243,6 +248,7 @@ def _launch(
     able = paths(
         num_slots, w13.shape[0], H, I, (block_rows, columns), capability=arch, compiler=toolkit.compiler(),
         scaled=scaled, aligned=x.is_cuda and rows_begin_evenly(x, packed, x_scale is not None),
+        halves=w13.element_size() == 2,
     )  # fmt: skip
     path = tuned.chosen("experts", bucket(num_slots, w13.shape[0]), able, x)
     with on_device_of(x):
@@ -250,6 +256,8 @@ def _launch(
             _launch_rows(x, packed, weights, ids, expert_map, x_scale, y)
         elif path == TILES:
             _launch_tiles(x, packed, weights, ids, expert_map, x_scale, y)
+        elif path == HALVES:
+            launch_halves(x, packed, weights, ids, expert_map, y)
         else:
             launch_products(x, packed, weights, ids, expert_map, x_scale, y, rows=PRODUCTS[path])
         summed = min(MANY_COLUMNS if ids.shape[0] >= MANY_TOKENS else FEW_COLUMNS, power_of_two(H))

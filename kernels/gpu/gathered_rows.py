@@ -1,4 +1,4 @@
-"""Rows of x in the order of sorted slots, as codes: what lets a copy engine fetch an expert's tokens as one tile."""
+"""Rows of x in the order of sorted slots: what lets a copy engine fetch an expert's tokens as one tile."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from minimax_m2.kernels.schema.block_quant import allocated
 
 # Rows and groups of a program. Padding ends a block, so a program whose first row is padding has nothing to do.
 ROWS, GROUPS = 16, 8
+# Columns of a program that copies rows as they are.
+COLUMNS = 512
 
 
 @triton.jit
@@ -59,3 +61,34 @@ def gathered_rows(x: Tensor, x_scale: Tensor | None, sorted_slots: Tensor, num_s
         HARDWARE=converts_e4m3(arch), **starts_early(arch), num_warps=4,
     )  # fmt: skip
     return q, scale
+
+
+@triton.jit
+def gathered_tokens_kernel(
+    x_ptr, sorted_ptr, rows_ptr, x_stride, num_slots, top_k, H, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    EARLY: tl.constexpr,
+):  # fmt: skip
+    """``rows[i] = x[sorted[i] // top_k]``; rows of padding stay unwritten."""
+    wait_for_predecessor(EARLY)
+    let_next_start(EARLY)
+    first = tl.program_id(0).to(tl.int64) * ROWS
+    if tl.load(sorted_ptr + first) >= num_slots:
+        return
+    place = first + tl.arange(0, ROWS)
+    slot = tl.load(sorted_ptr + place)
+    token = (slot // top_k).to(tl.int64)
+    n = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    inside = (slot < num_slots)[:, None] & (n < H)[None, :]
+    row = tl.load(x_ptr + token[:, None] * x_stride + n[None, :], mask=inside)
+    tl.store(rows_ptr + place[:, None] * H + n[None, :], row, mask=inside)
+
+
+def gathered_tokens(x: Tensor, sorted_slots: Tensor, num_slots: int, top_k: int) -> Tensor:
+    """Tokens ``[len(sorted_slots), H]`` of sorted slots as they are; rows of padding stay unwritten."""
+    hidden = x.shape[1]
+    rows = torch.empty((len(sorted_slots), hidden), dtype=x.dtype, device=x.device)
+    gathered_tokens_kernel[(triton.cdiv(len(sorted_slots), ROWS), triton.cdiv(hidden, COLUMNS))](
+        x, sorted_slots, rows, x.stride(0), num_slots, top_k, hidden, ROWS=ROWS, COLUMNS=COLUMNS,
+        **starts_early(capability(x)), num_warps=4,
+    )  # fmt: skip
+    return rows

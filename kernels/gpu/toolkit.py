@@ -30,6 +30,7 @@ ARCHITECTURES = {
     "router_tiles": EVERY,
     "router_wide": ("90a",),
     "attention_rows": ("90a",),
+    "experts_halves": ("90a",),
 }
 # By compute capability, where a kernel may start before the one ahead has ended.
 EARLY = {90: "90a", 100: "100a", 120: "120a"}
