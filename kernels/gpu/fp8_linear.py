@@ -104,7 +104,7 @@ def products_of(num_tokens: int, columns: int, groups: int) -> dict[str, tuple[s
     cuts = [best] + [
         (tile, parts)
         for tile in scaled_product.DENSE_TILES if tile.rows < 4 * max(num_tokens, 8)
-        for parts in (1, 2, 4) if groups % parts == 0 and (parts == 1 or num_tokens <= 256)
+        for parts in ((1,) if num_tokens > 256 or tile in scaled_product.PAIRED else (1, 2, 4)) if groups % parts == 0
     ]  # fmt: skip
     return {f"products of {tile.rows} x {tile.columns} in {parts}": (tile, parts) for tile, parts in cuts}
 

@@ -27,7 +27,7 @@ from minimax_m2.kernels.gpu.experts import contract, paths
 from minimax_m2.kernels.gpu.experts_products import by_products, rows_of_block
 from minimax_m2.kernels.gpu.fp8_linear import by_product, product_cut
 from minimax_m2.kernels.gpu.gathered_rows import gathered_rows
-from minimax_m2.kernels.gpu.scaled_product import Product, Tile, halves, programs_of
+from minimax_m2.kernels.gpu.scaled_product import PAIRED, Product, Tile, halves, programs_of
 
 M2: dict[str, Any] = {"hidden": 3072, "width": 1536, "block": (128, 128), "capability": 90, "compiler": "nvcc",
       "scaled": True, "aligned": True}  # fmt: skip
@@ -145,6 +145,14 @@ def test_two_programs_add_up_a_tile_where_all_run_at_once(tile: Tile, parts: int
 )  # fmt: skip
 def test_pairs_of_programs_are_whole(tile: Tile, tiles: int, programs: int) -> None:
     assert programs_of(tile, tiles, places=133) == programs
+
+
+@pytest.mark.parametrize("tokens", [100, 256, 257, 4096])
+def test_a_pair_is_offered_whole_sums_only(tokens: int) -> None:
+    cuts = fp8_linear.products_of(tokens, 8192, 24).values()
+
+    assert [parts for tile, parts in cuts if tile in PAIRED] == [1]
+    assert any(parts > 1 for tile, parts in cuts if tile not in PAIRED) == (tokens <= 256)
 
 
 def test_python_declares_the_arguments_as_the_source_does() -> None:
