@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +17,7 @@ from minimax_m2.kernels.gpu.launch import (
     capability,
     chained,
     converts_e4m3,
+    multiprocessors,
     on_device_of,
     registered,
     starts_early,
@@ -103,11 +103,6 @@ def in_groups_of_warps(
     )  # fmt: skip
 
 
-@cache
-def _multiprocessors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 8
-
-
 def _launch(
     q: Tensor, k_cache: Tensor, v_cache: Tensor, block_table: Tensor, seq_lens: Tensor, query_start: Tensor,
     scale: float, max_query_len: int, max_seq_len: int, k_scale: Tensor | None, v_scale: Tensor | None, out: Tensor,
@@ -149,7 +144,7 @@ def _launch(
         return
     tiles = plan(
         sequences=sequences, queries=max_query_len, length=max_seq_len, heads=Hk, group=Hq // Hk, channels=channels,
-        bytes_=q.element_size(), capability=arch, multiprocessors=_multiprocessors(q.device),
+        bytes_=q.element_size(), capability=arch, multiprocessors=multiprocessors(q.device),
     )  # fmt: skip
     coded = k_cache.dtype == torch.float8_e4m3fn
     k, v = (cache.view(torch.uint8) if coded else cache for cache in (k_cache, v_cache))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-from functools import cache
 
 import torch
 from torch import Tensor
 
 from minimax_m2.kernels.gpu import toolkit
 from minimax_m2.kernels.gpu.gathered_rows import gathered_tokens
+from minimax_m2.kernels.gpu.launch import multiprocessors
 from minimax_m2.kernels.gpu.moe_align import moe_align
 
 # Channels of a step, and the slots that an expert's are rounded up to.
@@ -59,11 +59,6 @@ def launch_halves(
     wrong = library.minimax_m2_experts_halves(
         _KINDS[x.dtype], ctypes.c_void_p(rows.data_ptr()), ctypes.c_longlong(len(rows)),
         ctypes.c_void_p(w13.data_ptr()), ctypes.c_void_p(w2.data_ptr()), ctypes.byref(arguments),
-        _multiprocessors(x.device.index or 0), ctypes.c_void_p(torch.cuda.current_stream(x.device).cuda_stream),
+        multiprocessors(x.device), ctypes.c_void_p(torch.cuda.current_stream(x.device).cuda_stream),
     )  # fmt: skip
     toolkit.demand_launched(library, wrong, f"experts_halves of {ids.numel()} slots")
-
-
-@cache
-def _multiprocessors(device: int) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from typing import Any
 
 import torch
@@ -44,6 +45,12 @@ def capability(x: Tensor) -> int:
         return int(forced) if forced else OLDEST
     major, minor = torch.cuda.get_device_capability(x.device)
     return min(int(forced), 10 * major + minor) if forced else 10 * major + minor
+
+
+@cache
+def multiprocessors(device: torch.device) -> int:
+    """How many multiprocessors a GPU has; few for a device that is none, where the interpreter runs one by one."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 8
 
 
 def converts_e4m3(capability: int) -> bool:

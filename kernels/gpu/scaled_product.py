@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from minimax_m2.kernels.gpu import toolkit
+from minimax_m2.kernels.gpu.launch import multiprocessors
 
 # Channels of a scale, and of a step.
 GROUP = 128
@@ -124,7 +125,7 @@ def halves(tile: Tile, parts: int, programs: int, places: int) -> bool:
 
 def places_of(tile: Tile, device: torch.device) -> int:
     """Programs of a tile that a GPU holds at once."""
-    return _multiprocessors(device.index or 0) * SHARING.get(tile, 1)
+    return multiprocessors(device) * SHARING.get(tile, 1)
 
 
 def programs_of(tile: Tile, tiles: int, places: int) -> int:
@@ -177,11 +178,6 @@ def launch(
         ctypes.c_void_p(torch.cuda.current_stream(x.device).cuda_stream),
     )  # fmt: skip
     toolkit.demand_launched(library, wrong, f"scaled_product {mode.name} {tile}")
-
-
-@cache
-def _multiprocessors(device: int) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def _rows(x: Tensor) -> tuple[ctypes.c_void_p, ctypes.c_longlong, ctypes.c_longlong]:

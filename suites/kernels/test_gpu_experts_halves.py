@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,6 @@ import torch
 pytest.importorskip("triton", reason="Triton is not installed; no GPU kernel can be imported")
 
 from minimax_m2.harness.case import Case, Field
-from minimax_m2.harness.cubin import compiled, launches_of
 from minimax_m2.harness.devices import absence
 from minimax_m2.harness.graph_capture import capture_failures
 from minimax_m2.harness.judge import judge
@@ -25,7 +22,6 @@ from minimax_m2.harness.providers.ours import ours
 from minimax_m2.kernels.gpu import toolkit, tuned
 from minimax_m2.kernels.gpu.experts import experts, pack_experts, paths
 from minimax_m2.kernels.gpu.experts_halves import FEWEST_SLOTS, Experts, by_halves
-from minimax_m2.kernels.gpu.gathered_rows import gathered_tokens
 
 M2: dict[str, Any] = {
     "hidden": 3072, "width": 1536, "capability": 90, "compiler": "nvcc", "halves": True, "aligned": True
@@ -83,42 +79,6 @@ def test_machine_code_has_tensor_cores_and_the_copy_engine_and_spills_nothing(tm
     assert [kernel for kernel in kernels if "HGMMA" not in kernel or "UTMALDG" not in kernel] == []
     # A release to the cluster would fence all memory at every step, in each of ten loops.
     assert [kernel.count("MEMBAR.ALL.GPU") >= 10 for kernel in kernels] == [False, False]
-
-
-GATHERED = """
-import torch
-from minimax_m2.kernels.gpu.gathered_rows import gathered_tokens
-
-x, top_k = torch.arange(5 * 640).reshape(5, 640).sin().bfloat16(), 2
-# Two experts' blocks of 16: five slots, three slots; 10 = padding.
-slots = torch.full((48,), 10, dtype=torch.int32)
-slots[:5], slots[16:19] = torch.tensor([0, 3, 4, 8, 9]), torch.tensor([1, 2, 7])
-used = (slots < 10).nonzero().flatten()
-assert torch.equal(gathered_tokens(x, slots, 10, top_k)[used], x[slots[used].long() // top_k])
-print("done")
-"""
-
-
-@pytest.mark.gpu
-def test_tokens_are_gathered_in_the_order_of_their_slots(tmp_path: Path) -> None:
-    file = tmp_path / "gathered.py"
-    file.write_text(GATHERED)
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", str(file)], capture_output=True, text=True, env=environment, check=False
-    )
-
-    assert done.stdout == "done\n", done.stderr[-2000:]
-
-
-@pytest.mark.gpu
-def test_the_kernel_that_gathers_compiles_and_spills_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MINIMAX_M2_GPU_ARCH", "90")
-    x, slots = torch.zeros(8, 3072, dtype=torch.bfloat16), torch.zeros(512, dtype=torch.int32)
-
-    (launch,) = launches_of(lambda: gathered_tokens(x, slots, 64, 8))
-
-    assert compiled(launch, 90).spilled_bytes == 0
 
 
 def _cases() -> Iterator[Case]:

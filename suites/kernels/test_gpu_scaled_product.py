@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 pytest.importorskip("triton", reason="Triton is not installed; no GPU kernel can be imported")
 
 from minimax_m2.harness.case import Case, Field
-from minimax_m2.harness.cubin import compiled, launches_of
 from minimax_m2.harness.devices import absence
 from minimax_m2.harness.graph_capture import capture_failures
 from minimax_m2.harness.judge import expected, judge
@@ -26,7 +22,6 @@ from minimax_m2.kernels.gpu import fp8_linear, toolkit
 from minimax_m2.kernels.gpu.experts import contract, paths
 from minimax_m2.kernels.gpu.experts_products import by_products, rows_of_block
 from minimax_m2.kernels.gpu.fp8_linear import by_product, product_cut
-from minimax_m2.kernels.gpu.gathered_rows import gathered_rows
 from minimax_m2.kernels.gpu.scaled_product import PAIRED, Product, Tile, halves, programs_of
 
 M2: dict[str, Any] = {"hidden": 3072, "width": 1536, "block": (128, 128), "capability": 90, "compiler": "nvcc",
@@ -255,53 +250,6 @@ def test_cases_of_few_tokens_show_more_than_their_own_noise(case: Case) -> None:
     declared = contract(case) if case.op == "experts" else fp8_linear.contract
 
     assert expected(find_op(case.op), case, declared)[1] == ()
-
-
-GATHERED = """
-import torch
-from minimax_m2.kernels.gpu.gathered_rows import gathered_rows
-from minimax_m2.reference.block_quant import block_quant
-
-x, top_k = torch.arange(5 * 384).reshape(5, 384).sin(), 2
-# Two experts' blocks of 16: five slots, three slots; 10 = padding.
-slots = torch.full((48,), 10, dtype=torch.int32)
-slots[:5], slots[16:19] = torch.tensor([0, 3, 4, 8, 9]), torch.tensor([1, 2, 7])
-used = (slots < 10).nonzero().flatten()
-for given in ("float", "codes"):
-    q, scale = block_quant(x, group=128)
-    if given == "float":
-        found, scales = gathered_rows(x, None, slots, 10, top_k, 128)
-    else:
-        found, scales = gathered_rows(q, scale, slots, 10, top_k, 128)
-    tokens = slots[used].long() // top_k
-    assert torch.equal(scales[used], scale[tokens]), given
-    assert torch.equal(found[used].view(torch.uint8), q[tokens].view(torch.uint8)), given
-print("done")
-"""
-
-
-@pytest.mark.gpu
-def test_tokens_are_gathered_in_the_order_of_their_slots(tmp_path: Path) -> None:
-    file = tmp_path / "gathered.py"
-    file.write_text(GATHERED)
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", str(file)], capture_output=True, text=True, env=environment, check=False
-    )
-
-    assert done.stdout == "done\n", done.stderr[-2000:]
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("coded", [False, True], ids=["float", "codes"])
-def test_the_kernel_that_gathers_compiles_and_spills_nothing(coded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MINIMAX_M2_GPU_ARCH", "90")
-    x = torch.zeros(8, 3072, dtype=torch.float8_e4m3fn if coded else torch.bfloat16)
-    slots, scale = torch.zeros(512, dtype=torch.int32), torch.zeros(8, 24) if coded else None
-
-    (launch,) = launches_of(lambda: gathered_rows(x, scale, slots, 64, 8, 128))
-
-    assert compiled(launch, 90).spilled_bytes == 0
 
 
 @pytest.mark.gpu
