@@ -95,6 +95,10 @@ def check(
         schema.expect_dtype("x", x, schema.FLOATS)
     elif w13.dtype == torch.int8:
         raise ValueError("x_scale is given; beside int8 weights pass x in the model's dtype, the kernel quantises it")
+    elif w13_scale.numel() == 0:
+        raise ValueError(
+            f"x_scale is given beside w13 of {w13.dtype} without scales; pass x as {model_dtype}, x_scale=None"
+        )
     else:
         schema.expect_dtype("x (with x_scale)", x, (E4M3,))
         schema.expect_shape("x_scale", x_scale, (x.shape[0], -(-hidden // columns)), f"[T, ceil(H/{columns})]")

@@ -221,7 +221,12 @@ def test_ids_out_of_range_raise(name: str, ids: list[list[int]], expert_map: lis
             ValueError,
             "x_scale is given; beside int8",
         ),
-        ({"x_scale": torch.ones(T, 1)}, TypeError, r"x \(with x_scale\) has dtype bfloat16, expected float8_e4m3fn"),
+        ({"x_scale": torch.ones(T, 1)}, ValueError, "x_scale is given beside w13 of torch.bfloat16 without scales"),
+        (
+            {"packed": packed_of("e4m3", E, H, I), "x_scale": torch.ones(T, 1)},
+            TypeError,
+            r"x \(with x_scale\) has dtype bfloat16, expected float8_e4m3fn",
+        ),
     ],
 )
 def test_what_the_host_knows_raises_before_the_launch(
