@@ -12,7 +12,7 @@ from torch import Tensor
 from minimax_m2.kernels import schema
 from minimax_m2.kernels.gpu import toolkit, tuned
 from minimax_m2.kernels.gpu.block_quant import block_quant
-from minimax_m2.kernels.gpu.experts_halves import FEWEST_SLOTS, by_halves, launch_halves
+from minimax_m2.kernels.gpu.experts_halves import by_halves, halves_win, launch_halves
 from minimax_m2.kernels.gpu.experts_products import (
     PRODUCTS,
     UNSORTED,
@@ -113,7 +113,7 @@ def paths(
     if num_slots > UNSORTED_SLOTS and by_halves(
         hidden, width, capability=capability, compiler=compiler, halves=halves, aligned=aligned
     ):
-        return (HALVES, TILES) if num_slots >= FEWEST_SLOTS * num_experts else (TILES, HALVES)
+        return (HALVES, TILES) if halves_win(num_slots, num_experts, width) else (TILES, HALVES)
     products: tuple[str, ...] = ()
     if by_products(hidden, width, block, capability=capability, compiler=compiler, scaled=scaled, aligned=aligned):
         products = products_of(num_slots, num_experts)
@@ -121,11 +121,15 @@ def paths(
     return (*products, *by_row, TILES)
 
 
-def bucket(num_slots: int, num_experts: int) -> str:
-    """The sizes that share a tuned choice: few slots by their number, more by how many an expert has."""
+def bucket(num_slots: int, num_experts: int, *, halves: bool = False) -> str:
+    """The calls that share a tuned choice: few slots by their number, more by how many an expert has.
+
+    halves  weights of 16 bits, which have other paths
+    """
+    kind = "16-bit weights, " if halves else ""
     if num_slots <= UNSORTED:
-        return f"slots <= {power_of_two(num_slots)}"
-    return f"slots of an expert <= {power_of_two(triton.cdiv(num_slots, num_experts))}"
+        return f"{kind}slots <= {power_of_two(num_slots)}"
+    return f"{kind}slots of an expert <= {power_of_two(triton.cdiv(num_slots, num_experts))}"
 
 
 def pack_experts(
@@ -245,12 +249,12 @@ def _launch(
     mapped = 0 if expert_map is None else expert_map.numel()
     y = torch.empty((num_slots, H), dtype=out.dtype if x_scale is not None else x.dtype, device=x.device)
     scaled, arch = w13_scale.numel() > 0, capability(x)
+    halves = w13.element_size() == 2
     able = paths(
         num_slots, w13.shape[0], H, I, (block_rows, columns), capability=arch, compiler=toolkit.compiler(),
-        scaled=scaled, aligned=x.is_cuda and rows_begin_evenly(x, packed, x_scale is not None),
-        halves=w13.element_size() == 2,
+        scaled=scaled, aligned=x.is_cuda and rows_begin_evenly(x, packed, x_scale is not None), halves=halves,
     )  # fmt: skip
-    path = tuned.chosen("experts", bucket(num_slots, w13.shape[0]), able, x)
+    path = tuned.chosen("experts", bucket(num_slots, w13.shape[0], halves=halves), able, x)
     with on_device_of(x):
         if path == ROWS:
             _launch_rows(x, packed, weights, ids, expert_map, x_scale, y)

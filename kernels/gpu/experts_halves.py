@@ -14,8 +14,10 @@ from minimax_m2.kernels.gpu.moe_align import moe_align
 
 # Channels of a step, and the slots that an expert's are rounded up to.
 STEP, BLOCK = 64, 16
-# From so many slots an expert, on average, it is ahead of Triton's tiles.
+# From so many slots an expert, on average, it was ahead of Triton's tiles, of 32 and of 256 experts.
 FEWEST_SLOTS = 64
+# Columns of a pair of programs, slots that it holds, and pairs that keep half of a large GPU busy.
+PAIR_COLUMNS, MOST_SLOTS, FEWEST_PAIRS = 256, 160, 33
 
 _KINDS = {torch.bfloat16: 0, torch.float16: 1}
 
@@ -34,6 +36,13 @@ class Experts(ctypes.Structure):
 def by_halves(hidden: int, width: int, *, capability: int, compiler: str | None, halves: bool, aligned: bool) -> bool:
     """Whether experts can take the kernel: 16-bit weights, whole steps, rows that are copied 16 bytes at once."""
     return halves and aligned and hidden % STEP == 0 and width % STEP == 0 and capability == 90 and compiler is not None
+
+
+def halves_win(num_slots: int, num_experts: int, width: int) -> bool:
+    """Whether experts have slots enough that each is worth a wide tile, and are enough to keep the GPU busy."""
+    slots = -(-num_slots // num_experts)
+    pairs = num_experts * -(-slots // MOST_SLOTS) * -(-width // PAIR_COLUMNS)
+    return num_slots >= FEWEST_SLOTS * num_experts and pairs >= FEWEST_PAIRS
 
 
 def launch_halves(

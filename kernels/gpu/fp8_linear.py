@@ -82,7 +82,10 @@ def _turns(num_tokens: int, columns: int, tile: scaled_product.Tile, places: int
 
 
 def product_cut(num_tokens: int, columns: int, groups: int) -> tuple[scaled_product.Tile, int]:
-    """The widest tile that leaves few multiprocessors idle, and the parts of its sum where even narrow ones are few."""
+    """The widest tile that leaves few multiprocessors idle, and the parts of its sum where even narrow ones are few.
+
+    Many tokens take a pair's taller tile where its turns are shorter in all; a single turn would leave pairs idle.
+    """
     turns = _turns(num_tokens, columns, TALL, PLACES // 2)
     if num_tokens >= MANY and turns > 1 and turns * TALL_TURN < _turns(num_tokens, columns, WIDE, PLACES):
         return TALL, 1

@@ -1,4 +1,4 @@
-// Warpgroup products of 16-bit factors on sm_90a, as wide as there are columns: every multiple of 16 up to 192.
+// Warpgroup products of 16-bit factors on sm_90a, as wide as there are columns: every multiple of 16 up to 160.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -20,8 +20,6 @@ namespace hopper {
 #define L64 L56 ",%56,%57,%58,%59,%60,%61,%62,%63"
 #define L72 L64 ",%64,%65,%66,%67,%68,%69,%70,%71"
 #define L80 L72 ",%72,%73,%74,%75,%76,%77,%78,%79"
-#define L88 L80 ",%80,%81,%82,%83,%84,%85,%86,%87"
-#define L96 L88 ",%88,%89,%90,%91,%92,%93,%94,%95"
 #define E8(i) \
   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
 #define D8 E8(0)
@@ -34,8 +32,6 @@ namespace hopper {
 #define D64 D56, E8(56)
 #define D72 D64, E8(64)
 #define D80 D72, E8(72)
-#define D88 D80, E8(80)
-#define D96 D88, E8(88)
 
 // Both factors lie along their channels; ``A``, ``B`` and ``P`` number the operands behind the sum's.
 #define PRODUCT(TYPE, COLUMNS, COUNT, A, B, P)                                                       \
@@ -55,7 +51,7 @@ namespace hopper {
 // d[64, kColumns] = (accumulate ? d : 0) + a[64, 16] * b[kColumns, 16]^T; d may have room for more columns.
 template <class Half, int kColumns, int kCount>
 __device__ __forceinline__ void product16(float (&d)[kCount], uint64_t a, uint64_t b, int accumulate) {
-  static_assert(kColumns % 16 == 0 && kColumns <= 192 && kColumns <= 2 * kCount);
+  static_assert(kColumns % 16 == 0 && kColumns <= 160 && kColumns <= 2 * kCount);
   CASE(16, 8, "8", "9", "10")
   CASE(32, 16, "16", "17", "18")
   CASE(48, 24, "24", "25", "26")
@@ -66,14 +62,10 @@ __device__ __forceinline__ void product16(float (&d)[kCount], uint64_t a, uint64
   CASE(128, 64, "64", "65", "66")
   CASE(144, 72, "72", "73", "74")
   CASE(160, 80, "80", "81", "82")
-  CASE(176, 88, "88", "89", "90")
-  CASE(192, 96, "96", "97", "98")
 }
 
 #undef CASE
 #undef PRODUCT
-#undef D96
-#undef D88
 #undef D80
 #undef D72
 #undef D64
@@ -85,8 +77,6 @@ __device__ __forceinline__ void product16(float (&d)[kCount], uint64_t a, uint64
 #undef D16
 #undef D8
 #undef E8
-#undef L96
-#undef L88
 #undef L80
 #undef L72
 #undef L64
