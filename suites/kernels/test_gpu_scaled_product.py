@@ -110,6 +110,7 @@ def test_blocks_grow_with_the_slots_of_an_expert(slots: int, experts: int, rows:
 @pytest.mark.parametrize(
     ("tokens", "columns", "groups", "cut"),
     [
+        (1536, 2048, 24, ((128, 256), 1)), (1537, 4096, 24, ((192, 256), 1)),
         (4096, 8192, 24, ((192, 256), 1)), (4096, 3072, 48, ((192, 256), 1)), (2048, 3072, 48, ((192, 256), 1)),
         (1024, 3072, 48, ((128, 256), 1)), (1023, 8192, 24, ((128, 256), 1)), (512, 3072, 48, ((128, 128), 1)),
         (256, 8192, 24, ((128, 128), 1)), (256, 3072, 48, ((128, 96), 2)), (256, 3072, 5, ((128, 64), 1)),
@@ -235,7 +236,8 @@ def _cases() -> Iterator[Case]:
     # Tiles of 64, 128 and 256 columns, of 96 in two parts, of 192 rows; whole and with rows or columns left over.
     for T, N, H in ((700, 2048, 384), (1600, 2048, 384), (64, 3072, 512), (100, 3072, 512), (127, 2976, 256),
                     (256, 3072, 512), (200, 2976, 256), (250, 8192, 384), (129, 8144, 256), (2100, 4096, 256),
-                    (2050, 4112, 256)):  # fmt: skip
+                    (2050, 4112, 256), (1921, 4096, 256), (1985, 4096, 256), (2017, 4096, 256),
+                    (2112, 4096, 256)):  # fmt: skip
         yield dense.case(T=T, N=N, H=H, seed=T)
         yield dense.case(T=T, N=N, H=H, dtype="float16", out="float32", seed=T)
     for regime in ("heavy", "tiny", "huge", "equal", "signed_zero"):
@@ -269,8 +271,9 @@ SMALL_EXPERTS: dict[str, Field] = {"H": 512, "I": 256, "E": 4, "K": 2, "quant": 
 @pytest.mark.parametrize(
     ("op", "fields", "tokens"),
     [("experts", SMALL_EXPERTS, (1, 8, 16, 17, 32, 33, 40, 41, 88, 130, 260)),
-     ("fp8_linear", {"N": 1024, "H": 512}, (1, 2, 16, 17, 32, 33, 64, 65, 300, 1600))],
-    ids=["G2-experts", "G2-fp8_linear"],
+     ("fp8_linear", {"N": 1024, "H": 512}, (1, 2, 16, 17, 32, 33, 64, 65, 300, 1600)),
+     ("fp8_linear", {"N": 4096, "H": 512}, (1000, 1100))],
+    ids=["G2-experts", "G2-fp8_linear", "G2-fp8_linear pairs"],
 )  # fmt: skip
 def test_captured_changed_and_compiled_calls_agree(op: str, fields: dict[str, Field], tokens: tuple[int, ...]) -> None:
     cases = [find_op(op).case(**fields, T=T) for T in tokens]
