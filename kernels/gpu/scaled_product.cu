@@ -2,8 +2,8 @@
 //
 // One thread has the copy engine fetch tiles of x and of the weight into a ring in shared memory; its warps fetch the
 // scales, where those that multiply do not. One to three groups of four warps multiply a step of 128 channels on the
-// tensor cores and add it, times both scales, to float32 sums in registers. A program takes one tile after the other; the ring
-// knows no tile's end.
+// tensor cores and add it, times both scales, to float32 sums in registers. A program takes one tile after the other;
+// the ring knows no tile's end.
 #include "early_launch.cuh"
 #include "scaled_product_ahead.cuh"
 #include "scaled_product_narrow.cuh"

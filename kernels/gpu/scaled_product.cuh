@@ -169,15 +169,22 @@ __device__ __forceinline__ Ring ring_at(uint8_t* bytes) {
   return ring;
 }
 
+// Fetches a step of a tile's columns of the weight into a stage.
+template <class S>
+__device__ __forceinline__ void fetch_weight_of(const CUtensorMap* map, const Product& p, const Ring& ring,
+                                                const Tile& tile, int step, int stage) {
+#pragma unroll
+  for (int block = 0; block < S::kBlocks; block++)
+    hopper::copy_tile(ring.w + stage * S::kWBytes + block * S::kBlockBytes, map, step * kStep,
+                      tile.expert * p.weight_rows + weight_row<S>(p, tile, block), ring.full + 8 * stage);
+}
+
 template <class S>
 __device__ __forceinline__ void fetch(const CUtensorMap* x_map, const CUtensorMap* w_map, const Product& p,
                                       const Ring& ring) {
   const int thread = threadIdx.x - 128 * S::kWarpgroups, steps = p.groups / p.parts;
-  auto fetch_weight = [&](const Tile& tile, int step, int stage) {
-#pragma unroll
-    for (int block = 0; block < S::kBlocks; block++)
-      hopper::copy_tile(ring.w + stage * S::kWBytes + block * S::kBlockBytes, w_map, (tile.part * steps + step) * kStep,
-                        tile.expert * p.weight_rows + weight_row<S>(p, tile, block), ring.full + 8 * stage);
+  const auto fetch_weight = [&](const Tile& tile, int step, int stage) {
+    fetch_weight_of<S>(w_map, p, ring, tile, tile.part * steps + step, stage);
   };
 
   int ahead = 0;

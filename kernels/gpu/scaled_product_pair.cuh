@@ -47,11 +47,8 @@ __device__ __forceinline__ void fetch_for_both(const CUtensorMap* x_map, const C
                                                const Ring& ring) {
   const int steps = p.groups / p.parts, own = blockIdx.x & 1;
   const bool fetches = threadIdx.x == 128 * S::kWarpgroups;
-  auto fetch_weight = [&](const Tile& tile, int step, int stage) {
-#pragma unroll
-    for (int block = 0; block < S::kBlocks; block++)
-      hopper::copy_tile(ring.w + stage * S::kWBytes + block * S::kBlockBytes, w_map, (tile.part * steps + step) * kStep,
-                        tile.expert * p.weight_rows + weight_row<S>(p, tile, block), ring.full + 8 * stage);
+  const auto fetch_weight = [&](const Tile& tile, int step, int stage) {
+    fetch_weight_of<S>(w_map, p, ring, tile, tile.part * steps + step, stage);
   };
 
   int ahead = 0;
