@@ -97,7 +97,7 @@ def check(
         raise ValueError("x_scale is given; beside int8 weights pass x in the model's dtype, the kernel quantises it")
     elif w13_scale.numel() == 0:
         raise ValueError(
-            f"x_scale is given beside w13 of {w13.dtype} without scales; pass x as {model_dtype}, x_scale=None"
+            f"x_scale is given beside w13 of {w13.dtype} without scales; pass x as {w13.dtype}, x_scale=None"
         )
     else:
         schema.expect_dtype("x (with x_scale)", x, (E4M3,))

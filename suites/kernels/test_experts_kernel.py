@@ -221,7 +221,11 @@ def test_ids_out_of_range_raise(name: str, ids: list[list[int]], expert_map: lis
             ValueError,
             "x_scale is given; beside int8",
         ),
-        ({"x_scale": torch.ones(T, 1)}, ValueError, "x_scale is given beside w13 of torch.bfloat16 without scales"),
+        (
+            {"x_scale": torch.ones(T, 1)},
+            ValueError,
+            "x_scale is given beside w13 of torch.bfloat16 without scales; pass x as torch.bfloat16",
+        ),
         (
             {"packed": packed_of("e4m3", E, H, I), "x_scale": torch.ones(T, 1)},
             TypeError,
