@@ -12,6 +12,7 @@ from minimax_m2.harness import corpus
 from minimax_m2.harness.case import Case
 from minimax_m2.harness.judge import judge
 from minimax_m2.harness.op import find_op
+from minimax_m2.harness.options import FileOption, NameOption
 from minimax_m2.harness.provider import Provider
 from minimax_m2.harness.repro import NotWritten, smallest, write
 from minimax_m2.harness.verdict import Outcome, Verdict
@@ -21,8 +22,6 @@ from minimax_m2.harness.wrong_use import WrongUse, asked
 app = typer.Typer(help="Keep cases that somebody's kernel failed, and judge kernels on them.", no_args_is_help=True)
 
 FolderOption = Annotated[Path | None, typer.Option(help="where cases are kept; default: the checkout's suites/corpus")]
-FileOption = Annotated[list[Path] | None, typer.Option("--provider", help="judge this .py file; it is code and runs")]
-NameOption = Annotated[list[str] | None, typer.Option("--with", help="judge this built-in provider (repeatable)")]
 
 
 def kept_in(folder: Path | None) -> Path:

@@ -79,8 +79,10 @@ def built_for(version: str) -> str | None:
 
 
 def source(name: str) -> str:
-    """What a worker loads a provider from; ValueError lists the known ones."""
+    """What a worker loads a provider from; ValueError lists the known ones, and says where a file goes."""
     known = BUILT_IN | PEERS
+    if name.endswith(".py"):
+        raise ValueError(f"provider {name!r} is a file, not a name; write --provider {name}")
     if name not in known:
         raise ValueError(f"provider {name!r} is unknown; use one of {', '.join(known)}, or a .py file")
     module, function = known[name]

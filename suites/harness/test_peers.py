@@ -189,6 +189,11 @@ def test_an_unknown_peer_is_named_with_the_known_ones() -> None:
         source("vllm")
 
 
+def test_a_file_given_as_a_name_is_told_where_files_go() -> None:
+    with pytest.raises(ValueError, match=r"provider 'mine\.py' is a file, not a name; write --provider mine\.py"):
+        source("mine.py")
+
+
 def test_a_library_is_found_in_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MINIMAX_M2_PEERS", str(tmp_path))
     assert library("wheel", "absent_package", "*.so") is None
