@@ -130,18 +130,19 @@ def _launch(
                 out, query_start, num_tokens, sequences, max_query_len, Hq * D, FILLERS=FILLERS, BLOCK=1024, num_warps=4
             )
         return
-    few = attention_rows.cut(sequences * Hk, max_seq_len) if attention_rows.fits(
+    if sequences and attention_rows.fits(
         capability=arch, compiler=toolkit.compiler(), rows=max_query_len * (Hq // Hk), head_dim=D, dtype=q.dtype,
         cache=k_cache.dtype, scaled=k_scale is not None,
-        aligned=q.is_cuda and attention_rows.aligned(q, (k_cache, v_cache)),
-    ) else None  # fmt: skip
-    if few is not None and sequences and attention_rows.is_held(q.device, few):
-        with on_device_of(q):
-            attention_rows.launch(
-                q, k_cache, v_cache, block_table, seq_lens, query_start, out, few, scale=scale,
-                max_query_len=max_query_len, max_seq_len=max_seq_len, capacity=capacity,
-            )  # fmt: skip
-        return
+        aligned=q.is_cuda and attention_rows.readable(q, (k_cache, v_cache)),
+    ):  # fmt: skip
+        few = attention_rows.cut(sequences * Hk, max_seq_len, attention_rows.held_by(q.device))
+        if few is not None:
+            with on_device_of(q):
+                attention_rows.launch(
+                    q, k_cache, v_cache, block_table, seq_lens, query_start, out, few, scale=scale,
+                    max_query_len=max_query_len, max_seq_len=max_seq_len, capacity=capacity,
+                )  # fmt: skip
+            return
     tiles = plan(
         sequences=sequences, queries=max_query_len, length=max_seq_len, heads=Hk, group=Hq // Hk, channels=channels,
         bytes_=q.element_size(), capability=arch, multiprocessors=multiprocessors(q.device),

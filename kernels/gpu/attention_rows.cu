@@ -2,16 +2,21 @@
 //
 // A cluster of programs shares the keys of one key/value head. A warp has a ring of its own in shared memory, of tiles of
 // 16 keys, and needs no other warp until its keys end. Programs add up through each other's shared memory: the one that
-// stores a slice of the result receives it from all.
+// stores a slice of the result receives it from all. Slices are as many as a power of two of the programs.
 #include <cuda_bf16.h>
 #include <math.h>
 
+#include <type_traits>
+
 #include "cluster.cuh"
+#include "divisor.cuh"
 #include "early_launch.cuh"
 
 namespace {
 
-constexpr int kRows = 8, kChannels = 128, kKeys = 16, kSums = kRows * kChannels, kMostPrograms = 16;
+constexpr int kRows = 8, kChannelBits = 7, kChannels = 1 << kChannelBits, kKeys = 16, kMostPrograms = 16;
+constexpr int kSumBits = 10, kSums = 1 << kSumBits;
+static_assert(kSums == kRows * kChannels);
 constexpr int kTileBytes = kKeys * kChannels * 2;
 // Floats from row to row of a warp's sums: its stores then meet every bank once.
 constexpr int kApart = kChannels + 4;
@@ -20,11 +25,12 @@ struct Attention {
   const __nv_bfloat16 *q, *k, *v;
   const void *table, *lengths, *starts;
   __nv_bfloat16* out;  // [tokens, heads, 128]
-  long long q_stride, q_head_stride, k_page_stride, k_slot_stride, k_head_stride, v_page_stride, v_slot_stride,
-      v_head_stride, table_stride;
-  float factor;  // of the scores, in base 2
+  long long q_stride, q_head_stride, k_head_stride, v_head_stride, table_stride;
+  unsigned k_page_stride, k_slot_stride, v_page_stride, v_slot_stride;  // in 16 bytes
+  float factor;                                                         // of the scores, in base 2
   int tokens, sequences, pages, page, capacity, heads, group, queries, expected;
   int wide_table, wide_lengths, wide_starts;  // int64
+  Divisor by_page, by_heads, by_group, by_programs;
 };
 
 __device__ __forceinline__ long long index(const void* p, long long at, int wide) {
@@ -32,9 +38,13 @@ __device__ __forceinline__ long long index(const void* p, long long at, int wide
 }
 
 // Copies 16 bytes, or writes as many zeros.
+template <bool whole>
 __device__ __forceinline__ void copy16(uint32_t to, const void* from, bool there) {
-  asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(there ? 16 : 0)
-               : "memory");
+  if constexpr (whole)
+    asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+  else
+    asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(there ? 16 : 0)
+                 : "memory");
 }
 
 __device__ __forceinline__ void load(uint32_t (&a)[4], uint32_t address) {
@@ -94,28 +104,36 @@ template <int kWarps, int kStages>
 __global__ void __launch_bounds__(kWarps * 32, 8 / kWarps) attention_rows(const __grid_constant__ Attention p) {
   extern __shared__ __align__(128) uint8_t ring[];
   __shared__ float2 warp_stats[kWarps][kRows];
-  __shared__ __align__(16) float received[kSums];  // [programs][own]: a slice from each
+  __shared__ __align__(16) float received[2 * kSums];  // [programs][own]: a slice from each
   __shared__ __align__(8) float2 received_stats[kMostPrograms][kRows];
   __shared__ uint64_t arrived;
   static_assert(kRows * kApart * 4 <= kStages * 2 * kTileBytes, "a warp keeps its sums in its own ring");
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, quad = lane % 4;
   const int programs = cluster::size(), rank = cluster::rank();
-  const int h = blockIdx.x / programs % p.heads, b = blockIdx.x / (programs * p.heads), own = kSums / programs;
+  const int cluster_index = cluster::index(), b = quotient(cluster_index, p.by_heads), h = cluster_index - b * p.heads;
+  // Programs that store, a power of two, and the sums of each.
+  const int storing_bits = 31 - __clz(programs), storing = 1 << storing_bits;
+  const int own_bits = kSumBits - storing_bits, own = 1 << own_bits;
   const uint32_t barrier = cluster::shared_address(&arrived);
-  if (threadIdx.x == 0) cluster::expect(barrier, programs * (own * 4 + max(own / kChannels, 1) * 8));
+  if (threadIdx.x == 0)
+    cluster::expect(barrier, rank < storing ? programs * (own * 4 + max(own >> kChannelBits, 1) * 8) : 0);
   cluster::arrive();
   asm volatile("griddepcontrol.wait;" ::: "memory");
 
   // A pair of tiles: lanes 0 to 15 have the first one's keys, the others the second's.
-  const auto tiles_of = [&](int keys) { return ((keys + kKeys - 1) / kKeys + programs - 1) / programs; };
+  const auto tiles_of = [&](int keys) { return quotient((keys + kKeys - 1) / kKeys + programs - 1, p.by_programs); };
   const auto key_of = [&](int tiles, int turn) {
     return (rank * tiles + (turn + lane / 16) * kWarps + warp) * kKeys + lane % 16;
   };
-  const auto entry = [&](int key) { return index(p.table, b * p.table_stride + key / p.page, p.wide_table); };
+  const auto entry = [&](int key) { return index(p.table, b * p.table_stride + quotient(key, p.by_page), p.wide_table); };
   // Lengths are not here yet: the table is read where the longest sequence would have it.
-  const int guessed = min(p.expected, p.capacity), guess_tiles = tiles_of(guessed), guess_key = key_of(guess_tiles, 0);
-  const bool guesses = guess_key < guessed && lane / 16 * kWarps + warp < guess_tiles;
-  const long long guess = guesses ? entry(guess_key) : 0;
+  const int guessed = min(p.expected, p.capacity), guess_tiles = tiles_of(guessed);
+  long long guess[2];
+#pragma unroll
+  for (int i = 0; i < 2; i++) {
+    const int key = key_of(guess_tiles, 2 * i);
+    guess[i] = key < guessed && (2 * i + lane / 16) * kWarps + warp < guess_tiles ? entry(key) : 0;
+  }
   const long long start = index(p.starts, b, p.wide_starts), end = index(p.starts, b + 1, p.wide_starts);
   const long long claimed = index(p.lengths, b, p.wide_lengths);
   long long before = 0, behind = p.tokens;
@@ -141,38 +159,52 @@ __global__ void __launch_bounds__(kWarps * 32, 8 / kWarps) attention_rows(const 
     const int key = key_of(tiles, turn);
     return turn + lane / 16 < count && key < last ? page_of(entry(key)) : 0;
   };
+  // Pages of the next pair of tiles and of the one after it.
   const bool right = guess_tiles == tiles && last <= guessed;
-  int pages = 0, next_pages = right && lane / 16 < count && guess_key < last ? page_of(guess) : 0;
-  if (!right) next_pages = fetch_pages(0);
+  int pages[2];
+#pragma unroll
+  for (int i = 0; i < 2; i++) {
+    if (right)
+      pages[i] = 2 * i + lane / 16 < count && key_of(tiles, 2 * i) < last ? page_of(guess[i]) : 0;
+    else
+      pages[i] = fetch_pages(2 * i);
+  }
 
   uint8_t* const mine = ring + warp * kStages * 2 * kTileBytes;
   const uint32_t base = cluster::shared_address(mine);
-  const __nv_bfloat16 *const k_head = p.k + h * p.k_head_stride, *const v_head = p.v + h * p.v_head_stride;
+  // Half a warp copies a row, a thread 16 bytes of it, as do all that read it: chunks are exchanged row by row.
+  const int half = lane / 16, chunk = lane % 16;
+  const uint4* const k_head = reinterpret_cast<const uint4*>(p.k + h * p.k_head_stride) + chunk;
+  const uint4* const v_head = reinterpret_cast<const uint4*>(p.v + h * p.v_head_stride) + chunk;
+  const uint32_t base_half = base + half * 256, exchanged = (chunk ^ half) << 4;
+  unsigned k_place = 0, v_place = 0;
+  const auto copy = [&](auto whole, uint32_t at, int turn, int there) {
+#pragma unroll
+    for (int i = 0; i < kKeys / 2; i++) {
+      const unsigned place = __shfl_sync(~0u, k_place, turn % 2 * 16 + 2 * i + half);
+      copy16<whole>(at + i * 512 + (exchanged ^ (2 * i & 7) << 4), k_head + place, 2 * i + half < there);
+    }
+#pragma unroll
+    for (int i = 0; i < kKeys / 2; i++) {
+      const unsigned place = __shfl_sync(~0u, v_place, turn % 2 * 16 + 2 * i + half);
+      copy16<whole>(at + kTileBytes + i * 512 + (exchanged ^ (2 * i & 7) << 4), v_head + place, 2 * i + half < there);
+    }
+  };
   // Issues the copies of a tile, in order: a group even where there is none.
   const auto fetch = [&](int turn, int stage) {
     if (turn < count) {
-      if (turn % 2 == 0) pages = next_pages, next_pages = fetch_pages(turn + 2);
-      const int first = (rank * tiles + turn * kWarps + warp) * kKeys, slot = (first + lane % 16) % p.page;
-      const int chunk = lane % 16;
-      const uint32_t at = base + stage * 2 * kTileBytes;
-      long long k_row[kKeys / 2], v_row[kKeys / 2];
-#pragma unroll
-      for (int i = 0; i < kKeys / 2; i++) {
-        const int row = i * 2 + lane / 16, page = __shfl_sync(~0u, pages, turn % 2 * 16 + row);
-        const int place = __shfl_sync(~0u, slot, row);
-        k_row[i] = page * p.k_page_stride + place * p.k_slot_stride + chunk * 8;
-        v_row[i] = page * p.v_page_stride + place * p.v_slot_stride + chunk * 8;
+      if (turn % 2 == 0) {
+        const int key = key_of(tiles, turn), slot = key - quotient(key, p.by_page) * p.page;
+        k_place = pages[0] * p.k_page_stride + slot * p.k_slot_stride;
+        v_place = pages[0] * p.v_page_stride + slot * p.v_slot_stride;
+        pages[0] = pages[1], pages[1] = fetch_pages(turn + 4);
       }
-#pragma unroll
-      for (int i = 0; i < kKeys / 2; i++) {
-        const int row = i * 2 + lane / 16;
-        copy16(at + row * 256 + ((chunk ^ (row & 7)) << 4), k_head + k_row[i], first + row < last);
-      }
-#pragma unroll
-      for (int i = 0; i < kKeys / 2; i++) {
-        const int row = i * 2 + lane / 16;
-        copy16(at + kTileBytes + row * 256 + ((chunk ^ (row & 7)) << 4), v_head + v_row[i], first + row < last);
-      }
+      const int there = last - (rank * tiles + turn * kWarps + warp) * kKeys;
+      const uint32_t at = base_half + stage * 2 * kTileBytes;
+      if (there >= kKeys)
+        copy(std::true_type{}, at, turn, there);
+      else
+        copy(std::false_type{}, at, turn, there);
     }
     asm volatile("cp.async.commit_group;" ::: "memory");
   };
@@ -182,9 +214,9 @@ __global__ void __launch_bounds__(kWarps * 32, 8 / kWarps) attention_rows(const 
   // Rows of q: a query's heads, then the next query's.
   uint32_t q[kChannels / 16][2] = {};
   const int rows = queries * p.group;
-  const long long token = start + group / p.group;
+  const long long token = start + quotient(group, p.by_group);
   if (group < rows && token >= 0 && token < p.tokens) {
-    const auto* at = p.q + token * p.q_stride + (h * p.group + group % p.group) * p.q_head_stride + quad * 2;
+    const auto* at = p.q + token * p.q_stride + (h * p.group + group - quotient(group, p.by_group) * p.group) * p.q_head_stride + quad * 2;
 #pragma unroll
     for (int step = 0; step < kChannels / 16; step++)
 #pragma unroll
@@ -194,7 +226,7 @@ __global__ void __launch_bounds__(kWarps * 32, 8 / kWarps) attention_rows(const 
   // Keys that the thread's two rows see.
   int limits[2];
 #pragma unroll
-  for (int i = 0; i < 2; i++) limits[i] = offset + (quad * 2 + i) / p.group;
+  for (int i = 0; i < 2; i++) limits[i] = offset + quotient(quad * 2 + i, p.by_group);
 
   float sums[kChannels / 16][4] = {}, top[2] = {-INFINITY, -INFINITY}, total[2] = {};
   for (int turn = 0, stage = 0; turn < count; turn++) {
@@ -274,18 +306,20 @@ __global__ void __launch_bounds__(kWarps * 32, 8 / kWarps) attention_rows(const 
       y.x += part.x * weights[other], y.y += part.y * weights[other];
       y.z += part.z * weights[other], y.w += part.w * weights[other];
     }
-    const uint32_t place = cluster::shared_address(&received[rank * own + at % own]);
-    cluster::send(cluster::in_program(place, at / own), y, cluster::in_program(barrier, at / own));
+    const uint32_t place = cluster::shared_address(&received[rank * own + (at & (own - 1))]);
+    const int receiver = at >> own_bits;
+    cluster::send(cluster::in_program(place, receiver), y, cluster::in_program(barrier, receiver));
     // A row's largest score and sum of weights, for each program that stores a slice of it.
-    const int receivers = max(kChannels / own, 1), to = row * kChannels / own + lane;
+    const int receivers = max(kChannels >> own_bits, 1), to = (row * kChannels >> own_bits) + lane;
     if (lane < receivers)
       cluster::send(cluster::in_program(cluster::shared_address(&received_stats[rank][row]), to),
                     make_float2(peak, sum), cluster::in_program(barrier, to));
   }
   cluster::wait(barrier, 0);
-  for (int at = threadIdx.x * 4; at < own; at += kWarps * 32 * 4) {
+  for (int at = threadIdx.x * 4; rank < storing && at < own; at += kWarps * 32 * 4) {
     const int row = (rank * own + at) / kChannels, channel = (rank * own + at) % kChannels;
-    const long long token = start + row / p.group;
+    const int query = quotient(row, p.by_group);
+    const long long token = start + query;
     if (row >= rows || token < 0 || token >= p.tokens) continue;
     float peak = -INFINITY, sum = 0.0f;
     for (int other = 0; other < programs; other++) peak = fmaxf(peak, received_stats[other][row].x);
@@ -297,7 +331,7 @@ __global__ void __launch_bounds__(kWarps * 32, 8 / kWarps) attention_rows(const 
       sum += stats.y * weight;
       y.x += part.x * weight, y.y += part.y * weight, y.z += part.z * weight, y.w += part.w * weight;
     }
-    const long long place = token * p.heads * p.group + h * p.group + row % p.group;
+    const long long place = token * p.heads * p.group + h * p.group + row - query * p.group;
     const float share = sum == 0.0f ? 0.0f : __fdiv_rn(1.0f, sum);
     *reinterpret_cast<uint2*>(p.out + place * kChannels + channel) =
         four(make_float4(y.x * share, y.y * share, y.z * share, y.w * share));
@@ -350,7 +384,7 @@ extern "C" int minimax_m2_attention_rows_places(int warps, int stages, int progr
   return wrong ? -wrong : count;
 }
 
-// Launches the kernel in clusters of so many programs, a power of two; returns a cudaError_t.
+// Launches the kernel in clusters of so many programs, at most 16; returns a cudaError_t.
 extern "C" int minimax_m2_attention_rows(int warps, int stages, int programs, const void* arguments, void* stream) {
   const Attention& p = *static_cast<const Attention*>(arguments);
   const Chosen shape = chosen(warps, stages);

@@ -16,6 +16,13 @@ __device__ __forceinline__ int size() {
   return programs;
 }
 
+// Of the whole launch, counted by their first dimension.
+__device__ __forceinline__ int index() {
+  int found;
+  asm("mov.u32 %0, %%clusterid.x;" : "=r"(found));
+  return found;
+}
+
 __device__ __forceinline__ int rank() {
   int own;
   asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(own));

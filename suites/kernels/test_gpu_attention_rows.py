@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from minimax_m2.harness.judge import judge
 from minimax_m2.harness.op import find_op
 from minimax_m2.harness.providers.ours import ours
 from minimax_m2.kernels.gpu import attention_rows, toolkit
+from minimax_m2.kernels.gpu.attention_rows import Cut, cut
 
 M2: dict[str, Any] = {
     "capability": 90, "compiler": "nvcc", "rows": 6, "head_dim": 128, "dtype": torch.bfloat16, "cache": torch.bfloat16,
@@ -43,23 +45,55 @@ def test_few_rows_of_bfloat16_on_sm_90_take_it(change: dict[str, Any]) -> None:
     assert not attention_rows.fits(**M2 | change)
 
 
+# What an H200 holds of clusters of 1 to 16 programs, a multiprocessor each.
+HELD = (132, 66, 39, 30, 22, 17, 15, 15, 9, 7, 7, 7, 7, 7, 7, 7)
+
+
+def held(chosen: Cut) -> int:
+    return HELD[chosen.programs - 1] * (8 // chosen.warps)
+
+
 @pytest.mark.parametrize(
     ("pairs", "length", "expected"),
     [
-        (8, 1, (4, 3, 8)), (8, 2048, (4, 3, 8)), (8, 2049, (4, 3, 16)), (8, 4096, (4, 3, 16)), (8, 4097, None),
-        (4, 8192, (4, 3, 16)), (4, 8193, None), (9, 100, None), (63, 4096, None), (64, 4096, (8, 3, 2)),
-        (256, 8192, (8, 3, 2)), (256, 8193, None), (256, 32768, None),
+        (1, 1, (4, 3, 16)), (7, 16384, (4, 3, 16)), (7, 16385, None), (8, 1, (4, 3, 8)), (8, 4096, (4, 3, 8)),
+        (8, 4097, (8, 3, 9)), (8, 32768, (8, 3, 9)), (8, 32769, None), (9, 100, (8, 3, 9)), (10, 100, (8, 3, 8)),
+        (15, 8192, (8, 3, 8)), (16, 8192, (8, 3, 6)), (16, 8193, None), (24, 8192, (8, 3, 4)), (40, 8192, (8, 3, 2)),
+        (67, 4096, (8, 3, 2)), (256, 8192, (8, 3, 2)), (256, 8193, None),
     ],
 )  # fmt: skip
 def test_pairs_and_keys_choose_a_cut_or_triton(pairs: int, length: int, expected: tuple[int, int, int] | None) -> None:
-    assert attention_rows.cut(pairs, length) == expected
+    assert cut(pairs, length, held) == expected
+
+
+@pytest.mark.parametrize(("pairs", "length"), [(1, 100), (8, 100), (64, 100)])
+def test_what_a_device_does_not_hold_is_left_to_triton(pairs: int, length: int) -> None:
+    def none(_: Cut) -> int:
+        return 0
+
+    assert cut(pairs, length, none) is None
 
 
 @pytest.mark.parametrize(("gap", "expected"), [(0, True), (8, True), (2, False), (1, False)])
 def test_rows_must_begin_where_a_thread_reads(gap: int, expected: bool) -> None:
     q, cache = torch.zeros(1, 6, 128, dtype=torch.bfloat16), torch.zeros(3, 16, 1, 128 + gap, dtype=torch.bfloat16)
 
-    assert attention_rows.aligned(q, (cache[..., :128], cache[..., :128])) is expected
+    assert attention_rows.readable(q, (cache[..., :128], cache[..., :128])) is expected
+
+
+@pytest.mark.parametrize(("pages", "expected"), [(1 << 24, True), ((1 << 24) + 1, False)])
+def test_32_bits_count_a_cache(pages: int, expected: bool) -> None:
+    q, cache = (torch.empty(size, dtype=torch.bfloat16, device="meta") for size in ((1, 6, 128), (pages, 16, 1, 128)))
+
+    assert attention_rows.readable(q, (cache, cache)) is expected
+
+
+def test_python_declares_the_arguments_as_the_source_does() -> None:
+    source = (toolkit.SOURCE_DIR / "attention_rows.cu").read_text()
+    body = source.partition("struct Attention {")[2].partition("};")[0]
+    declared = [name for line in re.sub("//.*", "", body).split(";") for name in re.findall(r"(\w+)\s*(?:,|$)", line)]
+
+    assert declared == [field[0] for field in attention_rows.Arguments._fields_]
 
 
 @pytest.mark.gpu
@@ -103,9 +137,22 @@ def test_rows_are_right(case: Case) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(WHY is not None, reason=f"{WHY}")
+@pytest.mark.parametrize("programs", range(1, 17))
+@pytest.mark.parametrize("warps", [4, 8])
+def test_any_number_of_programs_shares_a_head(warps: int, programs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention_rows, "cut", lambda pairs, length, held: Cut(warps, 3, programs))
+    op = find_op("attention")
+    # Fewer tiles than warps, programs without any, and several turns of each warp.
+    for S in (5, 130, 1000):
+        verdict = judge(op.case(B=2, S=S, queries="one", Hk=2, group=7, D=128, page=8, seed=S), ours("gpu"))
+
+        assert verdict.passed, verdict.explain()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(WHY is not None, reason=f"{WHY}")
 def test_captured_changed_and_compiled_calls_agree() -> None:
     op = find_op("attention")
-    # The second takes Triton's tiles.
     cases = [op.case(B=B, S=200, queries="one", Hk=8, group=6, D=128, page=16) for B in (1, 2, 8)]
 
     assert list(capture_failures(op, cases, ours("gpu"), backend="aot_eager")) == []

@@ -46,6 +46,13 @@ def test_rows_past_two_gigaelements_are_found(name: str) -> None:
     assert far_call(op, far_case(op, provider, sampled(op, 40)), provider) == ""
 
 
+@pytest.mark.gpu
+def test_keys_past_two_gigaelements_are_found_by_clusters() -> None:
+    op = find_op("attention")
+    case = op.case(B=3, S=130, queries="one", Hk=2, group=6, D=128, page=8)
+    assert far_call(op, case, ours("gpu")) == ""
+
+
 # A program a slot, and products over tiles of 64 slots that are sorted by expert, of which there are 4,098.
 @pytest.mark.gpu
 @pytest.mark.parametrize("sizes", [{"T": 3, "H": 128, "I": 64}, {"T": 32, "H": 1024, "I": 512}], ids=["rows", "tiles"])
