@@ -167,9 +167,10 @@ def _launch(x: Tensor, weight: Tensor, scale: Tensor, block: Tensor, x_scale: Te
     (num_tokens, hidden), num_columns = x.shape, out.shape[1]
     # A quantised x of our own is aligned.
     given = (weight, out) if x_scale is None else (x, weight, out)
+    scales = (scale,) if x_scale is None else (scale, x_scale)
     able = paths(
         num_tokens, num_columns, hidden, (rows, columns), capability=capability(x), compiler=toolkit.compiler(),
-        aligned=x.is_cuda and scaled_product.aligned(*given),
+        aligned=x.is_cuda and scaled_product.aligned(*given) and scaled_product.countable(*scales),
     )  # fmt: skip
     path = tuned.chosen("fp8_linear", bucket(num_tokens, num_columns, hidden), able, x)
     with on_device_of(x):

@@ -86,7 +86,8 @@ int launched(const Rows& x, const Rows& weight, const Product& p, int programs, 
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::kBytes);
   if (allowed != cudaSuccess) return allowed;
   CUtensorMap x_map, w_map;
-  if (!codes_map(&x_map, x, p.groups, S::kBox) || !codes_map(&w_map, weight, p.groups, S::kColumns))
+  const int groups = p.parts * p.steps;
+  if (!codes_map(&x_map, x, groups, S::kBox) || !codes_map(&w_map, weight, groups, S::kColumns))
     return cudaErrorInvalidValue;
   const int together = p.joined ? p.parts : S::kSharing;
   const EarlyLaunch launch(programs, S::kThreads, S::kBytes, stream, together > 1 ? together : 0);

@@ -5,6 +5,7 @@
 #include <cuda_fp16.h>
 #include <cuda_fp8.h>
 
+#include "divisor.cuh"
 #include "hopper.cuh"
 
 namespace {
@@ -39,10 +40,12 @@ struct Product {
   int scale_rows, weight_rows; // of an expert
   int rows;                    // tokens of a dense product, else slots
   int top_k, width;            // width: columns of the result
-  int groups, parts;           // a part adds groups / parts steps
+  int parts, steps;            // of a row's sums, and of each
+  int columns;                 // tiles that make a row
   int num_experts, num_mapped, ids_kind, out_kind;
   int prefetch;                // which tiles there are is known before the kernel ahead has ended
   int joined;                  // programs of a tile's parts are a cluster, which adds them up
+  Divisor by_parts, by_columns, by_top_k;
 };
 
 // A program's tile: rows of x, and columns of the result in blocks of the weight's rows: gate's and up's, or neighbours.
@@ -92,22 +95,21 @@ __device__ __forceinline__ int expert_of(const Product& p, int slot) {
 
 template <class S>
 __device__ __forceinline__ Tile tile_at(const Product& p, int index) {
-  const int columns = (p.width + S::kTileColumns - 1) / S::kTileColumns;
+  const int whole = quotient(index, p.by_parts);
   Tile tile;
-  tile.part = index % p.parts;
-  tile.column = index / p.parts % columns;
-  tile.block = index / p.parts / columns;
+  tile.part = index - whole * p.parts;
+  tile.block = quotient(whole, p.by_columns);
+  tile.column = whole - tile.block * p.columns;
   tile.expert = S::kMode == kDense ? 0 : p.sorted_slots ? p.block_experts[tile.block] : expert_of(p, tile.block);
   return tile;
 }
 
 template <class S>
 __device__ __forceinline__ int tiles_of(const Product& p) {
-  const int columns = (p.width + S::kTileColumns - 1) / S::kTileColumns;
   const int blocks = S::kMode == kDense    ? (p.rows + S::kRows - 1) / S::kRows
                      : p.sorted_slots ? *p.num_padded / S::kRows
                                       : p.rows;
-  return blocks * columns * p.parts;
+  return blocks * p.columns * p.parts;
 }
 
 // A row of a block: where it lies among all rows, and the token or slot that it is; -1 for none.
@@ -126,7 +128,7 @@ __device__ __forceinline__ Row row_of(const Product& p, const Tile& tile, int la
 // The row of x that a row of the result is made of.
 template <class S>
 __device__ __forceinline__ int source_of(const Product& p, const Row& row) {
-  return S::kMode == kGateUp && p.sorted_slots == nullptr ? row.place / p.top_k : row.place;
+  return S::kMode == kGateUp && p.sorted_slots == nullptr ? quotient(row.place, p.by_top_k) : row.place;
 }
 
 template <class S>
@@ -182,7 +184,7 @@ __device__ __forceinline__ void fetch_weight_of(const CUtensorMap* map, const Pr
 template <class S>
 __device__ __forceinline__ void fetch(const CUtensorMap* x_map, const CUtensorMap* w_map, const Product& p,
                                       const Ring& ring) {
-  const int thread = threadIdx.x - 128 * S::kWarpgroups, steps = p.groups / p.parts;
+  const int thread = threadIdx.x - 128 * S::kWarpgroups, steps = p.steps;
   const auto fetch_weight = [&](const Tile& tile, int step, int stage) {
     fetch_weight_of<S>(w_map, p, ring, tile, tile.part * steps + step, stage);
   };

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from minimax_m2.kernels.gpu import toolkit
+from minimax_m2.kernels.gpu.divisor import Divisor, divisor
 from minimax_m2.kernels.gpu.launch import multiprocessors
 
 # Channels of a scale, and of a step.
@@ -56,9 +57,10 @@ class Product(ctypes.Structure):
             "out", "out_scale",
         )),
         *((name, ctypes.c_int) for name in (
-            "x_scale_stride", "w_scale_stride", "scale_rows", "weight_rows", "rows", "top_k", "width", "groups",
-            "parts", "num_experts", "num_mapped", "ids_kind", "out_kind", "prefetch", "joined",
+            "x_scale_stride", "w_scale_stride", "scale_rows", "weight_rows", "rows", "top_k", "width", "parts",
+            "steps", "columns", "num_experts", "num_mapped", "ids_kind", "out_kind", "prefetch", "joined",
         )),
+        *((name, Divisor) for name in ("by_parts", "by_columns", "by_top_k")),
     ]  # fmt: skip
 
 
@@ -83,6 +85,11 @@ def fits(channels: int, columns: int, block: tuple[int, int]) -> bool:
 def aligned(*tensors: Tensor) -> bool:
     """Whether rows begin at multiples of 16 bytes, as its copies do."""
     return all(x.data_ptr() % 16 == 0 and x.stride(0) * x.element_size() % 16 == 0 for x in tensors)
+
+
+def countable(*scales: Tensor) -> bool:
+    """Whether 31 bits count all scales, as the kernel does."""
+    return all((len(x) - 1) * x.stride(0) + x.shape[-1] <= 1 << 31 for x in scales)
 
 
 def joins(tiles: int, parts: int, columns: int, clusters: Callable[[int], int]) -> bool:
@@ -154,20 +161,22 @@ def launch(
     joined    parts are added up in their order, as ``joins`` or ``halves`` allows: ``out`` holds their sum
     """
     slots, experts, padded = sorting or (None, None, None)
-    scale_rows = w_scale.shape[-2]
+    scale_rows, columns = w_scale.shape[-2], -(-width // tile.columns)
     arguments = Product(
         x_scale=x_scale.data_ptr(), w_scale=w_scale.data_ptr(), sorted_slots=_place(slots),
         block_experts=_place(experts), num_padded=_place(padded), ids=_place(ids), expert_map=_place(expert_map),
         weights=_place(weights), out=out.data_ptr(), out_scale=_place(out_scale),
         x_scale_stride=x_scale.stride(0), w_scale_stride=w_scale.stride(-2), scale_rows=scale_rows,
-        weight_rows=weight.shape[-2], rows=rows, top_k=top_k, width=width, groups=weight.shape[-1] // GROUP,
-        parts=parts, num_experts=weight.shape[0] if weight.dim() == 3 else 1,
+        weight_rows=weight.shape[-2], rows=rows, top_k=top_k, width=width, parts=parts,
+        steps=weight.shape[-1] // GROUP // parts, columns=columns,
+        num_experts=weight.shape[0] if weight.dim() == 3 else 1,
         num_mapped=0 if expert_map is None else expert_map.numel(),
         ids_kind=2 if weights is None else int(ids is not None and ids.dtype == torch.int64),
-        out_kind=_OUT.get(out.dtype, 0), prefetch=prefetch, joined=joined,
+        out_kind=_OUT.get(out.dtype, 0), prefetch=prefetch, joined=joined, by_parts=divisor(parts),
+        by_columns=divisor(columns), by_top_k=divisor(top_k),
     )  # fmt: skip
     blocks = -(-rows // tile.rows) if mode is Mode.DENSE else rows if experts is None else experts.numel()
-    tiles = blocks * -(-width // tile.columns)
+    tiles = blocks * columns
     programs = programs_of(tile, tiles * parts, places_of(tile, x.device))
     if joined and tile not in HALVED:
         programs = parts * min(tiles, clusters_of(mode, parts, x.device.index or 0))

@@ -187,7 +187,7 @@ struct Ahead {
 template <class S>
 __device__ __forceinline__ void multiply_ahead(const Product& p, const Ring& ring) {
   Ahead<S> run(p, ring);
-  const int steps = p.groups / p.parts;
+  const int steps = p.steps;
   hopper::wait_for_predecessor();
 
   const int tiles = tiles_of<S>(p);

@@ -104,7 +104,7 @@ __device__ __forceinline__ void multiply_narrow(const Product& p, const Ring& ri
   constexpr int kCount = S::kRows / 2;
   static_assert(S::kColumns == 64 * S::kWarpgroups, "a warpgroup has 64 rows of each block of the weight");
   const int lane = threadIdx.x & 31, q = lane & 3, group_lane = threadIdx.x / 128 * 64;
-  const int weight_lane = group_lane + (threadIdx.x % 128) / 32 * 16 + lane / 4, steps = p.groups / p.parts;
+  const int weight_lane = group_lane + (threadIdx.x % 128) / 32 * 16 + lane / 4, steps = p.steps;
   hopper::wait_for_predecessor();
 
   if (kJoins<S> && p.joined) hopper::cluster_wait();

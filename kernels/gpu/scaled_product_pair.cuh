@@ -45,7 +45,7 @@ __device__ __forceinline__ Tile paired_tile(const Product& p, int index) {
 template <class S>
 __device__ __forceinline__ void fetch_for_both(const CUtensorMap* x_map, const CUtensorMap* w_map, const Product& p,
                                                const Ring& ring) {
-  const int steps = p.groups / p.parts, own = blockIdx.x & 1;
+  const int steps = p.steps, own = blockIdx.x & 1;
   const bool fetches = threadIdx.x == 128 * S::kWarpgroups;
   const auto fetch_weight = [&](const Tile& tile, int step, int stage) {
     fetch_weight_of<S>(w_map, p, ring, tile, tile.part * steps + step, stage);
@@ -153,7 +153,10 @@ struct Paired {
     for (int block = 0; block < S::kBlocks; block++) {
       const float by[2] = {row_scale[0] * w_scale[block], row_scale[1] * w_scale[block]};
 #pragma unroll
-      for (int i = block * kEach; i < (block + 1) * kEach; i++) sums[i] += product[i] * by[i >> 1 & 1];
+      for (int half = 0; half < 2; half++)
+#pragma unroll
+        for (int i = block * kEach; i < (block + 1) * kEach; i++)
+          if ((i >> 1 & 1) == half) sums[i] += product[i] * by[half];
     }
   }
 
@@ -267,7 +270,7 @@ struct Paired {
 template <class S>
 __device__ __forceinline__ void expect_tile(const Product& p, int index) {
   const auto expect = [](const int* at) { asm volatile("prefetch.global.L1 [%0];" ::"l"(at) : "memory"); };
-  const int block = index / ((p.width + S::kTileColumns - 1) / S::kTileColumns);
+  const int block = quotient(index, p.by_columns);
   expect(p.block_experts + block);
   expect(p.sorted_slots + block * S::kRows + threadIdx.x / 2);
 }
@@ -278,7 +281,7 @@ __device__ __forceinline__ void multiply_paired(const Product& p, const Ring& ri
   hopper::wait_for_predecessor();
   cluster::wait_for_all();
 
-  const int tiles = tiles_of<S>(p), steps = p.groups / p.parts;
+  const int tiles = tiles_of<S>(p), steps = p.steps;
   for (int index = blockIdx.x / 2; index < tiles; index += gridDim.x / 2) {
     run.tile = paired_tile<S>(p, index);
     if (run.tile.expert < 0) continue;

@@ -9,7 +9,7 @@ template <class S>
 __device__ __forceinline__ void multiply_wide(const Product& p, const Ring& ring) {
   constexpr int kCount = S::kColumns / 2;
   const int lane = threadIdx.x & 31, group_row = threadIdx.x / 128 * 64;
-  const int own_row = group_row + (threadIdx.x % 128) / 32 * 16 + lane / 4, steps = p.groups / p.parts;
+  const int own_row = group_row + (threadIdx.x % 128) / 32 * 16 + lane / 4, steps = p.steps;
   hopper::wait_for_predecessor();
 
   const int tiles = tiles_of<S>(p);

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 pytest.importorskip("triton", reason="Triton is not installed; no GPU kernel can be imported")
 
@@ -22,7 +23,7 @@ from minimax_m2.kernels.gpu import fp8_linear, toolkit
 from minimax_m2.kernels.gpu.experts import contract, paths
 from minimax_m2.kernels.gpu.experts_products import by_products, rows_of_block
 from minimax_m2.kernels.gpu.fp8_linear import by_product, product_cut
-from minimax_m2.kernels.gpu.scaled_product import PAIRED, Product, Tile, halves, programs_of
+from minimax_m2.kernels.gpu.scaled_product import PAIRED, Product, Tile, countable, halves, programs_of
 
 M2: dict[str, Any] = {"hidden": 3072, "width": 1536, "block": (128, 128), "capability": 90, "compiler": "nvcc",
       "scaled": True, "aligned": True}  # fmt: skip
@@ -149,6 +150,13 @@ def test_a_pair_is_offered_whole_sums_only(tokens: int) -> None:
 
     assert [parts for tile, parts in cuts if tile in PAIRED] == [1]
     assert any(parts > 1 for tile, parts in cuts if tile not in PAIRED) == (tokens <= 256)
+
+
+@pytest.mark.parametrize(("apart", "expected"), [(24, True), (1 << 30, False), (1 << 40, False)])
+def test_31_bits_count_scales(apart: int, expected: bool) -> None:
+    few, far = torch.empty(3, 24, device="meta"), torch.empty_strided((3, 24), (apart, 1), device="meta")
+
+    assert countable(few, far) is expected
 
 
 def test_python_declares_the_arguments_as_the_source_does() -> None:
