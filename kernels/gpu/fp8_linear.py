@@ -37,6 +37,10 @@ ROW_COLUMNS = 4
 ROW, TILES = "row", "tiles"
 # Programs of the kernel of sm_90 that keep a GPU's memory or tensor cores busy, and its multiprocessors.
 BUSY, PLACES = 96, 132
+# Clusters of so many programs, two a multiprocessor, that an H200 holds at once: its multiprocessors lie in groups.
+CLUSTERS = {2: 132, 3: 79, 4: 62, 5: 47, 6: 39, 7: 32, 8: 30}
+# So many columns are read as fast by programs of 64 rows, which multiply ahead, as by twice as many of 32.
+MANY_COLUMNS = 4096
 # The widest tile of a program, a pair's taller one, the time that this takes beside it, and tokens from which on.
 WIDE, TALL, TALL_TURN, MANY = scaled_product.Tile(128, 256), scaled_product.Tile(192, 256), 0.66, 1024
 
@@ -84,7 +88,8 @@ def _turns(num_tokens: int, columns: int, tile: scaled_product.Tile, places: int
 def product_cut(num_tokens: int, columns: int, groups: int) -> tuple[scaled_product.Tile, int]:
     """The widest tile that leaves few multiprocessors idle, and the parts of its sum where even narrow ones are few.
 
-    Many tokens take a pair's taller tile where its turns are shorter in all; a single turn would leave pairs idle.
+    Many tokens take a pair's taller tile where its turns are shorter in all; a single turn would leave pairs idle. A
+    single token takes the most parts that clusters add up, all at once.
     """
     turns = _turns(num_tokens, columns, TALL, PLACES // 2)
     if num_tokens >= MANY and turns > 1 and turns * TALL_TURN < _turns(num_tokens, columns, WIDE, PLACES):
@@ -95,8 +100,11 @@ def product_cut(num_tokens: int, columns: int, groups: int) -> tuple[scaled_prod
         if programs >= BUSY and (parts == 1 or (programs <= PLACES and groups % parts == 0)):
             return tile, parts
     rows = next((rows for rows in (16, 32, 64) if num_tokens <= rows), 128)
-    tile = scaled_product.Tile(rows, 64)
+    tile = scaled_product.Tile(64 if rows == 32 and columns >= MANY_COLUMNS else rows, 64)
     tiles = triton.cdiv(num_tokens, tile.rows) * triton.cdiv(columns, tile.columns)
+    if num_tokens == 1:
+        joined = (parts for parts, held in CLUSTERS.items() if tiles <= held and groups % parts == 0)
+        return tile, max(joined, default=1)
     most = BUSY * scaled_product.SHARING.get(tile, 1) // tiles
     return tile, max((parts for parts in range(1, min(most, groups) + 1) if groups % parts == 0), default=1)
 

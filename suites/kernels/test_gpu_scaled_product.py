@@ -74,7 +74,7 @@ def test_m2_experts_change_paths_with_their_slots(slots: int, first: str) -> Non
 
 @pytest.mark.parametrize(
     ("tokens", "first"),
-    [(1, "products of 16 x 64 in 1"), (32, "products of 32 x 64 in 1"), (33, "products of 64 x 64 in 1"),
+    [(1, "products of 16 x 64 in 2"), (2, "products of 16 x 64 in 1"), (17, "products of 64 x 64 in 1"),
      (65, "products of 128 x 64 in 1"), (129, "products of 128 x 128 in 1"), (257, "products of 128 x 256 in 1")],
 )  # fmt: skip
 def test_dense_layers_change_paths_with_their_tokens(tokens: int, first: str) -> None:
@@ -117,8 +117,12 @@ def test_blocks_grow_with_the_slots_of_an_expert(slots: int, experts: int, rows:
         (256, 8192, 24, ((128, 128), 1)), (256, 3072, 48, ((128, 96), 2)), (256, 3072, 5, ((128, 64), 1)),
         (128, 8192, 24, ((128, 64), 1)), (128, 3072, 48, ((128, 64), 2)), (65, 1024, 24, ((128, 64), 6)),
         (64, 8192, 24, ((64, 64), 1)), (64, 3072, 48, ((64, 64), 2)),
-        (17, 8192, 24, ((32, 64), 1)), (1, 8192, 24, ((16, 64), 1)), (2, 1024, 24, ((16, 64), 12)),
-        (2, 128, 1, ((16, 64), 1)),
+        (33, 4096, 24, ((64, 64), 1)), (32, 4096, 24, ((64, 64), 1)), (32, 4095, 24, ((32, 64), 3)),
+        (17, 8192, 24, ((64, 64), 1)), (17, 3072, 48, ((32, 64), 4)), (16, 8192, 24, ((16, 64), 1)),
+        (2, 1024, 24, ((16, 64), 12)), (2, 128, 1, ((16, 64), 1)),
+        # A single token: 128, 64, 48 and 16 tiles, and more than clusters of two.
+        (1, 8192, 24, ((16, 64), 2)), (1, 4096, 24, ((16, 64), 3)), (1, 3072, 48, ((16, 64), 4)),
+        (1, 1024, 24, ((16, 64), 8)), (1, 8512, 24, ((16, 64), 1)), (1, 128, 1, ((16, 64), 1)),
     ],
 )  # fmt: skip
 def test_tiles_are_as_wide_as_leaves_all_busy(tokens: int, columns: int, groups: int, cut: tuple[Any, int]) -> None:
