@@ -21,6 +21,7 @@ PAGES = [
     for name in (
         "pairs-20261122.jsonl",
         "models-20261122.jsonl",
+        "gpu-h200-20261123-pairs-3.jsonl",
         "gpu-h200-20261123-pairs-2.jsonl",
         "gpu-h200-20261123-pairs.jsonl",
         "gpu-h200-20261122-pairs-3.jsonl",
