@@ -89,7 +89,7 @@ def product_cut(num_tokens: int, columns: int, groups: int) -> tuple[scaled_prod
     """The widest tile that leaves few multiprocessors idle, and the parts of its sum where even narrow ones are few.
 
     Many tokens take a pair's taller tile where its turns are shorter in all; a single turn would leave pairs idle. A
-    single token takes the most parts that clusters add up, all at once.
+    single token takes the most parts that clusters add up, all at once on an H200; others may have fewer parts.
     """
     turns = _turns(num_tokens, columns, TALL, PLACES // 2)
     if num_tokens >= MANY and turns > 1 and turns * TALL_TURN < _turns(num_tokens, columns, WIDE, PLACES):

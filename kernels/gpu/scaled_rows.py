@@ -37,7 +37,8 @@ def code_tiles(row_ptr, stride, lanes: tl.constexpr, lane_ok, width, size,
                GROUPS: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr, EVEN: tl.constexpr):  # fmt: skip
     """Some rows of the weight as one tile ``[lanes, GROUPS, BLOCK]`` a step."""
     lane, group, within = tl.arange(0, lanes), tl.arange(0, GROUPS), tl.arange(0, BLOCK)
-    place = row_ptr + (lane[:, None, None] * stride + (group[:, None] * width + within[None, :])[None, :, :])
+    rows = row_ptr + lane.to(tl.int64) * stride
+    place = rows[:, None, None] + (group[:, None] * width + within[None, :])[None, :, :]
     tiles = ()
     for step in tl.static_range(STEPS):
         at = step * GROUPS * width
@@ -53,11 +54,11 @@ def code_tiles(row_ptr, stride, lanes: tl.constexpr, lane_ok, width, size,
 @triton.jit
 def scale_tiles(scale_ptr, block, lane_ok, stride, num_groups, GROUPS: tl.constexpr, STEPS: tl.constexpr):
     """The scales of those rows, which lie in row blocks ``block``, as one tile ``[lanes, GROUPS]`` a step."""
-    tiles = ()
+    rows, tiles = scale_ptr + block.to(tl.int64) * stride, ()
     for step in tl.static_range(STEPS):
         g = step * GROUPS + tl.arange(0, GROUPS)
         inside = lane_ok[:, None] & (g < num_groups)[None, :]
-        tiles = tiles + (tl.load(scale_ptr + block[:, None] * stride + g[None, :], mask=inside, other=0.0),)  # noqa: RUF005
+        tiles = tiles + (tl.load(rows[:, None] + g[None, :], mask=inside, other=0.0),)  # noqa: RUF005
     return tiles
 
 

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -96,3 +101,32 @@ def test_experts_in_parts_are_those_in_one(ids: list[list[int]], width: int, mon
     # derived: sums in another order move a code in thousands of act by a sixteenth of itself
     assert float((found[0].float() - whole).norm()) <= 1e-3 * float(whole.norm())
     assert bool(whole.any()) == any(0 <= expert < 16 for row in ids for expert in row)
+
+
+# From the first row of scales to the last are 8 GiB, of which nobody touches what lies between.
+FAR = """
+import torch
+from minimax_m2.kernels.gpu.fp8_linear import fp8_linear, pack_fp8_linear
+
+g = torch.Generator().manual_seed(0)
+codes = (torch.randn(272, 3072, generator=g) * 100).clamp(-448, 448).to(torch.float8_e4m3fn)
+near = torch.rand(3, 24, generator=g) / 100
+far = torch.empty(2**31 + 24).as_strided(near.shape, (2**30, 1))
+far.copy_(near)
+x = torch.randn(1, 3072, generator=g)
+found, expected = (fp8_linear(x, pack_fp8_linear(codes, scales)) for scales in (far, near))
+assert torch.equal(found, expected)
+print("done")
+"""
+
+
+@pytest.mark.gpu
+def test_a_single_token_finds_scales_past_two_gigaelements(tmp_path: Path) -> None:
+    file = tmp_path / "far.py"
+    file.write_text(FAR)
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", str(file)], capture_output=True, text=True, env=environment, check=False
+    )
+
+    assert done.stdout == "done\n", (done.returncode, done.stderr[-2000:])
