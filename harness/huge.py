@@ -37,8 +37,10 @@ PAST = 2**31
 NO_RESERVE = 0x4000
 
 
-def spread(x: Tensor) -> Tensor:
+def spread(x: Tensor, multiple: int = 1) -> Tensor:
     """The same rows, each where nobody has touched a page, the last more than 2^31 elements behind the first.
+
+    multiple   rows begin at multiples of so many elements, as kernels that copy many at once demand
 
     On a GPU what lies between is memory that nobody wrote. ValueError for a tensor of fewer than two rows.
     """
@@ -47,6 +49,7 @@ def spread(x: Tensor) -> Tensor:
     row = 1 + sum((size - 1) * stride for size, stride in zip(x.shape[1:], x.stride()[1:], strict=True))
     # A page and a vector more than needed, so that no row begins where another kind of error would hide.
     apart = -(-PAST // (x.shape[0] - 1)) + 64
+    apart += -apart % multiple
     count = (x.shape[0] - 1) * apart + row
     far = _untouched(count, x).as_strided(x.shape, (apart, *x.stride()[1:]))
     far.copy_(x)
@@ -100,10 +103,13 @@ def far_case(op: Op, provider: Provider, drawn: Iterable[Case]) -> Case:
     )
 
 
-def far_call(op: Op, case: Case, provider: Provider, variant: str = "") -> str:
-    """Call a provider on a case whose rows lie far apart and say what is wrong with its result, if anything."""
+def far_call(op: Op, case: Case, provider: Provider, variant: str = "", *, multiple: int = 1) -> str:
+    """Call a provider on a case whose rows lie far apart and say what is wrong with its result, if anything.
+
+    multiple   rows begin at multiples of so many elements
+    """
     arguments = build(op, case, provider)
-    arguments |= {name: spread(arguments[name]) for name in SPREAD[op.name]}
+    arguments |= {name: spread(arguments[name], multiple) for name in SPREAD[op.name]}
     return _wrong(op, case, provider, arguments, variant)
 
 

@@ -191,7 +191,7 @@ def attention(
 
     q                 [T, Hq, D] bfloat16, float16 or float32; head h reads key/value head h // (Hq/Hk)
     k_cache, v_cache  [pages, page, Hk, D], dtype of q or float8_e4m3fn, read times k_scale, v_scale (None: 1)
-    block_table       [B, max pages] int32 or int64; entries beyond a sequence's length are never read
+    block_table       [B, max pages] int32 or int64; entries beyond a sequence's length are never used
     seq_lens          [B] int32 or int64, the new tokens included; query_start [B + 1] likewise, rising
     returns           [T, Hq, D], dtype of q; rows without keys and rows outside query_start are 0
 

@@ -374,14 +374,16 @@ Chosen chosen(int warps, int stages) {
 
 }  // namespace
 
-// How many clusters of so many programs the current device holds at once; negative: a cudaError_t.
+// How many clusters of so many programs the current device holds at once, none of a size that it refuses; negative: a
+// cudaError_t.
 extern "C" int minimax_m2_attention_rows_places(int warps, int stages, int programs) {
   const Chosen shape = chosen(warps, stages);
   if (shape.wrong) return -shape.wrong;
   EarlyLaunch how(programs, shape.threads, shape.bytes, nullptr, programs);
   int count = 0;
-  const cudaError_t wrong = how.clusters_held(shape.kernel, &count);
-  return wrong ? -wrong : count;
+  if (how.clusters_held(shape.kernel, &count) == cudaSuccess) return count;
+  cudaGetLastError();
+  return 0;
 }
 
 // Launches the kernel in clusters of so many programs, at most 16; returns a cudaError_t.

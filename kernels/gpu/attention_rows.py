@@ -140,7 +140,7 @@ def launch(
         v_slot_stride=v_cache.stride(1) // CHUNK,
         factor=scale * math.log2(math.e), tokens=q.shape[0], sequences=seq_lens.shape[0], pages=k_cache.shape[0],
         page=k_cache.shape[1], capacity=capacity, heads=heads, group=q.shape[1] // heads, queries=max_query_len,
-        expected=min(max_seq_len, capacity), wide_table=block_table.dtype == torch.int64,
+        expected=max(0, min(max_seq_len, capacity)), wide_table=block_table.dtype == torch.int64,
         wide_lengths=seq_lens.dtype == torch.int64, wide_starts=query_start.dtype == torch.int64,
         by_page=divisor(k_cache.shape[1]), by_heads=divisor(heads), by_group=divisor(q.shape[1] // heads),
         by_programs=divisor(chosen.programs),

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -88,12 +88,25 @@ def test_32_bits_count_a_cache(pages: int, expected: bool) -> None:
     assert attention_rows.readable(q, (cache, cache)) is expected
 
 
-def test_python_declares_the_arguments_as_the_source_does() -> None:
-    source = (toolkit.SOURCE_DIR / "attention_rows.cu").read_text()
-    body = source.partition("struct Attention {")[2].partition("};")[0]
-    declared = [name for line in re.sub("//.*", "", body).split(";") for name in re.findall(r"(\w+)\s*(?:,|$)", line)]
+@pytest.mark.parametrize(("longest", "expected"), [(-200, 0), (0, 0), (5, 5), (10_000, 64)])
+def test_keys_are_guessed_within_the_table(longest: int, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[attention_rows.Arguments] = []
 
-    assert declared == [field[0] for field in attention_rows.Arguments._fields_]
+    def launched(*arguments: Any) -> int:
+        given.append(arguments[3]._obj)
+        return 0
+
+    stream, library = SimpleNamespace(cuda_stream=0), SimpleNamespace(minimax_m2_attention_rows=launched)
+    monkeypatch.setattr(toolkit, "loaded", lambda *_: library)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda *_: stream)
+    q, cache = torch.zeros(1, 6, 128, dtype=torch.bfloat16), torch.zeros(4, 16, 1, 128, dtype=torch.bfloat16)
+    table, ones = torch.zeros(1, 4, dtype=torch.int32), torch.ones(2, dtype=torch.int32)
+    attention_rows.launch(
+        q, cache, cache, table, ones[:1], ones, torch.empty_like(q), Cut(8, 3, 9), scale=1.0, max_query_len=1,
+        max_seq_len=longest, capacity=64,
+    )  # fmt: skip
+
+    assert [x.expected for x in given] == [expected]
 
 
 @pytest.mark.gpu
@@ -120,7 +133,10 @@ def _cases() -> Iterator[Case]:
         yield op.case(B=3, S=130, queries="one", Hk=2, group=8, D=128, page=page, ids="int64", pad=3, gap=8)
     for B in (32, 45):
         yield op.case(B=B, S=300, queries="one", Hk=2, group=6, D=128, page=16, seed=B)
-    yield op.case(B=3, S=33, queries="more", Hk=1, group=1, D=128, page=16)
+    # 8, 9, 16, 24 and 40 pairs, each cut otherwise, some of more keys than clusters of eight take.
+    for B, Hk, S in ((1, 8, 700), (1, 8, 4200), (3, 3, 700), (2, 8, 700), (3, 8, 300), (5, 8, 300)):
+        yield op.case(B=B, S=S, queries="one", Hk=Hk, group=2, D=128, page=24, seed=B)
+    yield op.case(B=3, S=3, queries="more", Hk=1, group=1, D=128, page=16)
     yield op.case(B=2, S=3, queries="all", Hk=2, group=2, D=128, page=8)
     for regime in ("heavy", "tiny", "huge", "equal", "signed_zero"):
         yield op.case(B=2, S=130, queries="one", Hk=2, group=6, D=128, page=16, regime=regime)
@@ -144,7 +160,7 @@ def test_any_number_of_programs_shares_a_head(warps: int, programs: int, monkeyp
     op = find_op("attention")
     # Fewer tiles than warps, programs without any, and several turns of each warp.
     for S in (5, 130, 1000):
-        verdict = judge(op.case(B=2, S=S, queries="one", Hk=2, group=7, D=128, page=8, seed=S), ours("gpu"))
+        verdict = judge(op.case(B=2, S=S, queries="one", Hk=3, group=7, D=128, page=24, seed=S), ours("gpu"))
 
         assert verdict.passed, verdict.explain()
 
@@ -160,17 +176,21 @@ def test_captured_changed_and_compiled_calls_agree() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(WHY is not None, reason=f"{WHY}")
-def test_what_only_the_data_knows_spoils_its_own_sequence() -> None:
+@pytest.mark.parametrize("programs", [3, 9, 15, 16])
+def test_what_only_the_data_knows_spoils_its_own_sequence(programs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     from minimax_m2.kernels.gpu.attention import attention
 
+    monkeypatch.setattr(attention_rows, "cut", lambda pairs, length, held: Cut(4, 3, programs))
     g = torch.Generator(device="cuda").manual_seed(0)
     q = torch.randn(5, 6, 128, device="cuda", dtype=torch.bfloat16, generator=g)
     k, v = torch.randn(2, 32, 16, 1, 128, device="cuda", dtype=torch.bfloat16, generator=g)
     table = torch.arange(32, dtype=torch.int32, device="cuda").view(2, 16)
 
-    def found(lengths: tuple[int, int], starts: tuple[int, ...], page: int = 0, longest: int = 256) -> str:
+    def found(
+        lengths: tuple[int, int], starts: tuple[int, ...], page: int = 0, longest: int = 256, where: int = 9
+    ) -> str:
         changed = table.clone()
-        changed[1, 9] = page or changed[1, 9]
+        changed[1, where] = page or changed[1, where]
         tensors = (torch.tensor(x, device="cuda") for x in (lengths, starts))
         y = attention(q, k, v, changed, *tensors, scale=0.1, max_query_len=1, max_seq_len=longest)
         return "".join("n" if row.isnan().all() else "0" if not row.any() else "y" for row in y)
@@ -182,6 +202,8 @@ def test_what_only_the_data_knows_spoils_its_own_sequence() -> None:
     assert found((200, 256), (0, 1, 2), longest=10_000) == "yy000"
     assert found((200, 256), (0, 1, 2), page=32) == "yn000"
     assert found((200, 256), (0, 1, 2), page=-1) == "yn000"
+    # The last tile's program stores nothing where programs are no power of two.
+    assert found((200, 256), (0, 1, 2), page=-1, where=15) == "yn000"
     assert found((200, 256), (0, 1, 2), page=2**30) == "yn000"
     assert found((257, 256), (0, 1, 2)) == "ny000"
     assert found((200, -1), (0, 1, 2)) == "yn000"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,11 @@ from minimax_m2.harness.providers.ours import ours
 from minimax_m2.harness.sampling import sampled
 
 pytest.importorskip("triton", reason="Triton is not installed; no GPU kernel can be imported")
+
+from minimax_m2.kernels.gpu import attention_rows, toolkit
+from minimax_m2.kernels.gpu.attention import attention
+from minimax_m2.kernels.gpu.fp8_linear import fp8_linear, pack_fp8_linear
+
 # Two tensors of float32, or the weights of bfloat16 experts with the sums of a call.
 ROOM = 20 * 2**30
 
@@ -46,11 +52,66 @@ def test_rows_past_two_gigaelements_are_found(name: str) -> None:
     assert far_call(op, far_case(op, provider, sampled(op, 40)), provider) == ""
 
 
+@pytest.fixture
+def by_clusters(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    """The cuts of the calls that clusters took; a GPU without them has none."""
+    if torch.cuda.get_device_capability() != (9, 0) or toolkit.compiler() is None:
+        pytest.skip("not here: clusters need a GPU of sm_90 and nvcc")
+    cuts: list[Any] = []
+    launch = attention_rows.launch
+
+    def counted(*given: Any, **options: Any) -> None:
+        cuts.append(given[7])
+        launch(*given, **options)
+
+    monkeypatch.setattr(attention_rows, "launch", counted)
+    yield cuts
+    assert cuts
+
+
 @pytest.mark.gpu
+@pytest.mark.usefixtures("by_clusters")
 def test_keys_past_two_gigaelements_are_found_by_clusters() -> None:
     op = find_op("attention")
     case = op.case(B=3, S=130, queries="one", Hk=2, group=6, D=128, page=8)
-    assert far_call(op, case, ours("gpu")) == ""
+    assert far_call(op, case, ours("gpu"), multiple=attention_rows.CHUNK) == ""
+
+
+# The second page begins where a place in 16 bytes needs all of 32 bits.
+@pytest.mark.gpu
+@pytest.mark.usefixtures("by_clusters")
+def test_places_of_32_bits_are_found_by_clusters() -> None:
+    apart = 2**31 * attention_rows.CHUNK + 64
+    if torch.cuda.mem_get_info()[0] < 3 * apart:
+        pytest.skip(f"not here: a cache of {2 * apart >> 30} GiB")
+    g = torch.Generator(device="cuda").manual_seed(0)
+    near = torch.randn(2, 16, 1, 128, device="cuda", dtype=torch.bfloat16, generator=g)
+    far = torch.empty(apart + 16 * 128, device="cuda", dtype=near.dtype).as_strided(near.shape, (apart, 128, 128, 1))
+    far.copy_(near)
+    q = torch.randn(1, 6, 128, device="cuda", dtype=near.dtype, generator=g)
+    table, lengths, starts = (torch.tensor(x, device="cuda") for x in ([[0, 1]], [32], [0, 1]))
+
+    found, expected = (
+        attention(q, keys, keys, table, lengths, starts, scale=0.1, max_query_len=1, max_seq_len=32)
+        for keys in (far, near)
+    )
+    assert torch.equal(found, expected)
+
+
+# 8 GiB from the first row of scales to the last.
+@pytest.mark.gpu
+@pytest.mark.parametrize("tokens", [1, 2, 100])
+def test_scales_past_two_gigaelements_are_found(tokens: int) -> None:
+    g = torch.Generator(device="cuda").manual_seed(0)
+    codes = (torch.randn(272, 3072, device="cuda", generator=g) * 100).clamp(-448, 448).to(torch.float8_e4m3fn)
+    near = torch.rand(3, 24, device="cuda", generator=g) / 100
+    far = torch.empty(2**31 + 24, device="cuda").as_strided(near.shape, (2**30, 1))
+    far.copy_(near)
+    x = torch.randn(tokens, 3072, device="cuda", dtype=torch.bfloat16, generator=g)
+
+    found, expected = (fp8_linear(x, pack_fp8_linear(codes, scales)).float() for scales in (far, near))
+    # derived: both are rounded to bfloat16, by 2^-9 of themselves at most
+    assert float((found - expected).norm()) <= 2**-8 * float(expected.norm())
 
 
 # A program a slot, and products over tiles of 64 slots that are sorted by expert, of which there are 4,098.
