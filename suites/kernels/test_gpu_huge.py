@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from types import SimpleNamespace
-from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -53,34 +53,26 @@ def test_rows_past_two_gigaelements_are_found(name: str) -> None:
 
 
 @pytest.fixture
-def by_clusters(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
-    """The cuts of the calls that clusters took; a GPU without them has none."""
+def by_clusters(monkeypatch: pytest.MonkeyPatch) -> Mock:
+    """What launches clusters, and knows whether it was called; a GPU without them has none."""
     if torch.cuda.get_device_capability() != (9, 0) or toolkit.compiler() is None:
         pytest.skip("not here: clusters need a GPU of sm_90 and nvcc")
-    cuts: list[Any] = []
-    launch = attention_rows.launch
-
-    def counted(*given: Any, **options: Any) -> None:
-        cuts.append(given[7])
-        launch(*given, **options)
-
-    monkeypatch.setattr(attention_rows, "launch", counted)
-    yield cuts
-    assert cuts
+    launch = Mock(wraps=attention_rows.launch)
+    monkeypatch.setattr(attention_rows, "launch", launch)
+    return launch
 
 
 @pytest.mark.gpu
-@pytest.mark.usefixtures("by_clusters")
-def test_keys_past_two_gigaelements_are_found_by_clusters() -> None:
+def test_keys_past_two_gigaelements_are_found_by_clusters(by_clusters: Mock) -> None:
     op = find_op("attention")
     case = op.case(B=3, S=130, queries="one", Hk=2, group=6, D=128, page=8)
     assert far_call(op, case, ours("gpu"), multiple=attention_rows.CHUNK) == ""
+    assert by_clusters.called
 
 
 # The second page begins where a place in 16 bytes needs all of 32 bits.
 @pytest.mark.gpu
-@pytest.mark.usefixtures("by_clusters")
-def test_places_of_32_bits_are_found_by_clusters() -> None:
+def test_places_of_32_bits_are_found_by_clusters(by_clusters: Mock) -> None:
     apart = 2**31 * attention_rows.CHUNK + 64
     if torch.cuda.mem_get_info()[0] < 3 * apart:
         pytest.skip(f"not here: a cache of {2 * apart >> 30} GiB")
@@ -96,6 +88,7 @@ def test_places_of_32_bits_are_found_by_clusters() -> None:
         for keys in (far, near)
     )
     assert torch.equal(found, expected)
+    assert by_clusters.call_count == 2
 
 
 # 8 GiB from the first row of scales to the last.
